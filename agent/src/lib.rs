@@ -1,0 +1,1 @@
+//! Reports the socket table of a host to a fleetsock-server.

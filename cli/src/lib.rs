@@ -1,0 +1,1 @@
+//! Asks a fleetsock-server about the ports and sessions of a fleet.

@@ -1,0 +1,128 @@
+//! How complete and how fresh an answer is. Every answer ends with one of these.
+
+use std::time::Duration;
+
+use crate::{InvalidMessage, host::HostId, time, time::Timestamp, wire, word::words};
+
+/// Most host names and most gaps that an answer lists; it counts them all.
+pub const META_NAMES_LIMIT: usize = 100;
+
+words! {
+    /// Why a range was not observed.
+    pub enum GapReason is "gap reason", or InvalidGapReason {
+        /// The agent did not run.
+        AgentDown = 1 "agent-down",
+        /// The agent ran out of room for what it could not deliver.
+        SpoolFull = 2 "spool-full",
+        /// The kernel dropped records, or the agent was not fast enough.
+        KernelLoss = 3 "kernel-loss",
+        /// Batches with earlier numbers never arrived.
+        Delivery = 4 "delivery",
+    }
+}
+
+/// A range that was not observed, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// Name of the host.
+    pub host: String,
+    /// Id of the host.
+    pub host_id: HostId,
+    /// Where it begins.
+    pub since: Timestamp,
+    /// Where it ends; absent while it is open.
+    pub until: Option<Timestamp>,
+    /// Why.
+    pub reason: GapReason,
+    /// Batches known to be missing; 0 when their number is not known.
+    pub batches_lost: u64,
+}
+
+/// What an answer covers and what it does not.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AnswerMeta {
+    /// The moment that the answer describes.
+    pub as_of: Timestamp,
+    /// Beginning of the window.
+    pub since: Option<Timestamp>,
+    /// End of the window.
+    pub until: Option<Timestamp>,
+    /// Hosts that the question was about.
+    pub hosts_total: u32,
+    /// Names of those that are stale, at most [`META_NAMES_LIMIT`].
+    pub hosts_stale: Vec<String>,
+    /// How many are stale.
+    pub hosts_stale_total: u32,
+    /// The age at which a host counts as stale.
+    pub stale_after: Duration,
+    /// Ranges within the window that were not observed, at most [`META_NAMES_LIMIT`].
+    pub gaps: Vec<Gap>,
+    /// How many such ranges there are.
+    pub gaps_total: u64,
+    /// There were more rows than the limit.
+    pub truncated: bool,
+}
+
+impl From<Gap> for wire::Gap {
+    fn from(gap: Gap) -> wire::Gap {
+        wire::Gap {
+            host: gap.host,
+            host_id: gap.host_id.as_bytes().to_vec(),
+            since: Some(gap.since.into()),
+            until: gap.until.map(Into::into),
+            reason: gap.reason.number(),
+            batches_lost: gap.batches_lost,
+        }
+    }
+}
+
+impl TryFrom<wire::Gap> for Gap {
+    type Error = InvalidMessage;
+
+    fn try_from(gap: wire::Gap) -> Result<Gap, InvalidMessage> {
+        Ok(Gap {
+            host: gap.host,
+            host_id: HostId::from_wire("Gap.host_id", &gap.host_id)?,
+            since: time::required("Gap.since", gap.since)?,
+            until: time::optional("Gap.until", gap.until)?,
+            reason: GapReason::from_wire("Gap.reason", gap.reason)?,
+            batches_lost: gap.batches_lost,
+        })
+    }
+}
+
+impl From<AnswerMeta> for wire::AnswerMeta {
+    fn from(meta: AnswerMeta) -> wire::AnswerMeta {
+        wire::AnswerMeta {
+            as_of: Some(meta.as_of.into()),
+            since: meta.since.map(Into::into),
+            until: meta.until.map(Into::into),
+            hosts_total: meta.hosts_total,
+            hosts_stale: meta.hosts_stale,
+            hosts_stale_total: meta.hosts_stale_total,
+            stale_after_ms: u64::try_from(meta.stale_after.as_millis()).unwrap_or(u64::MAX),
+            gaps: meta.gaps.into_iter().map(Into::into).collect(),
+            gaps_total: meta.gaps_total,
+            truncated: meta.truncated,
+        }
+    }
+}
+
+impl TryFrom<wire::AnswerMeta> for AnswerMeta {
+    type Error = InvalidMessage;
+
+    fn try_from(meta: wire::AnswerMeta) -> Result<AnswerMeta, InvalidMessage> {
+        Ok(AnswerMeta {
+            as_of: time::required("AnswerMeta.as_of", meta.as_of)?,
+            since: time::optional("AnswerMeta.since", meta.since)?,
+            until: time::optional("AnswerMeta.until", meta.until)?,
+            hosts_total: meta.hosts_total,
+            hosts_stale: meta.hosts_stale,
+            hosts_stale_total: meta.hosts_stale_total,
+            stale_after: Duration::from_millis(meta.stale_after_ms),
+            gaps: meta.gaps.into_iter().map(Gap::try_from).collect::<Result<_, _>>()?,
+            gaps_total: meta.gaps_total,
+            truncated: meta.truncated,
+        })
+    }
+}

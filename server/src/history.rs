@@ -1,0 +1,291 @@
+//! What the server keeps: the history of every socket, and who may speak to it.
+//!
+//! [`History`] and [`Registry`] are the operations of the domain. SQLite stands behind them; nothing outside
+//! [`sqlite`] knows that. Another engine implements the same two traits and passes the same conformance tests.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_trait::async_trait;
+use fleetsock_proto::{
+    answer::{AnswerMeta, Gap, GapReason},
+    batch::Batch,
+    host::{Host, HostFacts, HostId, HostSelector},
+    listener::Listener,
+    question::{CoverageQuestion, PortQuestion, SessionQuestion},
+    session::Session,
+    stream::{AgentCost, BatchNumber, GapReport},
+    time::Timestamp,
+    token::{NewToken, Operator, Token, TokenPurpose},
+};
+use tokio::sync::mpsc;
+
+pub mod sqlite;
+
+/// Where the rows of an answer go, in chunks. A reader that does not take them ends the question.
+pub type Rows<T> = mpsc::Sender<Vec<T>>;
+
+/// Rows per chunk of an answer, at most.
+pub const CHUNK_ROWS: usize = 256;
+
+/// Bounds on every question.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Most rows of an answer, whatever the question says.
+    pub rows: u32,
+    /// Longest time that a question may take, its reader's slowness included.
+    pub time: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds { rows: 1_000_000, time: Duration::from_secs(30) }
+    }
+}
+
+/// What came of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Applied {
+    /// It is committed and durable, now or since an earlier delivery.
+    Committed,
+    /// Batches before it are missing; this is the one that is expected. Nothing was stored.
+    Hole {
+        /// The number that must come next.
+        expected: BatchNumber,
+    },
+}
+
+/// Observations of the fleet, and questions about them.
+#[async_trait]
+pub trait History: Send + Sync + 'static {
+    /// Stores a batch whole, with its number, or not at all; returns when it is durable.
+    ///
+    /// A number that is already stored is [`Applied::Committed`] without effect. A first batch of a higher epoch must
+    /// be the beginning of a snapshot with seq 1. What a snapshot does not name closes as lost.
+    async fn apply(&self, host: HostId, batch: Batch) -> Result<Applied, HistoryError>;
+
+    /// Stores a gap that the agent told of, and moves the cursor over the numbers that will never come.
+    async fn record_gap(&self, host: HostId, gap: GapReport) -> Result<(), HistoryError>;
+
+    /// The last batch stored for a host; zeros for a new one.
+    async fn last_batch(&self, host: HostId) -> Result<BatchNumber, HistoryError>;
+
+    /// A host began a stream: what it says of itself, and the offset of its clock.
+    ///
+    /// When it was silent for longer than `stale_after`, or its agent is another (a higher epoch), the time between
+    /// becomes a gap ([`GapReason::AgentDown`]) as soon as its next snapshot is whole.
+    async fn record_hello(&self, host: HostId, hello: Contact) -> Result<(), HistoryError>;
+
+    /// A host said something; kept in memory at once and on disk within seconds.
+    fn record_presence(&self, host: HostId, presence: Presence);
+
+    /// The hosts, by name.
+    async fn list_hosts(&self, hosts: HostSelector, now: Timestamp) -> Result<(Vec<Host>, AnswerMeta), HistoryError>;
+
+    /// Listeners by host name, protocol, port, address.
+    async fn list_ports(
+        &self,
+        question: PortQuestion,
+        now: Timestamp,
+        rows: Rows<Listener>,
+    ) -> Result<AnswerMeta, HistoryError>;
+
+    /// Sessions, newest first: open ones by opening time, then closed ones by closing time.
+    async fn list_sessions(
+        &self,
+        question: SessionQuestion,
+        now: Timestamp,
+        rows: Rows<Session>,
+    ) -> Result<AnswerMeta, HistoryError>;
+
+    /// Gaps, newest first.
+    async fn list_gaps(
+        &self,
+        question: CoverageQuestion,
+        now: Timestamp,
+    ) -> Result<(Vec<Gap>, AnswerMeta), HistoryError>;
+}
+
+/// What a host said when it began a stream.
+#[derive(Debug, Clone)]
+pub struct Contact {
+    /// What it says of itself.
+    pub facts: HostFacts,
+    /// When it said so, by the server's clock.
+    pub at: Timestamp,
+    /// The agent's clock less the server's, microseconds.
+    pub clock_offset_us: i64,
+}
+
+/// A sign of life.
+#[derive(Debug, Clone, Copy)]
+pub struct Presence {
+    /// By the server's clock.
+    pub at: Timestamp,
+    /// What the agent costs, when it said so.
+    pub cost: Option<AgentCost>,
+}
+
+/// A certificate's serial number, big-endian, as DER has it.
+pub type Serial = Vec<u8>;
+
+/// Who may speak to the server.
+#[async_trait]
+pub trait Registry: Send + Sync + 'static {
+    /// Makes a token. The secret's hash is kept, the secret is not.
+    async fn create_token(
+        &self,
+        token_id: String,
+        secret_hash: [u8; 32],
+        token: NewToken,
+        by: Actor,
+    ) -> Result<Token, HistoryError>;
+
+    /// Every token that was not expired for longer than 30 days, newest first.
+    async fn list_tokens(&self) -> Result<Vec<Token>, HistoryError>;
+
+    /// Ends a token early.
+    async fn revoke_token(&self, token_id: String, by: Actor) -> Result<(), HistoryError>;
+
+    /// Uses a token once: checks it, lets `issue` make the certificate, and stores both in one transaction.
+    ///
+    /// The same token with the same key within [`REDEEM_AGAIN`] gets the first answer again, at no cost. Whatever is
+    /// wrong with the token, the error is [`HistoryError::TokenRefused`].
+    async fn redeem(&self, claim: Claim, issue: Issue) -> Result<IssuedCertificate, HistoryError>;
+
+    /// Writes down an operator's certificate.
+    async fn add_operator(
+        &self,
+        operator: Operator,
+        certificate: IssuedCertificate,
+        by: Actor,
+    ) -> Result<(), HistoryError>;
+
+    /// Writes down a host's next certificate; its first use retires the one before.
+    async fn add_host_certificate(
+        &self,
+        host: HostId,
+        certificate: IssuedCertificate,
+        at: Timestamp,
+    ) -> Result<(), HistoryError>;
+
+    /// What a certificate of a host is worth; the first use of a pending one makes it current.
+    async fn host_standing(&self, host: HostId, serial: Serial) -> Result<Standing, HistoryError>;
+
+    /// What a certificate of an operator is worth.
+    async fn operator_standing(&self, operator: Operator, serial: Serial) -> Result<Standing, HistoryError>;
+
+    /// Refuses a host from now on. Named by id or by a name that only one host has.
+    async fn revoke_host(&self, host: String, reason: String, by: Actor) -> Result<HostId, HistoryError>;
+}
+
+/// How long a used token still answers the same key with the same certificate.
+pub const REDEEM_AGAIN: Duration = Duration::from_secs(600);
+
+/// Who did something, for the audit log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor {
+    /// `operator/admin/alice`, `local` for the Unix socket, `token/<id>` for an enrolment.
+    pub name: String,
+    /// Where from; empty for the Unix socket.
+    pub address: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// An attempt to use a token.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// Public id of the token.
+    pub token_id: String,
+    /// SHA-256 of the secret that was shown.
+    pub secret_hash: [u8; 32],
+    /// SHA-256 of the public key that the certificate is for.
+    pub key_hash: [u8; 32],
+    /// What the host calls itself.
+    pub host_name: String,
+    /// Where the attempt came from.
+    pub address: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Makes a certificate for a subject. Runs inside the transaction: it must be quick and must not call back.
+pub type Issue = Box<dyn FnOnce(&Subject) -> Result<IssuedCertificate, String> + Send>;
+
+/// Whom a certificate names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// A host's agent.
+    Host(HostId),
+    /// An operator.
+    Operator(Operator),
+}
+
+/// A certificate that was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuedCertificate {
+    /// Serial number of the leaf.
+    pub serial: Serial,
+    /// Leaf first, then the issuing CA, DER.
+    pub chain_der: Vec<Vec<u8>>,
+    /// End of the leaf's validity.
+    pub expires_at: Timestamp,
+    /// Its URI SAN.
+    pub spiffe_id: String,
+}
+
+/// What a certificate is worth now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Its holder may speak.
+    Good,
+    /// Its holder was revoked.
+    Revoked,
+    /// Another certificate took its place.
+    Superseded,
+    /// Nobody here made it, or its holder was removed.
+    Unknown,
+}
+
+/// Why the history did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    /// The question or order is wrong; the text says how, for the person who asked.
+    #[error("{0}")]
+    Invalid(String),
+    /// What it names does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// A token that is unknown, wrong, expired, used up or revoked.
+    #[error("the token is not valid")]
+    TokenRefused,
+    /// The question took longer than it may.
+    #[error("the question took longer than {} s; ask for fewer hosts, a shorter time or fewer rows", .0.as_secs())]
+    TooSlow(Duration),
+    /// Whoever asked went away.
+    #[error("the answer is not wanted any more")]
+    Abandoned,
+    /// No room: nothing was stored, questions are still answered.
+    #[error("the disk of the history is full; nothing was stored")]
+    Full,
+    /// The history is shutting down.
+    #[error("the history is closed")]
+    Closed,
+    /// The engine failed.
+    #[error("{0}")]
+    Engine(String),
+}
+
+/// Labels of a host.
+pub type Labels = BTreeMap<String, String>;
+
+/// The labels that a token gives to hosts.
+pub fn labels_of(purpose: &TokenPurpose) -> Labels {
+    match purpose {
+        TokenPurpose::Hosts { labels } => labels.clone(),
+        TokenPurpose::Operator(_) => Labels::new(),
+    }
+}
+
+/// Why the time between two streams of a host was not observed.
+pub const BETWEEN_STREAMS: GapReason = GapReason::AgentDown;
