@@ -6,19 +6,23 @@
 pub mod address;
 pub mod answer;
 pub mod batch;
-
+pub mod client;
+mod connection;
 pub mod host;
-
+pub mod identity;
+pub mod join;
 pub mod listener;
 pub mod owner;
 pub mod port;
+pub mod private;
 pub mod question;
 pub mod service;
 pub mod session;
 pub mod socket;
+pub mod spiffe;
 pub mod stream;
 pub mod time;
-
+pub mod tls;
 pub mod token;
 mod word;
 
