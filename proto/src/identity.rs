@@ -113,7 +113,8 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// What the certificate of an agent or an operator says; refuses one with any other or further name.
+    /// What the certificate of an agent or an operator says; refuses one with any other or further name, and one that
+    /// is not for client authentication alone (verifiers check that only where a certificate speaks of it).
     pub fn parse(der: &[u8]) -> Result<Leaf, IdentityError> {
         let (_, certificate) = X509Certificate::from_der(der).map_err(content)?;
         let names = certificate
@@ -124,6 +125,11 @@ impl Leaf {
         let [GeneralName::URI(uri)] = names else {
             return Err(content("the certificate does not have exactly one URI as its name"));
         };
+        let purpose = certificate.extended_key_usage().map_err(content)?.map(|extension| extension.value);
+        let for_clients = purpose.is_some_and(|purpose| purpose.client_auth && !purpose.server_auth && !purpose.any);
+        if !for_clients || certificate.is_ca() {
+            return Err(content("the certificate is not for client authentication alone"));
+        }
         let validity = certificate.validity();
         let moment = |seconds: i64| Timestamp::from_micros(seconds.saturating_mul(1_000_000));
         Ok(Leaf {
@@ -139,6 +145,12 @@ impl Leaf {
 pub fn pin_of(certificate_der: &[u8]) -> Result<Pin, IdentityError> {
     let (_, certificate) = X509Certificate::from_der(certificate_der).map_err(content)?;
     Ok(Pin::of_public_key(certificate.public_key().raw))
+}
+
+/// End of a certificate's validity.
+pub fn expiry(certificate_der: &[u8]) -> Result<Timestamp, IdentityError> {
+    let (_, certificate) = X509Certificate::from_der(certificate_der).map_err(content)?;
+    Ok(Timestamp::from_micros(certificate.validity().not_after.timestamp().saturating_mul(1_000_000)))
 }
 
 /// One section of a PEM file (RFC 7468).

@@ -1,3 +1,15 @@
-//! Keeps the history of a fleet's sockets and answers questions about it.
+//! The server: takes what agents observe, keeps its history, answers operators.
+//!
+//! A connection goes through [`acceptor`] (who is it), [`policy`] (may he) and [`api`] (what does he say) to
+//! [`history`], which keeps and answers.
 
+pub mod acceptor;
+pub mod api;
+pub mod authority;
+pub mod config;
+pub mod gate;
 pub mod history;
+pub mod live;
+pub mod peer;
+pub mod policy;
+pub mod serve;

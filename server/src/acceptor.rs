@@ -1,0 +1,289 @@
+//! Accepts connections: TLS 1.3 only, within limits, and sorted by the name that the caller asks for.
+//!
+//! `enroll.<trust domain>` asks for no certificate and leads to enrolment only; `server.<trust domain>` demands one,
+//! from the CA of its role. No session is ever resumed, because a resumed one skips the check of the certificate.
+
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
+
+use fleetsock_proto::{
+    identity::Leaf,
+    spiffe::{Subject, TrustDomain},
+    tls::{ALPN_H2, provider},
+};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    server::{
+        NoServerSessionStorage, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    authority::Authority,
+    config::Limits,
+    gate::{Gate, Place},
+    peer::{Caller, Peer, PeerStream},
+};
+
+/// How long to wait when the system has no descriptors left.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How long a refused caller may take to read the reason.
+const LINGER: Duration = Duration::from_secs(1);
+/// Accepted connections that wait to be served, per name.
+const BACKLOG: usize = 64;
+
+/// A connection that is ready to be served.
+pub type Accepted = PeerStream<TlsStream<TcpStream>, Place>;
+
+/// Accepted connections, by the name that was asked for.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Those with a certificate.
+    pub identified: mpsc::Receiver<io::Result<Accepted>>,
+    /// Those who want to enrol.
+    pub newcomers: mpsc::Receiver<io::Result<Accepted>>,
+}
+
+/// Accepts connections.
+#[derive(Debug)]
+pub struct Acceptor {
+    trust_domain: TrustDomain,
+    identified: Entrance,
+    newcomers: Entrance,
+    handshake: Duration,
+    handshakes: Arc<Gate>,
+    connections: Arc<Gate>,
+}
+
+/// How one of the names is served.
+#[derive(Debug, Clone)]
+struct Entrance {
+    tls: Arc<ServerConfig>,
+    ready: mpsc::Sender<io::Result<Accepted>>,
+}
+
+impl Acceptor {
+    /// An acceptor for a fleet, and where its connections arrive.
+    pub fn new(authority: &Authority, limits: &Limits) -> Result<(Acceptor, Incoming), Error> {
+        let (identified_ready, identified) = mpsc::channel(BACKLOG);
+        let (newcomers_ready, newcomers) = mpsc::channel(BACKLOG);
+        let acceptor = Acceptor {
+            trust_domain: authority.trust_domain().clone(),
+            identified: Entrance { tls: Arc::new(identified_config(authority)?), ready: identified_ready },
+            newcomers: Entrance { tls: Arc::new(newcomers_config(authority)?), ready: newcomers_ready },
+            handshake: limits.handshake,
+            handshakes: Gate::new(limits.handshakes, limits.handshakes_per_address),
+            connections: Gate::new(limits.connections, limits.connections_per_address),
+        };
+        Ok((acceptor, Incoming { identified, newcomers }))
+    }
+
+    /// Accepts until told to stop; returns when the last handshake is over.
+    pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
+        let acceptor = Arc::new(self);
+        let handshakes = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((tcp, from)) => {
+                    let address = from.ip().to_canonical();
+                    match acceptor.places(address) {
+                        Some(places) => {
+                            let (acceptor, stop) = (Arc::clone(&acceptor), stop.clone());
+                            handshakes.spawn(async move {
+                                tokio::select! {
+                                    () = stop.cancelled() => {}
+                                    () = acceptor.admit(tcp, address, places) => {}
+                                }
+                            });
+                        }
+                        None => tracing::debug!(%address, "too many connections: closed"),
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+        handshakes.close();
+        handshakes.wait().await;
+    }
+
+    fn places(&self, address: IpAddr) -> Option<(Place, Place)> {
+        Some((self.connections.enter(address)?, self.handshakes.enter(address)?))
+    }
+
+    /// Shakes hands and hands over.
+    async fn admit(&self, tcp: TcpStream, address: IpAddr, (connection, handshake): (Place, Place)) {
+        match self.shake_hands(tcp).await {
+            Ok((tls, entrance, caller)) => {
+                drop(handshake);
+                let stream = PeerStream::new(tls, Peer { caller, address: Some(address) }, connection);
+                if entrance.ready.send(Ok(stream)).await.is_err() {
+                    tracing::debug!(%address, "closed: the server is stopping");
+                }
+            }
+            Err(reason) => tracing::debug!(%address, reason, "handshake failed"),
+        }
+    }
+
+    async fn shake_hands(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, &Entrance, Caller), String> {
+        let deadline = Instant::now() + self.handshake;
+        tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+        let hello = timeout_at(deadline, LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp))
+            .await
+            .map_err(|_| "it took too long")?
+            .map_err(|error| error.to_string())?;
+        let name = hello.client_hello().server_name().unwrap_or_default().to_owned();
+        let entrance = if name == self.trust_domain.server_name() {
+            &self.identified
+        } else if name == self.trust_domain.enroll_name() {
+            &self.newcomers
+        } else {
+            return Err(format!("`{name}` is not served here"));
+        };
+        let shaken = timeout_at(deadline, hello.into_stream(Arc::clone(&entrance.tls)).into_fallible()).await;
+        let tls = match shaken.map_err(|_| "it took too long")? {
+            Ok(tls) => tls,
+            Err((error, tcp)) => {
+                linger(tcp).await;
+                return Err(error.to_string());
+            }
+        };
+        let caller = match tls.get_ref().1.peer_certificates().and_then(<[_]>::first) {
+            Some(certificate) => Caller::of_certificate(certificate).map_err(|error| error.to_string())?,
+            None => Caller::Anonymous,
+        };
+        Ok((tls, entrance, caller))
+    }
+}
+
+/// Lets a refused caller read the alert: closing with bytes unread would reset the connection and lose it.
+async fn linger(mut tcp: TcpStream) {
+    let drain = async {
+        tcp.shutdown().await?;
+        let mut sink = [0; 1024];
+        while tcp.read(&mut sink).await? > 0 {}
+        Ok::<(), io::Error>(())
+    };
+    if !matches!(timeout(LINGER, drain).await, Ok(Ok(()))) {
+        tracing::debug!("a refused caller did not close in time");
+    }
+}
+
+fn hardened(mut config: ServerConfig) -> ServerConfig {
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    config
+}
+
+fn key(authority: &Authority) -> PrivateKeyDer<'static> {
+    authority.server_leaf().key.clone_key().into()
+}
+
+fn identified_config(authority: &Authority) -> Result<ServerConfig, Error> {
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(RoleVerifier::new(authority)?))
+        .with_single_cert(authority.server_leaf().chain.clone(), key(authority))?;
+    Ok(hardened(config))
+}
+
+/// Newcomers get the root as well, to find the one that their pin is of.
+fn newcomers_config(authority: &Authority) -> Result<ServerConfig, Error> {
+    let mut chain = authority.server_leaf().chain.clone();
+    chain.push(authority.root().clone());
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(chain, key(authority))?;
+    Ok(hardened(config))
+}
+
+/// Accepts an agent's certificate from the agents' CA only, an operator's from the operators' only: the role in the
+/// name, the issuing CA and the key usage must agree.
+#[derive(Debug)]
+struct RoleVerifier {
+    trust_domain: TrustDomain,
+    agents: Arc<dyn ClientCertVerifier>,
+    operators: Arc<dyn ClientCertVerifier>,
+}
+
+impl RoleVerifier {
+    fn new(authority: &Authority) -> Result<RoleVerifier, Error> {
+        let under = |ca: &CertificateDer<'static>| -> Result<Arc<dyn ClientCertVerifier>, Error> {
+            let mut roots = RootCertStore::empty();
+            roots.add(ca.clone())?;
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+                .build()
+                .map_err(|error| Error::General(error.to_string()))
+        };
+        Ok(RoleVerifier {
+            trust_domain: authority.trust_domain().clone(),
+            agents: under(authority.agents_ca())?,
+            operators: under(authority.operators_ca())?,
+        })
+    }
+}
+
+impl ClientCertVerifier for RoleVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let refused = || Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure);
+        let leaf = Leaf::parse(end_entity).map_err(|_| refused())?;
+        if leaf.spiffe_id.trust_domain != self.trust_domain {
+            return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
+        }
+        let verifier = match leaf.spiffe_id.subject {
+            Subject::Agent(_) => &self.agents,
+            Subject::Operator(_) => &self.operators,
+        };
+        // Directly under its CA, whatever else the caller put into the chain.
+        verifier.verify_client_cert(end_entity, &[], now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.agents.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.agents.supported_verify_schemes()
+    }
+}

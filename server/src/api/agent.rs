@@ -1,0 +1,257 @@
+//! The conversation with an agent. Which host speaks is decided by its certificate, never by what it says.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use fleetsock_proto::{
+    host::HostId,
+    stream::{AgentMessage, BatchNumber, Bye, Hello, Nack, PROTOCOL_VERSION, ServerMessage, Welcome},
+    wire::{self, agent_server::Agent},
+};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Clock, peer, status};
+use crate::{
+    authority::{Authority, RequestedKey},
+    history::{Applied, Contact, History, HistoryError, Presence, Registry, Standing, Subject},
+    live::{End, Live, LiveStream},
+    peer::{Caller, Peer},
+};
+
+/// How long an agent may take to say Hello.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a stream may be silent. Agents say something at least every five minutes at the slowest setting.
+pub const SILENCE_LIMIT: Duration = Duration::from_secs(90);
+/// Batches that an agent may have on the way.
+pub const CREDIT: u32 = 32;
+/// When to come back after the server stopped, and after it ran out of room.
+const RETURN_AFTER: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
+/// Messages that wait for a slow agent.
+const OUTGOING: usize = 2 * CREDIT as usize;
+
+/// The agent service.
+#[derive(Clone)]
+pub struct AgentService {
+    /// Makes certificates.
+    pub authority: Arc<Authority>,
+    /// Where observations go.
+    pub history: Arc<dyn History>,
+    /// Knows the certificates in use.
+    pub registry: Arc<dyn Registry>,
+    /// Who is speaking.
+    pub live: Arc<Live>,
+    /// Where conversations run, to be waited for when the server stops.
+    pub tasks: TaskTracker,
+    /// How often an agent shall send a sign of life.
+    pub heartbeat: Duration,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl std::fmt::Debug for AgentService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AgentService")
+    }
+}
+
+fn agent(peer: Peer) -> Result<(HostId, Vec<u8>), Status> {
+    match peer.caller {
+        Caller::Agent { host, serial } => Ok((host, serial)),
+        // The policy lets nobody else through; this is its second lock.
+        caller => Err(Status::permission_denied(format!("{caller} is no agent"))),
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for AgentService {
+    type SessionStream = ReceiverStream<Result<wire::SessionResponse, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<wire::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (host, serial) = agent(peer(&request)?)?;
+        let live = self.live.begin(host);
+        // Between the policy's look and the line above the host may have been revoked, and nobody would end the stream.
+        if self.registry.host_standing(host, serial).await.map_err(status::of)? != Standing::Good {
+            return Err(Status::unauthenticated("revoked"));
+        }
+        let (outgoing, responses) = mpsc::channel(OUTGOING);
+        let conversation = Conversation { service: self.clone(), host, outgoing };
+        self.tasks.spawn(conversation.run(request.into_inner(), live));
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+
+    async fn renew_certificate(
+        &self,
+        request: Request<wire::RenewCertificateRequest>,
+    ) -> Result<Response<wire::RenewCertificateResponse>, Status> {
+        let (host, _) = agent(peer(&request)?)?;
+        let at = (self.clock)();
+        let key = RequestedKey::of_request(&request.into_inner().csr_der).map_err(status::of_authority)?;
+        let issued = self.authority.issue(&Subject::Host(host), &key, at).map_err(status::of_authority)?;
+        self.registry.add_host_certificate(host, issued.clone(), at).await.map_err(status::of)?;
+        tracing::info!(%host, "certificate renewed");
+        Ok(Response::new(wire::RenewCertificateResponse {
+            certificate_chain_der: issued.chain_der,
+            expires_at: Some(issued.expires_at.into()),
+        }))
+    }
+}
+
+/// One stream of one agent.
+struct Conversation {
+    service: AgentService,
+    host: HostId,
+    outgoing: mpsc::Sender<Result<wire::SessionResponse, Status>>,
+}
+
+/// Why a conversation is over.
+enum Over {
+    /// The agent closed it, or the connection broke.
+    Left,
+    /// The server ends it with a word.
+    Bye(Bye),
+    /// The agent broke the contract.
+    Fault(Status),
+}
+
+impl From<End> for Over {
+    fn from(end: End) -> Over {
+        let (reason, reconnect_after) = match end {
+            End::Replaced => ("another stream of this host began", RETURN_AFTER.1),
+            End::Revoked => return Over::Fault(Status::unauthenticated("revoked")),
+            End::Stopping => ("the server stops", RETURN_AFTER.0),
+        };
+        Over::Bye(Bye { reason: reason.to_owned(), reconnect_after })
+    }
+}
+
+impl From<HistoryError> for Over {
+    fn from(error: HistoryError) -> Over {
+        match error {
+            HistoryError::Full | HistoryError::Closed => {
+                Over::Bye(Bye { reason: error.to_string(), reconnect_after: RETURN_AFTER.1 })
+            }
+            error => Over::Fault(status::of(error)),
+        }
+    }
+}
+
+impl Conversation {
+    async fn run(self, mut incoming: Streaming<wire::SessionRequest>, mut live: LiveStream) {
+        let over = tokio::select! {
+            biased;
+            end = live.ended() => end.into(),
+            Err(over) = self.converse(&mut incoming) => over,
+        };
+        let last = match over {
+            Over::Left => None,
+            Over::Bye(bye) => Some(Ok(ServerMessage::Bye(bye).into())),
+            Over::Fault(status) => {
+                tracing::warn!(host = %self.host, reason = status.message(), "stream ended");
+                Some(Err(status))
+            }
+        };
+        if let Some(last) = last
+            && self.outgoing.send(last).await.is_err()
+        {
+            tracing::debug!(host = %self.host, "the agent was gone before the last word");
+        }
+    }
+
+    /// Talks until one side has enough.
+    async fn converse(&self, incoming: &mut Streaming<wire::SessionRequest>) -> Result<Infallible, Over> {
+        let hello = match self.hear(incoming, HELLO_TIMEOUT).await? {
+            AgentMessage::Hello(hello) => hello,
+            _ => return Err(Over::Fault(Status::invalid_argument("a stream begins with Hello"))),
+        };
+        self.welcome(hello).await?;
+        loop {
+            let message = self.hear(incoming, SILENCE_LIMIT).await?;
+            self.handle(message).await?;
+        }
+    }
+
+    async fn hear(
+        &self,
+        incoming: &mut Streaming<wire::SessionRequest>,
+        patience: Duration,
+    ) -> Result<AgentMessage, Over> {
+        match timeout(patience, incoming.message()).await {
+            Ok(Ok(Some(message))) => {
+                AgentMessage::try_from(message).map_err(|error| Over::Fault(status::of_invalid(error)))
+            }
+            Ok(Ok(None)) => Err(Over::Left),
+            Ok(Err(error)) => {
+                tracing::debug!(host = %self.host, %error, "stream broke");
+                Err(Over::Left)
+            }
+            Err(_) => {
+                let text = format!("nothing was heard for {} s", patience.as_secs());
+                Err(Over::Fault(Status::deadline_exceeded(text)))
+            }
+        }
+    }
+
+    async fn say(&self, message: ServerMessage) -> Result<(), Over> {
+        self.outgoing.send(Ok(message.into())).await.map_err(|_| Over::Left)
+    }
+
+    async fn welcome(&self, hello: Hello) -> Result<(), Over> {
+        let AgentService { history, heartbeat, clock, .. } = &self.service;
+        let at = clock();
+        let clock_offset_us = hello.sent_at.as_micros().saturating_sub(at.as_micros());
+        let contact = Contact { facts: hello.facts, at, clock_offset_us };
+        tracing::info!(host = %self.host, name = contact.facts.name, "agent connected");
+        history.record_hello(self.host, contact).await?;
+        let last = history.last_batch(self.host).await?;
+        self.say(ServerMessage::Welcome(Welcome {
+            protocol_version: PROTOCOL_VERSION,
+            last,
+            heartbeat: *heartbeat,
+            walk: None,
+            credit: CREDIT,
+            sent_at: clock(),
+        }))
+        .await
+    }
+
+    async fn handle(&self, message: AgentMessage) -> Result<(), Over> {
+        let AgentService { history, clock, .. } = &self.service;
+        let mut cost = None;
+        match message {
+            AgentMessage::Hello(_) => return Err(Over::Fault(Status::invalid_argument("a second Hello"))),
+            AgentMessage::Heartbeat(heartbeat) => cost = Some(heartbeat.cost),
+            AgentMessage::Batch(batch) => {
+                let number = BatchNumber { epoch: batch.epoch, seq: batch.seq };
+                self.answer(number, history.apply(self.host, batch).await?).await?;
+            }
+            AgentMessage::Gap(gap) => {
+                history.record_gap(self.host, gap).await?;
+                self.say(ServerMessage::Ack(history.last_batch(self.host).await?)).await?;
+            }
+        }
+        history.record_presence(self.host, Presence { at: clock(), cost });
+        Ok(())
+    }
+
+    async fn answer(&self, number: BatchNumber, applied: Applied) -> Result<(), Over> {
+        match applied {
+            Applied::Committed => {
+                self.say(ServerMessage::Ack(number)).await?;
+                self.say(ServerMessage::Credit(1)).await
+            }
+            Applied::Hole { expected } => {
+                let reason = format!(
+                    "batch {}/{} came where {}/{} is expected",
+                    number.epoch, number.seq, expected.epoch, expected.seq
+                );
+                self.say(ServerMessage::Nack(Nack { expected, reason, snapshot_wanted: false })).await?;
+                self.say(ServerMessage::Credit(1)).await
+            }
+        }
+    }
+}

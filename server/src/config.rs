@@ -1,0 +1,330 @@
+//! The server's settings: read whole and checked before a port opens.
+
+use std::{
+    fmt, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use fleetsock_proto::{
+    join::{DEFAULT_PORT, ServerAddress},
+    spiffe::TrustDomain,
+};
+use serde::Deserialize;
+
+/// Where a server keeps everything unless told otherwise.
+pub const DEFAULT_STATE: &str = "/var/lib/fleetsock/server";
+/// The fleet's name unless `init` is told another.
+pub const DEFAULT_TRUST_DOMAIN: &str = "fleetsock.internal";
+/// Name of the settings file in the state folder.
+pub const CONFIG_FILE: &str = "server.toml";
+const SOCKET_FILE: &str = "admin.sock";
+const CA_FOLDER: &str = "ca";
+const HISTORY_FOLDER: &str = "history";
+
+/// A number with the bounds that a setting is kept within.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    name: &'static str,
+    least: u64,
+    most: u64,
+}
+
+const STALE_AFTER_S: Bounds = Bounds { name: "stale_after_s", least: 5, most: 86_400 };
+const HEARTBEAT_S: Bounds = Bounds { name: "heartbeat_s", least: 1, most: 300 };
+const HANDSHAKE_S: Bounds = Bounds { name: "limits.handshake_s", least: 1, most: 60 };
+const HANDSHAKES: Bounds = Bounds { name: "limits.handshakes", least: 1, most: 65_536 };
+const HANDSHAKES_PER_ADDRESS: Bounds = Bounds { name: "limits.handshakes_per_address", least: 1, most: 65_536 };
+const CONNECTIONS: Bounds = Bounds { name: "limits.connections", least: 1, most: 1_000_000 };
+const CONNECTIONS_PER_ADDRESS: Bounds = Bounds { name: "limits.connections_per_address", least: 1, most: 1_000_000 };
+const ROWS: Bounds = Bounds { name: "limits.answer_rows", least: 1, most: 100_000_000 };
+const QUESTION_S: Bounds = Bounds { name: "limits.question_s", least: 1, most: 3_600 };
+
+/// Settings of a server.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Folder of the CA.
+    pub ca: PathBuf,
+    /// Folder of the history.
+    pub history: PathBuf,
+    /// Where gRPC is listened for.
+    pub listen: SocketAddr,
+    /// How agents and operators reach it: goes into join strings.
+    pub address: ServerAddress,
+    /// The fleet.
+    pub trust_domain: TrustDomain,
+    /// The Unix socket of the local admin.
+    pub admin_socket: PathBuf,
+    /// The age at which a silent host counts as stale.
+    pub stale_after: Duration,
+    /// How often agents send a sign of life.
+    pub heartbeat: Duration,
+    /// What bounds its peers.
+    pub limits: Limits,
+}
+
+/// What bounds the peers of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest TLS handshake.
+    pub handshake: Duration,
+    /// Handshakes at once.
+    pub handshakes: usize,
+    /// Handshakes at once from one address.
+    pub handshakes_per_address: usize,
+    /// Connections.
+    pub connections: usize,
+    /// Connections from one address.
+    pub connections_per_address: usize,
+    /// Rows of an answer.
+    pub answer_rows: u32,
+    /// Longest time that a question may take.
+    pub question: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            handshake: Duration::from_secs(5),
+            handshakes: 256,
+            handshakes_per_address: 16,
+            connections: 12_000,
+            connections_per_address: 64,
+            answer_rows: 1_000_000,
+            question: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// There is no fleet in the folder.
+    #[error("{} does not exist: make a fleet first with `fleetsock-server init`", .0.display())]
+    Missing(PathBuf),
+    /// The file is not what it should be.
+    #[error("{}: {problem}", path.display())]
+    Invalid {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, with the line where it is known.
+        problem: String,
+    },
+}
+
+/// The file as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    trust_domain: String,
+    listen: SocketAddr,
+    address: String,
+    admin_socket: Option<PathBuf>,
+    stale_after_s: Option<u64>,
+    heartbeat_s: Option<u64>,
+    #[serde(default)]
+    limits: FileLimits,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileLimits {
+    handshake_s: Option<u64>,
+    handshakes: Option<u64>,
+    handshakes_per_address: Option<u64>,
+    connections: Option<u64>,
+    connections_per_address: Option<u64>,
+    answer_rows: Option<u64>,
+    question_s: Option<u64>,
+}
+
+impl Bounds {
+    fn check(self, value: Option<u64>, default: u64) -> Result<u64, String> {
+        let Bounds { name, least, most } = self;
+        match value {
+            None => Ok(default),
+            Some(value) if (least..=most).contains(&value) => Ok(value),
+            Some(value) => Err(format!("{name} = {value} is not within {least} and {most}")),
+        }
+    }
+
+    fn seconds(self, value: Option<u64>, default: Duration) -> Result<Duration, String> {
+        self.check(value, default.as_secs()).map(Duration::from_secs)
+    }
+
+    fn count(self, value: Option<u64>, default: usize) -> Result<usize, String> {
+        let default = u64::try_from(default).unwrap_or(u64::MAX);
+        self.check(value, default).map(|count| usize::try_from(count).unwrap_or(usize::MAX))
+    }
+}
+
+impl Config {
+    /// Reads the settings of the fleet in `state`, from `file` when one is given.
+    pub fn load(state: &Path, file: Option<&Path>) -> Result<Config, ConfigError> {
+        let path = file.map_or_else(|| state.join(CONFIG_FILE), Path::to_owned);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(ConfigError::Missing(path)),
+            Err(source) => return Err(ConfigError::Unreadable { path, source }),
+        };
+        Config::parse(state, &text).map_err(|problem| ConfigError::Invalid { path, problem })
+    }
+
+    fn parse(state: &Path, text: &str) -> Result<Config, String> {
+        let file: File = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+        let stale_after = STALE_AFTER_S.seconds(file.stale_after_s, Duration::from_secs(90))?;
+        let heartbeat = HEARTBEAT_S.seconds(file.heartbeat_s, Duration::from_secs(15))?;
+        if heartbeat >= stale_after {
+            return Err("heartbeat_s must be less than stale_after_s, or every host is stale".to_owned());
+        }
+        let defaults = Limits::default();
+        let limits = file.limits;
+        Ok(Config {
+            ca: state.join(CA_FOLDER),
+            history: state.join(HISTORY_FOLDER),
+            listen: file.listen,
+            address: file.address.parse().map_err(|error| format!("address: {error}"))?,
+            trust_domain: file.trust_domain.parse().map_err(|error| format!("trust_domain: {error}"))?,
+            admin_socket: file.admin_socket.unwrap_or_else(|| state.join(SOCKET_FILE)),
+            stale_after,
+            heartbeat,
+            limits: Limits {
+                handshake: HANDSHAKE_S.seconds(limits.handshake_s, defaults.handshake)?,
+                handshakes: HANDSHAKES.count(limits.handshakes, defaults.handshakes)?,
+                handshakes_per_address: HANDSHAKES_PER_ADDRESS
+                    .count(limits.handshakes_per_address, defaults.handshakes_per_address)?,
+                connections: CONNECTIONS.count(limits.connections, defaults.connections)?,
+                connections_per_address: CONNECTIONS_PER_ADDRESS
+                    .count(limits.connections_per_address, defaults.connections_per_address)?,
+                answer_rows: u32::try_from(ROWS.check(limits.answer_rows, defaults.answer_rows.into())?)
+                    .unwrap_or(u32::MAX),
+                question: QUESTION_S.seconds(limits.question_s, defaults.question)?,
+            },
+        })
+    }
+}
+
+/// What `init` writes down of a new fleet.
+#[derive(Debug, Clone)]
+pub struct NewFleet {
+    /// The fleet.
+    pub trust_domain: TrustDomain,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// How others reach it.
+    pub address: ServerAddress,
+}
+
+impl fmt::Display for NewFleet {
+    /// The settings file, with every default named.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let NewFleet { trust_domain, listen, address } = self;
+        let limits = Limits::default();
+        write!(
+            f,
+            "# Settings of fleetsock-server. Lines behind a # show the defaults.\n\
+             \n\
+             # The fleet. Part of every certificate: it cannot be changed later.\n\
+             trust_domain = \"{trust_domain}\"\n\
+             # Where gRPC is listened for.\n\
+             listen = \"{listen}\"\n\
+             # How agents and operators reach it; goes into join strings.\n\
+             address = \"{address}\"\n\
+             \n\
+             # A host that is silent for so long counts as stale.\n\
+             # stale_after_s = 90\n\
+             # How often agents send a sign of life when nothing else happens.\n\
+             # heartbeat_s = 15\n\
+             # The Unix socket (0600) of the local admin, by default in the state folder.\n\
+             # admin_socket = \"/run/fleetsock/admin.sock\"\n\
+             \n\
+             [limits]\n\
+             # handshake_s = {}\n\
+             # handshakes = {}\n\
+             # handshakes_per_address = {}\n\
+             # connections = {}\n\
+             # connections_per_address = {}\n\
+             # answer_rows = {}\n\
+             # question_s = {}\n",
+            limits.handshake.as_secs(),
+            limits.handshakes,
+            limits.handshakes_per_address,
+            limits.connections,
+            limits.connections_per_address,
+            limits.answer_rows,
+            limits.question.as_secs(),
+        )
+    }
+}
+
+impl NewFleet {
+    /// The address to give to others when none is named: where it listens, or this machine's name.
+    pub fn address_for(listen: SocketAddr, machine: &str) -> Option<ServerAddress> {
+        if listen.ip().is_unspecified() {
+            format!("{machine}:{}", listen.port()).parse().ok()
+        } else {
+            listen.to_string().parse().ok()
+        }
+    }
+
+    /// Where to listen unless told otherwise: everywhere, both families.
+    pub fn default_listen() -> SocketAddr {
+        SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, DEFAULT_PORT))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str = "trust_domain = \"example.org\"\nlisten = \"127.0.0.1:5290\"\naddress = \"db1:5290\"\n";
+
+    #[test]
+    fn what_init_writes_reads_back_with_every_default() {
+        let fleet = NewFleet {
+            trust_domain: DEFAULT_TRUST_DOMAIN.parse().unwrap(),
+            listen: NewFleet::default_listen(),
+            address: "db1".parse().unwrap(),
+        };
+        let written = Config::parse(Path::new("/s"), &fleet.to_string()).unwrap();
+        assert_eq!(written.limits, Limits::default());
+        assert_eq!(written.address.as_str(), "db1:5290");
+        let uncommented =
+            fleet.to_string().replace("# handshake", "handshake").replace("# stale_after_s", "stale_after_s");
+        let named = Config::parse(Path::new("/s"), &uncommented).unwrap();
+        assert_eq!((named.limits, named.stale_after), (written.limits, written.stale_after));
+    }
+
+    #[test]
+    fn wrong_settings_are_refused_with_their_place() {
+        for (addition, expected) in [
+            ("colour = 1\n", "unknown field `colour`"),
+            ("stale_after_s = 1\n", "stale_after_s = 1 is not within 5 and 86400"),
+            ("stale_after_s = 10\nheartbeat_s = 10\n", "heartbeat_s must be less than stale_after_s"),
+            ("[limits]\nconnections = 0\n", "limits.connections = 0"),
+            ("[limits]\nconections = 1\n", "unknown field `conections`"),
+            ("listen = \"nowhere\"\n", "duplicate key"),
+            ("heartbeat_s = -1\n", "line 4"),
+        ] {
+            let problem = Config::parse(Path::new("/s"), &format!("{LEAST}{addition}")).unwrap_err();
+            assert!(problem.contains(expected), "{addition}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_fleet_that_listens_everywhere_is_reached_by_the_machines_name() {
+        let everywhere = NewFleet::default_listen();
+        assert_eq!(NewFleet::address_for(everywhere, "db1").unwrap().as_str(), "db1:5290");
+        let loopback = "127.0.0.1:7000".parse().unwrap();
+        assert_eq!(NewFleet::address_for(loopback, "db1").unwrap().as_str(), "127.0.0.1:7000");
+    }
+}

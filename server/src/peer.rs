@@ -1,0 +1,130 @@
+//! Who is at the other end of a connection: decided once, from its certificate, and carried with every request.
+
+use std::{
+    fmt, io,
+    net::IpAddr,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use fleetsock_proto::{
+    host::HostId,
+    identity::{IdentityError, Leaf},
+    spiffe::Subject,
+    time::Timestamp,
+    token::Operator,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tonic::transport::server::Connected;
+
+use crate::history::{Actor, Serial};
+
+/// Who calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// Somebody without a certificate, who may only enrol.
+    Anonymous,
+    /// The agent of a host.
+    Agent {
+        /// The host.
+        host: HostId,
+        /// Serial number of the certificate.
+        serial: Serial,
+    },
+    /// An operator.
+    Operator {
+        /// Name and role.
+        operator: Operator,
+        /// Serial number of the certificate.
+        serial: Serial,
+    },
+    /// Whoever can open the Unix socket of the server.
+    Local,
+}
+
+impl Caller {
+    /// Who the holder of a certificate is. The certificate's signatures and dates were checked before.
+    pub fn of_certificate(der: &[u8]) -> Result<Caller, IdentityError> {
+        let leaf = Leaf::parse(der)?;
+        Ok(match leaf.spiffe_id.subject {
+            Subject::Agent(host) => Caller::Agent { host, serial: leaf.serial },
+            Subject::Operator(operator) => Caller::Operator { operator, serial: leaf.serial },
+        })
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Caller::Anonymous => f.write_str("anonymous"),
+            Caller::Agent { host, .. } => write!(f, "agent/{host}"),
+            Caller::Operator { operator, .. } => write!(f, "operator/{}/{}", operator.role(), operator.name()),
+            Caller::Local => f.write_str("local"),
+        }
+    }
+}
+
+/// The other end of a connection. Found in the extensions of every request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Who.
+    pub caller: Caller,
+    /// From where; absent on the Unix socket.
+    pub address: Option<IpAddr>,
+}
+
+impl Peer {
+    /// Who did something, for the audit log.
+    pub fn actor(&self, at: Timestamp) -> Actor {
+        let address = self.address.map(|address| address.to_string()).unwrap_or_default();
+        Actor { name: self.caller.to_string(), address, at }
+    }
+}
+
+/// A connection that knows its peer, and gives its place back when it ends.
+pub struct PeerStream<S, P> {
+    stream: S,
+    peer: Peer,
+    _place: P,
+}
+
+impl<S, P> PeerStream<S, P> {
+    /// A connection with its peer and the place that it takes.
+    pub fn new(stream: S, peer: Peer, place: P) -> PeerStream<S, P> {
+        PeerStream { stream, peer, _place: place }
+    }
+}
+
+impl<S, P> fmt::Debug for PeerStream<S, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerStream").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl<S, P> Connected for PeerStream<S, P> {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl<S: AsyncRead + Unpin, P: Unpin> AsyncRead for PeerStream<S, P> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin, P: Unpin> AsyncWrite for PeerStream<S, P> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

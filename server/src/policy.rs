@@ -1,0 +1,230 @@
+//! Who may call what: one table, and everything that is not in it is denied.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use fleetsock_proto::token::Role;
+use http::{Request, Response};
+use tonic::Status;
+use tower::{Layer, Service};
+
+use crate::{
+    api::status,
+    history::{Registry, Standing},
+    peer::{Caller, Peer},
+};
+
+/// A kind of caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Anonymous,
+    Agent,
+    Viewer,
+    Admin,
+    Local,
+}
+
+use Who::{Admin, Agent, Anonymous, Local, Viewer};
+
+/// Every call, and who may make it.
+const TABLE: [(&str, &[Who]); 12] = [
+    ("/fleetsock.v1.Enrollment/Enroll", &[Anonymous]),
+    ("/fleetsock.v1.Agent/Session", &[Agent]),
+    ("/fleetsock.v1.Agent/RenewCertificate", &[Agent]),
+    ("/fleetsock.v1.Inventory/ListHosts", &[Viewer, Admin, Local]),
+    ("/fleetsock.v1.Inventory/ListPorts", &[Viewer, Admin, Local]),
+    ("/fleetsock.v1.Inventory/ListSessions", &[Viewer, Admin, Local]),
+    ("/fleetsock.v1.Inventory/ListCoverage", &[Viewer, Admin, Local]),
+    ("/fleetsock.v1.Admin/CreateToken", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/ListTokens", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/RevokeToken", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/IssueOperator", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/RevokeHost", &[Admin, Local]),
+];
+
+fn who(caller: &Caller) -> Who {
+    match caller {
+        Caller::Anonymous => Anonymous,
+        Caller::Agent { .. } => Agent,
+        Caller::Operator { operator, .. } => match operator.role() {
+            Role::Viewer => Viewer,
+            Role::Admin => Admin,
+        },
+        Caller::Local => Local,
+    }
+}
+
+/// Whether `caller` may call `path`; if not, with words for him.
+fn decide(path: &str, caller: &Caller) -> Result<(), Status> {
+    match TABLE.iter().find(|(call, _)| *call == path) {
+        Some((_, allowed)) if allowed.contains(&who(caller)) => Ok(()),
+        Some((_, allowed)) if who(caller) == Viewer && allowed.contains(&Admin) => {
+            Err(Status::permission_denied(format!("{caller} may only ask; this takes the role admin")))
+        }
+        Some(_) => Err(Status::permission_denied(format!("{caller} may not call {path}"))),
+        None => Err(Status::unimplemented("this server does not know that call")),
+    }
+}
+
+/// What a certificate that is not good any more is told.
+fn refusal(standing: Standing) -> Option<&'static str> {
+    match standing {
+        Standing::Good => None,
+        Standing::Revoked => Some("revoked"),
+        Standing::Superseded => Some("replaced by a newer one: two machines may be using one identity"),
+        Standing::Unknown => Some("unknown to this server"),
+    }
+}
+
+/// Guards a server's services.
+#[derive(Clone)]
+pub struct Policy {
+    registry: Arc<dyn Registry>,
+}
+
+impl std::fmt::Debug for Policy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Policy")
+    }
+}
+
+impl Policy {
+    /// The policy, with the registry of certificates in use.
+    pub fn new(registry: Arc<dyn Registry>) -> Policy {
+        Policy { registry }
+    }
+
+    async fn check(&self, path: &str, peer: Option<&Peer>) -> Result<(), Status> {
+        let caller = &peer.ok_or_else(|| Status::internal("a connection without a peer"))?.caller;
+        let standing = match caller {
+            Caller::Anonymous | Caller::Local => Standing::Good,
+            Caller::Agent { host, serial } => {
+                self.registry.host_standing(*host, serial.clone()).await.map_err(status::of)?
+            }
+            Caller::Operator { operator, serial } => {
+                self.registry.operator_standing(operator.clone(), serial.clone()).await.map_err(status::of)?
+            }
+        };
+        match refusal(standing) {
+            Some(reason) => Err(Status::unauthenticated(reason)),
+            None => decide(path, caller),
+        }
+    }
+}
+
+impl<S> Layer<S> for Policy {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded { inner, policy: self.clone() }
+    }
+}
+
+/// Services behind the policy.
+#[derive(Debug, Clone)]
+pub struct Guarded<S> {
+    inner: S,
+    policy: Policy,
+}
+
+impl<S, B, R> Service<Request<B>> for Guarded<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Send + 'static,
+    R: Default,
+{
+    type Response = Response<R>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<R>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        // The one that was polled ready is used, a clone takes its place.
+        let clone = self.inner.clone();
+        let mut ready = std::mem::replace(&mut self.inner, clone);
+        let policy = self.policy.clone();
+        Box::pin(async move {
+            let path = request.uri().path().to_owned();
+            let peer = request.extensions().get::<Peer>().cloned();
+            match policy.check(&path, peer.as_ref()).await {
+                Ok(()) => ready.call(request).await,
+                Err(status) => {
+                    let caller = peer.map(|peer| peer.caller.to_string()).unwrap_or_default();
+                    tracing::info!(%caller, path, reason = status.message(), "call refused");
+                    Ok(status.into_http())
+                }
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleetsock_proto::{host::HostId, token::Operator, wire};
+    use prost::Message;
+
+    use super::*;
+
+    fn callers() -> [Caller; 5] {
+        let operator = |role| Caller::Operator { operator: Operator::new("x", role).unwrap(), serial: Vec::new() };
+        [
+            Caller::Anonymous,
+            Caller::Agent { host: HostId::random(), serial: Vec::new() },
+            operator(Role::Viewer),
+            operator(Role::Admin),
+            Caller::Local,
+        ]
+    }
+
+    #[test]
+    fn every_call_of_the_contract_has_a_line_and_no_line_is_left_over() {
+        let files = prost_types::FileDescriptorSet::decode(wire::DESCRIPTORS).unwrap();
+        let mut calls: Vec<String> = Vec::new();
+        for file in &files.file {
+            for service in &file.service {
+                for method in &service.method {
+                    calls.push(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+                }
+            }
+        }
+        let mut lines: Vec<&str> = TABLE.iter().map(|(call, _)| *call).collect();
+        calls.sort();
+        lines.sort_unstable();
+        assert_eq!(calls, lines);
+    }
+
+    #[test]
+    fn each_service_admits_only_its_callers() {
+        // anonymous, agent, viewer, admin, local
+        for (service, expected) in [
+            ("Enrollment", [true, false, false, false, false]),
+            ("Agent", [false, true, false, false, false]),
+            ("Inventory", [false, false, true, true, true]),
+            ("Admin", [false, false, false, true, true]),
+        ] {
+            let prefix = format!("/fleetsock.v1.{service}/");
+            for (call, _) in TABLE.iter().filter(|(call, _)| call.starts_with(&prefix)) {
+                let decided = callers().map(|caller| decide(call, &caller).is_ok());
+                assert_eq!(decided, expected, "{call}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_the_table_is_denied_to_everybody() {
+        for path in ["", "/", "/fleetsock.v1.Admin/", "/fleetsock.v1.Admin/createtoken", "/grpc.health.v1.Health/Check"]
+        {
+            for caller in callers() {
+                assert!(decide(path, &caller).is_err(), "{path} for {caller}");
+            }
+        }
+    }
+}

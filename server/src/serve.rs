@@ -1,0 +1,190 @@
+//! A running server: what is started, what it is given, and how it ends.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use fleetsock_proto::wire::{
+    admin_server::AdminServer, agent_server::AgentServer, enrollment_server::EnrollmentServer,
+    inventory_server::InventoryServer,
+};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio_stream::{
+    StreamExt,
+    wrappers::{ReceiverStream, UnixListenerStream},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::Server;
+use tower::layer::util::{Identity, Stack};
+
+use crate::{
+    acceptor::Acceptor,
+    api::{
+        Clock, admin::AdminService, agent::AgentService, enrollment::EnrollmentService, inventory::InventoryService,
+    },
+    authority::Authority,
+    config::Config,
+    history::{History, Registry},
+    live::Live,
+    peer::{Caller, Peer, PeerStream},
+    policy::Policy,
+};
+
+/// How long connections may take to end after the streams have.
+const GRACE: Duration = Duration::from_secs(5);
+/// HTTP/2 pings, and how long one may stay unanswered.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
+/// Largest compressed header list, bytes.
+const HEADER_LIST_BYTES: u32 = 8 * 1024;
+/// Largest message of a newcomer, of an agent, of an operator, bytes.
+const MESSAGE_BYTES: (usize, usize, usize) = (64 * 1024, 256 * 1024, 1024 * 1024);
+/// Streams at once on a connection with a certificate, and on one without.
+const STREAMS: (u32, u32) = (32, 2);
+/// Resets by our own doing before a connection ends (RUSTSEC-2024-0003), and of streams that were never accepted.
+const RESETS: (usize, usize) = (64, 20);
+
+/// Why the server does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The TLS settings cannot be made.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The Unix socket cannot be made.
+    #[error("{}: {source}", path.display())]
+    Socket {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// gRPC failed.
+    #[error("gRPC: {0}")]
+    Grpc(#[from] tonic::transport::Error),
+}
+
+/// What a server stands on.
+#[derive(Debug)]
+pub struct Foundation<S> {
+    /// Its settings.
+    pub config: Config,
+    /// Its CA.
+    pub authority: Arc<Authority>,
+    /// Its history, which also knows the certificates in use.
+    pub store: Arc<S>,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// Serves until told to stop; returns when everything that was begun is over.
+pub async fn serve<S: History + Registry>(
+    foundation: Foundation<S>,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let Foundation { config, authority, store, clock } = foundation;
+    let (acceptor, incoming) = Acceptor::new(&authority, &config.limits)?;
+    let local = local_socket(&config.admin_socket)?;
+    let (tasks, live) = (TaskTracker::new(), Arc::new(Live::default()));
+    let registry: Arc<dyn Registry> = Arc::clone(&store) as _;
+    let history: Arc<dyn History> = store;
+    let policy = Policy::new(Arc::clone(&registry));
+
+    let agents = AgentService {
+        authority: Arc::clone(&authority),
+        history: Arc::clone(&history),
+        registry: Arc::clone(&registry),
+        live: Arc::clone(&live),
+        tasks: tasks.clone(),
+        heartbeat: config.heartbeat,
+        clock,
+    };
+    let inventory = InventoryService { history, tasks: tasks.clone(), clock };
+    let admin = AdminService {
+        authority: Arc::clone(&authority),
+        registry: Arc::clone(&registry),
+        live: Arc::clone(&live),
+        address: config.address.clone(),
+        clock,
+    };
+    let agents = AgentServer::new(agents).max_decoding_message_size(MESSAGE_BYTES.1);
+    let inventory = InventoryServer::new(inventory).max_decoding_message_size(MESSAGE_BYTES.2);
+    let admin = AdminServer::new(admin).max_decoding_message_size(MESSAGE_BYTES.2);
+    let enrollment = EnrollmentServer::new(EnrollmentService { authority, registry, clock })
+        .max_decoding_message_size(MESSAGE_BYTES.0);
+
+    let asking = builder(&policy, STREAMS.0).add_service(inventory).add_service(admin);
+    let identified = asking.clone().add_service(agents);
+    let newcomers = builder(&policy, STREAMS.1).add_service(enrollment);
+
+    let drain = CancellationToken::new();
+    let serving = async {
+        let served = tokio::try_join!(
+            identified.serve_with_incoming_shutdown(ReceiverStream::new(incoming.identified), drain.cancelled()),
+            newcomers.serve_with_incoming_shutdown(ReceiverStream::new(incoming.newcomers), drain.cancelled()),
+            asking.serve_with_incoming_shutdown(local.map(local_peer), drain.cancelled()),
+        );
+        // Also when one of them failed: it takes the others with it.
+        drain.cancel();
+        served.map(drop)
+    };
+    // Streams end with a word to each agent; connections then have GRACE to follow.
+    let deadline = async {
+        stop.cancelled().await;
+        live.stop();
+        drain.cancel();
+        tokio::time::sleep(GRACE).await;
+    };
+    let serving = async {
+        tokio::select! {
+            served = serving => served,
+            () = deadline => Ok(()),
+        }
+    };
+    let (served, ()) = tokio::join!(serving, acceptor.run(listener, drain.clone()));
+    live.stop();
+    tasks.close();
+    tasks.wait().await;
+    remove_socket(&config.admin_socket);
+    Ok(served?)
+}
+
+fn builder(policy: &Policy, streams: u32) -> Server<Stack<Policy, Identity>> {
+    Server::builder()
+        .max_concurrent_streams(streams)
+        .http2_keepalive_interval(Some(KEEP_ALIVE.0))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
+        .http2_max_header_list_size(HEADER_LIST_BYTES)
+        .http2_max_local_error_reset_streams(Some(RESETS.0))
+        .http2_max_pending_accept_reset_streams(Some(RESETS.1))
+        .layer(policy.clone())
+}
+
+/// The Unix socket of the local admin: whoever can open it is one, so nobody else may.
+fn local_socket(path: &Path) -> Result<UnixListenerStream, ServeError> {
+    let failed = |source| ServeError::Socket { path: path.to_owned(), source };
+    remove_socket(path);
+    let before = rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(path);
+    rustix::process::umask(before);
+    let listener = bound.map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(UnixListenerStream::new(listener))
+}
+
+/// A socket that a server left behind, this one or one that was killed: the history's lock says there is no other.
+fn remove_socket(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "cannot remove the socket");
+        }
+        _ => {}
+    }
+}
+
+fn local_peer(accepted: io::Result<UnixStream>) -> io::Result<PeerStream<UnixStream, ()>> {
+    Ok(PeerStream::new(accepted?, Peer { caller: Caller::Local, address: None }, ()))
+}
