@@ -179,7 +179,7 @@ impl Config {
         Config::parse(state, &text).map_err(|problem| ConfigError::Invalid { path, problem })
     }
 
-    fn parse(state: &Path, text: &str) -> Result<Config, String> {
+    pub(crate) fn parse(state: &Path, text: &str) -> Result<Config, String> {
         let file: File = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
         let stale_after = STALE_AFTER_S.seconds(file.stale_after_s, Duration::from_secs(90))?;
         let heartbeat = HEARTBEAT_S.seconds(file.heartbeat_s, Duration::from_secs(15))?;

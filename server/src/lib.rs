@@ -13,3 +13,4 @@ pub mod live;
 pub mod peer;
 pub mod policy;
 pub mod serve;
+pub mod setup;
