@@ -1,0 +1,28 @@
+//! The socket table, as the kernel tells it.
+
+use std::net::SocketAddr;
+
+use fleetsock_proto::socket::{Family, Protocol, SocketKey, SocketState};
+
+/// One socket of a walk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketRow {
+    /// Its identity within the boot.
+    pub key: SocketKey,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Address family; [`Family::Dual`] for a listener on `[::]` without IPV6_V6ONLY.
+    pub family: Family,
+    /// State.
+    pub state: SocketState,
+    /// The host's end, address normalised.
+    pub local: SocketAddr,
+    /// The other end, address normalised; absent for listeners and unconnected sockets.
+    pub peer: Option<SocketAddr>,
+    /// Inode of the socket; 0 when no file descriptor holds it (not yet accepted, orphaned).
+    pub inode: u64,
+    /// User id that the kernel charges it to.
+    pub uid: u32,
+    /// Id of its cgroup (INET_DIAG_CGROUP_ID); 0 when the kernel does not tell.
+    pub cgroup_id: u64,
+}
