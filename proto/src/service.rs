@@ -128,8 +128,8 @@ pub fn similar(name: &str) -> Vec<&'static str> {
     close.into_iter().take(3).map(|(_, name)| name).collect()
 }
 
-/// Levenshtein distance in bytes.
-fn edit_distance(left: &str, right: &str) -> usize {
+/// Levenshtein distance in bytes: how many letters make one word the other.
+pub fn edit_distance(left: &str, right: &str) -> usize {
     let right = right.as_bytes();
     let mut row: Vec<usize> = (0..=right.len()).collect();
     for (i, l) in left.bytes().enumerate() {

@@ -19,6 +19,8 @@ use fleetsock_proto::{
 };
 use tokio::sync::mpsc;
 
+pub mod cursor;
+pub mod matching;
 pub mod sqlite;
 
 /// Where the rows of an answer go, in chunks. A reader that does not take them ends the question.
@@ -60,7 +62,8 @@ pub trait History: Send + Sync + 'static {
     /// Stores a batch whole, with its number, or not at all; returns when it is durable.
     ///
     /// A number that is already stored is [`Applied::Committed`] without effect. A first batch of a higher epoch must
-    /// be the beginning of a snapshot with seq 1. What a snapshot does not name closes as lost.
+    /// be the beginning of a snapshot with seq 1; the time since the last walk that was told of becomes a gap
+    /// ([`BETWEEN_EPOCHS`]). What a snapshot does not name closes as lost.
     async fn apply(&self, host: HostId, batch: Batch) -> Result<Applied, HistoryError>;
 
     /// Stores a gap that the agent told of, and moves the cursor over the numbers that will never come.
@@ -70,9 +73,6 @@ pub trait History: Send + Sync + 'static {
     async fn last_batch(&self, host: HostId) -> Result<BatchNumber, HistoryError>;
 
     /// A host began a stream: what it says of itself, and the offset of its clock.
-    ///
-    /// When it was silent for longer than `stale_after`, or its agent is another (a higher epoch), the time between
-    /// becomes a gap ([`GapReason::AgentDown`]) as soon as its next snapshot is whole.
     async fn record_hello(&self, host: HostId, hello: Contact) -> Result<(), HistoryError>;
 
     /// A host said something; kept in memory at once and on disk within seconds.
@@ -121,6 +121,8 @@ pub struct Contact {
 pub struct Presence {
     /// By the server's clock.
     pub at: Timestamp,
+    /// The last walk, by the agent's clock, when it said so.
+    pub observed_until: Option<Timestamp>,
     /// What the agent costs, when it said so.
     pub cost: Option<AgentCost>,
 }
@@ -248,7 +250,7 @@ pub enum Standing {
 }
 
 /// Why the history did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum HistoryError {
     /// The question or order is wrong; the text says how, for the person who asked.
     #[error("{0}")]
@@ -287,5 +289,27 @@ pub fn labels_of(purpose: &TokenPurpose) -> Labels {
     }
 }
 
-/// Why the time between two streams of a host was not observed.
-pub const BETWEEN_STREAMS: GapReason = GapReason::AgentDown;
+/// Why the time between two numberings of a host was not observed: each begins with a start of the agent.
+pub const BETWEEN_EPOCHS: GapReason = GapReason::AgentDown;
+
+/// How far a host's clock is from the server's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Skew {
+    /// The host's clock less the server's, microseconds.
+    pub offset_us: i64,
+}
+
+/// Offsets below this many microseconds are not corrected: clocks that are kept by NTP agree better than one message
+/// on its way can measure, and a correction that changes with each connection would only blur the order of a host.
+pub const SKEW_TOLERANCE_US: i64 = 2_000_000;
+
+impl Skew {
+    /// A moment of the host's clock, by the server's clock.
+    pub fn corrected(self, at: Timestamp) -> Timestamp {
+        if self.offset_us.abs() < SKEW_TOLERANCE_US {
+            at
+        } else {
+            Timestamp::from_micros(at.as_micros().saturating_sub(self.offset_us))
+        }
+    }
+}

@@ -14,7 +14,7 @@ use fleetsock_proto::{join::ServerAddress, spiffe::TrustDomain, time::Timestamp,
 use fleetsock_server::{
     authority::Authority,
     config::{Config, DEFAULT_STATE, DEFAULT_TRUST_DOMAIN, NewFleet},
-    history::sqlite::SqliteHistory,
+    history::sqlite::{Options, SqliteHistory},
     serve::{Foundation, serve},
     setup,
 };
@@ -122,10 +122,10 @@ fn init(
 async fn serve_until_told(config: Config) -> Result<()> {
     let stop = stop_on_signal()?;
     let authority = Arc::new(Authority::load(&config.ca, &config.trust_domain, Timestamp::now())?);
-    let store = Arc::new(SqliteHistory::open(&config.history, setup::history_options(&config))?);
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    let options = Options { failure: stop.clone(), ..setup::history_options(&config) };
+    let store = Arc::new(SqliteHistory::open(&config.history, options)?);
+    let listener =
+        TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
     tracing::info!(%address, reached_as = %config.address, trust_domain = %config.trust_domain, "serving");
     let foundation = Foundation { config, authority, store: Arc::clone(&store), clock: Timestamp::now };

@@ -221,10 +221,12 @@ impl Conversation {
 
     async fn handle(&self, message: AgentMessage) -> Result<(), Over> {
         let AgentService { history, clock, .. } = &self.service;
-        let mut cost = None;
+        let (mut cost, mut observed_until) = (None, None);
         match message {
             AgentMessage::Hello(_) => return Err(Over::Fault(Status::invalid_argument("a second Hello"))),
-            AgentMessage::Heartbeat(heartbeat) => cost = Some(heartbeat.cost),
+            AgentMessage::Heartbeat(heartbeat) => {
+                (cost, observed_until) = (Some(heartbeat.cost), Some(heartbeat.observed_until));
+            }
             AgentMessage::Batch(batch) => {
                 let number = BatchNumber { epoch: batch.epoch, seq: batch.seq };
                 self.answer(number, history.apply(self.host, batch).await?).await?;
@@ -234,7 +236,7 @@ impl Conversation {
                 self.say(ServerMessage::Ack(history.last_batch(self.host).await?)).await?;
             }
         }
-        history.record_presence(self.host, Presence { at: clock(), cost });
+        history.record_presence(self.host, Presence { at: clock(), observed_until, cost });
         Ok(())
     }
 

@@ -1,0 +1,214 @@
+//! How values of the domain are written in columns.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use fleetsock_proto::{owner::Owner, time::Timestamp};
+use rusqlite::{Row, types::Type};
+
+/// Bytes of one packed owner: pid, start, program.
+const OWNER_BYTES: usize = 20;
+
+/// A column that does not hold what the schema says: the file was changed by somebody else.
+fn wrong(column: &'static str, problem: impl Into<String>) -> rusqlite::Error {
+    let problem = std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{column}: {}", problem.into()));
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Null, Box::new(problem))
+}
+
+/// The 5 or 17 bytes of an address: its family, then its value, so that they sort as addresses do.
+pub(super) fn address_bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => [&[4][..], &v4.octets()].concat(),
+        IpAddr::V6(v6) => [&[6][..], &v6.octets()].concat(),
+    }
+}
+
+/// Takes one address off the front of `bytes`.
+fn take_address(bytes: &[u8]) -> Option<(IpAddr, &[u8])> {
+    match bytes.split_first()? {
+        (4, rest) => rest.split_first_chunk::<4>().map(|(v4, rest)| (IpAddr::V4(Ipv4Addr::from(*v4)), rest)),
+        (6, rest) => rest.split_first_chunk::<16>().map(|(v6, rest)| (IpAddr::V6(Ipv6Addr::from(*v6)), rest)),
+        _ => None,
+    }
+}
+
+pub(super) fn addresses(column: &'static str, mut bytes: &[u8]) -> Result<Vec<IpAddr>, rusqlite::Error> {
+    let mut addresses = Vec::new();
+    while !bytes.is_empty() {
+        let (address, rest) = take_address(bytes).ok_or_else(|| wrong(column, "no address"))?;
+        addresses.push(address);
+        bytes = rest;
+    }
+    Ok(addresses)
+}
+
+pub(super) fn address(row: &Row<'_>, column: &'static str) -> Result<IpAddr, rusqlite::Error> {
+    match take_address(row.get_ref(column)?.as_blob().map_err(|error| wrong(column, error.to_string()))?) {
+        Some((address, [])) => Ok(address),
+        _ => Err(wrong(column, "no address")),
+    }
+}
+
+pub(super) fn socket_address(
+    row: &Row<'_>,
+    address_column: &'static str,
+    port_column: &'static str,
+) -> Result<SocketAddr, rusqlite::Error> {
+    Ok(SocketAddr::new(address(row, address_column)?, row.get(port_column)?))
+}
+
+pub(super) fn time(row: &Row<'_>, column: &'static str) -> Result<Timestamp, rusqlite::Error> {
+    row.get(column).map(Timestamp::from_micros)
+}
+
+pub(super) fn time_or_null(row: &Row<'_>, column: &'static str) -> Result<Option<Timestamp>, rusqlite::Error> {
+    Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp::from_micros))
+}
+
+/// A word of the vocabulary by its number.
+pub(super) fn word<T>(
+    row: &Row<'_>,
+    column: &'static str,
+    word: impl FnOnce(i32) -> Option<T>,
+) -> Result<T, rusqlite::Error> {
+    let number = row.get(column)?;
+    word(number).ok_or_else(|| wrong(column, format!("{number} has no meaning")))
+}
+
+/// An unsigned number as the signed one of the same bits.
+pub(super) const fn signed(number: u64) -> i64 {
+    number.cast_signed()
+}
+
+pub(super) fn unsigned(row: &Row<'_>, column: &'static str) -> Result<u64, rusqlite::Error> {
+    row.get(column).map(i64::cast_unsigned)
+}
+
+/// Who holds a socket, in columns: the primary owner in three, the others packed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct OwnerColumns {
+    pub(super) pid: u32,
+    pub(super) started_at_us: i64,
+    pub(super) program_id: i64,
+    pub(super) more: Option<Vec<u8>>,
+}
+
+/// One owner as it is stored; its program is looked up apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct StoredOwner {
+    pub(super) pid: u32,
+    pub(super) started_at: Option<Timestamp>,
+    pub(super) program_id: i64,
+}
+
+impl OwnerColumns {
+    /// The columns for these owners.
+    pub(super) fn new(
+        owners: &[Arc<Owner>],
+        mut program_id: impl FnMut(&Arc<Owner>) -> Result<i64, rusqlite::Error>,
+    ) -> Result<OwnerColumns, rusqlite::Error> {
+        let Some((primary, others)) = owners.split_first() else { return Ok(OwnerColumns::default()) };
+        let started_at_us = |owner: &Owner| owner.started_at.map_or(0, Timestamp::as_micros);
+        let mut more = Vec::with_capacity(others.len() * OWNER_BYTES);
+        for owner in others {
+            more.extend(owner.pid.to_le_bytes());
+            more.extend(started_at_us(owner).to_le_bytes());
+            more.extend(program_id(owner)?.to_le_bytes());
+        }
+        Ok(OwnerColumns {
+            pid: primary.pid,
+            started_at_us: started_at_us(primary),
+            program_id: program_id(primary)?,
+            more: (!more.is_empty()).then_some(more),
+        })
+    }
+
+    /// Reads the columns of a row.
+    pub(super) fn read(row: &Row<'_>) -> Result<OwnerColumns, rusqlite::Error> {
+        Ok(OwnerColumns {
+            pid: row.get("pid")?,
+            started_at_us: row.get("started_at_us")?,
+            program_id: row.get("program_id")?,
+            more: row.get("more_owners")?,
+        })
+    }
+
+    /// Whether nobody is known.
+    pub(super) fn is_empty(&self) -> bool {
+        self.program_id == 0
+    }
+
+    /// The owners, the primary one first.
+    pub(super) fn owners(&self) -> Vec<StoredOwner> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        let owner = |pid, started_at_us: i64, program_id| StoredOwner {
+            pid,
+            started_at: (started_at_us != 0).then(|| Timestamp::from_micros(started_at_us)),
+            program_id,
+        };
+        let mut owners = vec![owner(self.pid, self.started_at_us, self.program_id)];
+        let (packed, _) = self.more.as_deref().unwrap_or_default().as_chunks::<OWNER_BYTES>();
+        for bytes in packed {
+            let [p0, p1, p2, p3, rest @ ..] = *bytes;
+            let (started, program) = rest.split_at(8);
+            let number = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+            owners.push(owner(
+                u32::from_le_bytes([p0, p1, p2, p3]),
+                number(started).cast_signed(),
+                number(program).cast_signed(),
+            ));
+        }
+        owners
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(pid: u32, started_at_us: i64) -> Arc<Owner> {
+        Arc::new(Owner {
+            pid,
+            started_at: (started_at_us != 0).then(|| Timestamp::from_micros(started_at_us)),
+            process: format!("p{pid}"),
+            exe: String::new(),
+            uid: 0,
+            user: String::new(),
+            container: String::new(),
+            unit: String::new(),
+        })
+    }
+
+    #[test]
+    fn owners_read_as_they_were_written() {
+        for pids in [vec![], vec![7], vec![7, u32::MAX, 1]] {
+            let owners: Vec<_> = pids.iter().map(|pid| owner(*pid, i64::from(*pid) - 1)).collect();
+            let columns = OwnerColumns::new(&owners, |owner| Ok(i64::from(owner.pid) << 20)).unwrap();
+            let expected: Vec<_> = owners
+                .iter()
+                .map(|owner| StoredOwner {
+                    pid: owner.pid,
+                    started_at: owner.started_at,
+                    program_id: i64::from(owner.pid) << 20,
+                })
+                .collect();
+            assert_eq!(columns.owners(), expected);
+        }
+    }
+
+    #[test]
+    fn addresses_sort_by_family_and_value_and_read_back() {
+        let texts = ["0.0.0.0", "10.0.0.255", "10.0.1.0", "255.255.255.255", "::", "2001:db8::1", "fe80::1"];
+        let parsed: Vec<IpAddr> = texts.iter().map(|text| text.parse().unwrap()).collect();
+        let encoded: Vec<_> = parsed.iter().map(|address| address_bytes(*address)).collect();
+        assert!(encoded.is_sorted());
+        assert_eq!(addresses("a", &encoded.concat()).unwrap(), parsed);
+        for broken in [&[4, 1, 2, 3][..], &[5, 0, 0, 0, 0], &[6; 16]] {
+            assert!(addresses("a", broken).is_err(), "{broken:?}");
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The files of a history: who may open them, how connections are born, and their schema.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+};
+
+use fleetsock_proto::private::{self, PrivateFileError};
+use rusqlite::{Connection, OpenFlags};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::history::HistoryError;
+
+const MAIN_FILE: &str = "main.db";
+const LOCK_FILE: &str = "lock";
+/// Versions before this one have open advisories.
+const OLDEST_SQLITE: i32 = 3_051_003;
+/// Pages of the log before they are moved into the database: more makes commits slower now and then, fewer makes
+/// everything be written twice as often.
+const CHECKPOINT_PAGES: i64 = 4000;
+/// The log is cut to this many bytes after it grew.
+const LOG_BYTES: i64 = 64 * 1024 * 1024;
+/// Page cache of the writer, KiB (SQLite takes it negative).
+const WRITER_CACHE_KIB: i64 = 64 * 1024;
+/// Page cache of a reader, KiB.
+const READER_CACHE_KIB: i64 = 16 * 1024;
+/// Statements kept ready on a connection.
+const STATEMENTS: usize = 64;
+
+mod main_schema {
+    #![allow(
+        clippy::unwrap_used,
+        unreachable_pub,
+        reason = "made by the macro; names of files are checked when it runs"
+    )]
+    refinery::embed_migrations!("../migrations/sqlite/main");
+}
+
+mod day_schema {
+    #![allow(
+        clippy::unwrap_used,
+        unreachable_pub,
+        reason = "made by the macro; names of files are checked when it runs"
+    )]
+    refinery::embed_migrations!("../migrations/sqlite/day");
+}
+
+/// Why a history cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The folder is missing, not ours, or open to others.
+    #[error(transparent)]
+    File(#[from] PrivateFileError),
+    /// Another server has it.
+    #[error("{} is in use by another fleetsock-server{}", folder.display(), pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+        /// Who has it, when it said so.
+        pid: Option<u32>,
+    },
+    /// A newer server wrote it.
+    #[error(
+        "{} was written by a newer fleetsock-server (schema {found}, this one knows up to {known}); it was left alone: use that server, or restore a backup",
+        path.display()
+    )]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its schema.
+        found: i32,
+        /// The newest schema that this program knows.
+        known: i32,
+    },
+    /// A migration that was applied is not the one that this program has.
+    #[error("{}: the schema is not the one that this fleetsock-server made: {problem}", path.display())]
+    Altered {
+        /// Which file.
+        path: PathBuf,
+        /// What is different.
+        problem: String,
+    },
+    /// SQLite or the disk refused.
+    #[error("{}: {problem}", path.display())]
+    Engine {
+        /// Which file.
+        path: PathBuf,
+        /// What happened.
+        problem: String,
+    },
+    /// The SQLite of this build is too old.
+    #[error("SQLite {0} has open advisories; this program needs 3.51.3 or newer")]
+    OldSqlite(&'static str),
+    /// The system gave no thread.
+    #[error("cannot start the writer: {0}")]
+    Thread(io::Error),
+}
+
+/// The open files of a history, as its one writer has them.
+pub(super) struct Database {
+    /// `main.db`.
+    pub(super) main: Connection,
+    /// The file that sessions are written to.
+    pub(super) day: Connection,
+    files: Files,
+    // Held for as long as the files are open.
+    _lock: File,
+}
+
+/// Where the files are, for readers.
+#[derive(Debug, Clone)]
+pub(super) struct Files {
+    main: PathBuf,
+    day: PathBuf,
+}
+
+impl Database {
+    /// Opens the files in a folder, or makes them.
+    pub(super) fn open(folder: &Path) -> Result<Database, OpenError> {
+        if rusqlite::version_number() < OLDEST_SQLITE {
+            return Err(OpenError::OldSqlite(rusqlite::version()));
+        }
+        private::make_folder(folder)?;
+        let lock = lock(folder)?;
+        let main_path = folder.join(MAIN_FILE);
+        let mut main = open_for_writing(&main_path, main_schema::migrations::runner())?;
+        let day_path = folder.join(hot_part(&mut main).map_err(|error| engine(&main_path, &error))?);
+        let day = open_for_writing(&day_path, day_schema::migrations::runner())?;
+        Ok(Database { main, day, files: Files { main: main_path, day: day_path }, _lock: lock })
+    }
+
+    pub(super) fn files(&self) -> Files {
+        self.files.clone()
+    }
+
+    /// The error of something that was asked of `main.db` while it was opened.
+    pub(super) fn failed(&self, error: rusqlite::Error) -> OpenError {
+        engine(&self.files.main, &error)
+    }
+}
+
+impl Files {
+    /// A connection that cannot write.
+    pub(super) fn open_main(&self) -> Result<Connection, rusqlite::Error> {
+        open_for_reading(&self.main)
+    }
+
+    /// A connection that cannot write.
+    pub(super) fn open_day(&self) -> Result<Connection, rusqlite::Error> {
+        open_for_reading(&self.day)
+    }
+}
+
+fn engine(path: &Path, error: &rusqlite::Error) -> OpenError {
+    let problem = match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::ReadOnly) => "it is read-only here, and a server must write".to_owned(),
+        Some(rusqlite::ErrorCode::DiskFull) => "the disk is full".to_owned(),
+        Some(rusqlite::ErrorCode::CannotOpen) => format!("{error} (is the disk full or read-only?)"),
+        Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
+            format!("{error}; restore a backup")
+        }
+        _ => error.to_string(),
+    };
+    OpenError::Engine { path: path.to_owned(), problem }
+}
+
+/// Keeps other servers out for as long as the file is open.
+fn lock(folder: &Path) -> Result<File, OpenError> {
+    let path = folder.join(LOCK_FILE);
+    let io_error = |source| OpenError::File(PrivateFileError::Io { path: path.clone(), source });
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io_error)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut text = String::new();
+            // The number only helps the reader; when it cannot be read the error stands without it.
+            let pid = file.read_to_string(&mut text).map_or(None, |_| text.trim().parse().ok());
+            return Err(OpenError::InUse { folder: folder.to_owned(), pid });
+        }
+        Err(error) => return Err(io_error(error.into())),
+    }
+    let mut write_pid = || {
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{}", std::process::id())
+    };
+    write_pid().map_err(io_error)?;
+    Ok(file)
+}
+
+fn open_for_writing(path: &Path, runner: refinery::Runner) -> Result<Connection, OpenError> {
+    let mut connection = Connection::open(path).map_err(|error| engine(path, &error))?;
+    refuse_newer(path, &connection, &runner)?;
+    let settle = || {
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        connection.pragma_update(None, "journal_size_limit", LOG_BYTES)?;
+        connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)
+    };
+    settle().map_err(|error| engine(path, &error))?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    runner.run(&mut connection).map_err(|error| match error.kind() {
+        refinery::error::Kind::Connection(_, cause) => match cause.downcast_ref::<rusqlite::Error>() {
+            Some(cause) => engine(path, cause),
+            None => OpenError::Engine { path: path.to_owned(), problem: cause.to_string() },
+        },
+        _ => OpenError::Altered { path: path.to_owned(), problem: error.to_string() },
+    })?;
+    Ok(connection)
+}
+
+/// Looks at the schema of a file before anything is changed in it.
+fn refuse_newer(path: &Path, connection: &Connection, runner: &refinery::Runner) -> Result<(), OpenError> {
+    let known = runner.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0);
+    let found = || {
+        let table = "SELECT count(*) FROM sqlite_schema WHERE name = 'refinery_schema_history'";
+        if connection.query_row(table, [], |row| row.get::<_, i64>(0))? == 0 {
+            return Ok(0);
+        }
+        connection.query_row("SELECT coalesce(max(version), 0) FROM refinery_schema_history", [], |row| row.get(0))
+    };
+    let found: i32 = found().map_err(|error| engine(path, &error))?;
+    if found > known { Err(OpenError::Newer { path: path.to_owned(), found, known }) } else { Ok(()) }
+}
+
+fn open_for_reading(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.pragma_update(None, "query_only", true)?;
+    connection.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(connection)
+}
+
+/// The file that is written to; the first one is entered into the catalogue here.
+fn hot_part(main: &mut Connection) -> Result<String, rusqlite::Error> {
+    let transaction = main.transaction()?;
+    let newest = transaction
+        .query_row("SELECT file FROM parts WHERE state = 0 ORDER BY id DESC LIMIT 1", [], |row| row.get("file"));
+    let file = match newest {
+        Err(rusqlite::Error::QueryReturnedNoRows) => {
+            let file = "day-1.db".to_owned();
+            transaction.execute("INSERT INTO parts (id, file, state, started_at_us) VALUES (1, ?1, 0, 0)", [&file])?;
+            file
+        }
+        other => other?,
+    };
+    transaction.commit()?;
+    Ok(file)
+}
+
+impl From<rusqlite::Error> for HistoryError {
+    fn from(error: rusqlite::Error) -> HistoryError {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => HistoryError::Full,
+            _ => HistoryError::Engine(error.to_string()),
+        }
+    }
+}
+
+/// Whether an error leaves unknown what is stored: after a failed fsync the kernel may have dropped the pages.
+pub(super) fn is_fatal(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi;
+    let code = match error {
+        rusqlite::Error::SqliteFailure(failure, _) => failure.extended_code,
+        _ => return false,
+    };
+    matches!(code, ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC | ffi::SQLITE_IOERR_CLOSE)
+}

@@ -1,0 +1,174 @@
+//! Questions: each on a connection that cannot write, with a deadline, never waiting for the writer.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use fleetsock_proto::{answer::AnswerMeta, owner::Owner};
+use rusqlite::Connection;
+use tokio::sync::Semaphore;
+
+use self::outlet::Outlet;
+use super::{
+    coding::{OwnerColumns, StoredOwner},
+    database::Files,
+};
+use crate::history::{Bounds, HistoryError, Rows, matching::OwnerNames};
+
+pub(super) mod coverage;
+pub(super) mod outlet;
+pub(super) mod ports;
+pub(super) mod sessions;
+
+/// Steps of SQLite's machine between two looks at the clock: a few microseconds.
+const STEPS: i32 = 1000;
+
+/// One reader's connections.
+pub(super) struct Reader {
+    pub(super) main: Connection,
+    pub(super) day: Connection,
+}
+
+/// Readers, a few of them: a question waits for one.
+pub(super) struct Readers {
+    files: Files,
+    idle: Arc<Mutex<Vec<Reader>>>,
+    places: Arc<Semaphore>,
+}
+
+impl Readers {
+    pub(super) fn new(files: Files, at_once: usize) -> Readers {
+        Readers { files, idle: Arc::default(), places: Arc::new(Semaphore::new(at_once)) }
+    }
+
+    /// Answers a question within `time`.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        time: Duration,
+        question: impl FnOnce(&Reader) -> Result<T, HistoryError> + Send + 'static,
+    ) -> Result<T, HistoryError> {
+        self.run(time, || false, move |reader, _| question(reader)).await
+    }
+
+    /// Answers a question whose rows are sent while it is answered, within the bounds.
+    pub(super) async fn stream<T: Send + 'static>(
+        &self,
+        bounds: Bounds,
+        limit: Option<u32>,
+        rows: Rows<T>,
+        question: impl FnOnce(&Reader, &mut Outlet<T>) -> Result<AnswerMeta, HistoryError> + Send + 'static,
+    ) -> Result<AnswerMeta, HistoryError> {
+        let limit = limit.unwrap_or(bounds.rows).min(bounds.rows);
+        let reader_left = {
+            let rows = rows.clone();
+            move || rows.is_closed()
+        };
+        self.run(bounds.time, reader_left, move |reader, deadline| {
+            let mut outlet = Outlet::new(rows, limit, deadline, bounds.time);
+            let mut meta = question(reader, &mut outlet)?;
+            meta.truncated = outlet.finish()?;
+            Ok(meta)
+        })
+        .await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        time: Duration,
+        abandoned: impl Fn() -> bool + Clone + Send + 'static,
+        question: impl FnOnce(&Reader, Instant) -> Result<T, HistoryError> + Send + 'static,
+    ) -> Result<T, HistoryError> {
+        let deadline = Instant::now() + time;
+        let place = tokio::time::timeout(time, Arc::clone(&self.places).acquire_owned())
+            .await
+            .map_err(|_| HistoryError::TooSlow(time))?
+            .map_err(|_| HistoryError::Closed)?;
+        let (files, idle) = (self.files.clone(), Arc::clone(&self.idle));
+        let answered = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            let found = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let mut reader = match found {
+                Some(reader) => reader,
+                None => Reader { main: files.open_main()?, day: files.open_day()? },
+            };
+            let watched = abandoned.clone();
+            let over = move || Instant::now() > deadline || watched();
+            reader.watch(Some(over.clone()))?;
+            let answer = question(&reader, deadline).map_err(|error| match error {
+                HistoryError::Engine(_) if abandoned() => HistoryError::Abandoned,
+                HistoryError::Engine(_) if over() => HistoryError::TooSlow(time),
+                error => error,
+            });
+            reader.watch(None::<fn() -> bool>)?;
+            idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+            answer
+        });
+        answered.await.map_err(|error| HistoryError::Engine(error.to_string()))?
+    }
+}
+
+impl Reader {
+    /// Makes SQLite ask from time to time whether to go on.
+    fn watch(&mut self, over: Option<impl Fn() -> bool + Clone + Send + 'static>) -> Result<(), rusqlite::Error> {
+        self.main.progress_handler(STEPS, over.clone())?;
+        self.day.progress_handler(STEPS, over)
+    }
+}
+
+/// A program, as [`Programs`] remembers it.
+#[derive(Debug, Clone)]
+struct Program {
+    process: String,
+    exe: String,
+    uid: u32,
+    user: String,
+    container: String,
+    unit: String,
+}
+
+/// The programs of one answer, each looked up once.
+pub(super) struct Programs<'a> {
+    main: &'a Connection,
+    known: HashMap<i64, Program>,
+}
+
+impl<'a> Programs<'a> {
+    pub(super) fn new(reader: &'a Reader) -> Programs<'a> {
+        Programs { main: &reader.main, known: HashMap::new() }
+    }
+
+    fn get(&mut self, id: i64) -> Result<&Program, rusqlite::Error> {
+        if !self.known.contains_key(&id) {
+            let program = self.main.prepare_cached("SELECT * FROM programs WHERE id = ?1")?.query_row([id], |row| {
+                Ok(Program {
+                    process: row.get("process")?,
+                    exe: row.get("exe")?,
+                    uid: row.get("uid")?,
+                    user: row.get("user")?,
+                    container: row.get("container")?,
+                    unit: row.get("unit")?,
+                })
+            })?;
+            self.known.insert(id, program);
+        }
+        // It was put there two lines above when it was not.
+        self.known.get(&id).ok_or(rusqlite::Error::QueryReturnedNoRows)
+    }
+
+    /// The owners of a row, the primary one first.
+    pub(super) fn owners(&mut self, columns: &OwnerColumns) -> Result<Vec<Owner>, rusqlite::Error> {
+        columns.owners().into_iter().map(|stored| self.owner(stored)).collect()
+    }
+
+    fn owner(&mut self, stored: StoredOwner) -> Result<Owner, rusqlite::Error> {
+        let Program { process, exe, uid, user, container, unit } = self.get(stored.program_id)?.clone();
+        Ok(Owner { pid: stored.pid, started_at: stored.started_at, process, exe, uid, user, container, unit })
+    }
+}
+
+/// The owners of a row, as filters see them.
+fn names(owners: &[Owner]) -> impl Iterator<Item = OwnerNames<'_>> {
+    owners.iter().map(|owner| OwnerNames { process: &owner.process, user: &owner.user, uid: owner.uid })
+}

@@ -1,0 +1,115 @@
+//! What is covered: the hosts, and the ranges in which they were not observed.
+
+use std::collections::HashMap;
+
+use fleetsock_proto::{
+    answer::{AnswerMeta, Gap, GapReason, META_NAMES_LIMIT},
+    host::Host,
+    question::CoverageQuestion,
+    time::Timestamp,
+};
+use rusqlite::{Connection, Row, params};
+
+use super::Reader;
+use crate::history::{
+    Bounds, HistoryError,
+    sqlite::{
+        coding,
+        roster::{self, Selected, Selection},
+    },
+};
+
+pub(in crate::history::sqlite) fn list_hosts(
+    reader: &Reader,
+    selection: &Selection,
+    now: Timestamp,
+) -> Result<(Vec<Host>, AnswerMeta), HistoryError> {
+    let listeners = "SELECT count(*) FROM listeners WHERE host_id = ?1 AND closed_at_us IS NULL";
+    let sessions = "SELECT count(*) FROM open_sessions WHERE host_id = ?1";
+    let count = |connection: &Connection, sql: &str, id: i64| -> Result<u64, rusqlite::Error> {
+        connection.prepare_cached(sql)?.query_row([id], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned)
+    };
+    let mut hosts = Vec::with_capacity(selection.hosts.len());
+    for selected in &selection.hosts {
+        let id = selected.entry.id;
+        hosts.push(roster::host(selected, count(&reader.main, listeners, id)?, count(&reader.day, sessions, id)?));
+    }
+    Ok((hosts, selection.meta(now)))
+}
+
+pub(in crate::history::sqlite) fn list_gaps(
+    reader: &Reader,
+    selection: &Selection,
+    question: &CoverageQuestion,
+    now: Timestamp,
+    bounds: Bounds,
+) -> Result<(Vec<Gap>, AnswerMeta), HistoryError> {
+    let window = (question.since.unwrap_or(Timestamp::MIN), question.until.unwrap_or(now));
+    let limit = question.limit.unwrap_or(bounds.rows).min(bounds.rows);
+    let mut gaps = Vec::new();
+    let total = each_gap(reader, selection, window, |gap| {
+        if gaps.len() < limit as usize {
+            gaps.push(gap);
+        }
+    })?;
+    let meta = AnswerMeta {
+        since: question.since,
+        until: question.until,
+        gaps_total: total,
+        truncated: total > gaps.len() as u64,
+        ..selection.meta(now)
+    };
+    Ok((gaps, meta))
+}
+
+/// Adds to `meta` what was not observed within `window`.
+pub(super) fn with_gaps(
+    reader: &Reader,
+    selection: &Selection,
+    meta: AnswerMeta,
+    window: (Timestamp, Timestamp),
+) -> Result<AnswerMeta, HistoryError> {
+    let mut gaps = Vec::new();
+    let gaps_total = each_gap(reader, selection, window, |gap| {
+        if gaps.len() < META_NAMES_LIMIT {
+            gaps.push(gap);
+        }
+    })?;
+    Ok(AnswerMeta { gaps, gaps_total, ..meta })
+}
+
+/// Shows every gap of the selected hosts that touches `window`, the one that ended last first; how many there are.
+fn each_gap(
+    reader: &Reader,
+    selection: &Selection,
+    (since, until): (Timestamp, Timestamp),
+    mut show: impl FnMut(Gap),
+) -> Result<u64, rusqlite::Error> {
+    let hosts = selection.by_number();
+    let mut total = 0;
+    let mut statement = reader.main.prepare_cached(
+        "SELECT host_id, since_us, until_us, reason, batches_lost FROM gaps
+         WHERE until_us > ?1 AND since_us < ?2 ORDER BY until_us DESC, id DESC",
+    )?;
+    // A window of one moment lies within a gap, it does not only touch its ends.
+    let mut rows = statement.query(params![since.as_micros(), until.max(since).as_micros()])?;
+    while let Some(row) = rows.next()? {
+        if let Some(gap) = gap(row, &hosts)? {
+            total += 1;
+            show(gap);
+        }
+    }
+    Ok(total)
+}
+
+fn gap(row: &Row<'_>, hosts: &HashMap<i64, &Selected>) -> Result<Option<Gap>, rusqlite::Error> {
+    let Some(host) = hosts.get(&row.get("host_id")?) else { return Ok(None) };
+    Ok(Some(Gap {
+        host: host.entry.name.clone(),
+        host_id: host.entry.host_id,
+        since: coding::time(row, "since_us")?,
+        until: Some(coding::time(row, "until_us")?),
+        reason: coding::word(row, "reason", GapReason::from_number)?,
+        batches_lost: coding::unsigned(row, "batches_lost")?,
+    }))
+}

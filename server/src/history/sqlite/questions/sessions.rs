@@ -1,0 +1,314 @@
+//! Sessions, newest first: those that are open by opening time, then those that are over by closing time.
+//!
+//! What is over is found by host when few hosts are meant, else by zones of the table. Either way it comes in pages, and
+//! a heap puts their rows into one order: a page is only read when its latest possible row is the next one.
+
+use std::{
+    cmp::Ordering,
+    collections::{BinaryHeap, HashMap},
+};
+
+use fleetsock_proto::{
+    answer::AnswerMeta,
+    question::{SessionQuestion, SessionTime},
+    session::Session,
+    socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketState},
+    time::Timestamp,
+};
+use rusqlite::{Row, params};
+
+use super::{
+    Programs, Reader, coverage, names,
+    outlet::{Outlet, Wanted},
+};
+use crate::history::{
+    HistoryError,
+    matching::Matcher,
+    sqlite::{
+        coding::{self, OwnerColumns},
+        roster::{Places, Selected, Selection},
+    },
+};
+
+/// Up to so many hosts are each read by the index of hosts; for more, reading what closed last is less work.
+const BY_HOST: usize = 64;
+/// Rows of one page of a host.
+const PAGE_ROWS: i64 = 256;
+
+pub(in crate::history::sqlite) fn list(
+    reader: &Reader,
+    selection: &Selection,
+    places: &Places,
+    question: &SessionQuestion,
+    now: Timestamp,
+    outlet: &mut Outlet<Session>,
+) -> Result<AnswerMeta, HistoryError> {
+    let matcher = Matcher::new(&question.filter)?;
+    let window = Window::of(question.time);
+    // One view of the file, so that a session that closes meanwhile is not shown twice.
+    let _view = reader.day.unchecked_transaction()?;
+    let mut search = Search {
+        reader,
+        hosts: selection.by_number(),
+        places,
+        question,
+        matcher,
+        window,
+        programs: Programs::new(reader),
+    };
+    if search.open(selection, outlet)? == Wanted::More && window.past {
+        search.over(selection, outlet)?;
+    }
+    let as_of = match question.time {
+        SessionTime::At(at) => at,
+        SessionTime::Now | SessionTime::Within { .. } => now,
+    };
+    let (since, until) = match question.time {
+        SessionTime::Within { since, until } => (Some(since), until),
+        SessionTime::Now | SessionTime::At(_) => (None, None),
+    };
+    let meta = AnswerMeta { since, until, ..selection.meta(as_of) };
+    coverage::with_gaps(reader, selection, meta, (since.unwrap_or(as_of), until.unwrap_or(as_of)))
+}
+
+/// The sessions that are meant: opened not after `opened_until`, and open or closed after `closed_after`.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    opened_until: Timestamp,
+    closed_after: Timestamp,
+    /// Whether sessions that are over are meant at all.
+    past: bool,
+}
+
+impl Window {
+    fn of(time: SessionTime) -> Window {
+        match time {
+            SessionTime::Now => Window { opened_until: Timestamp::MAX, closed_after: Timestamp::MAX, past: false },
+            SessionTime::At(at) => Window { opened_until: at, closed_after: at, past: true },
+            SessionTime::Within { since, until } => Window {
+                opened_until: until.unwrap_or(Timestamp::MAX),
+                // One that closed in the window's first moment was open in it.
+                closed_after: Timestamp::from_micros(since.as_micros() - 1),
+                past: true,
+            },
+        }
+    }
+}
+
+struct Search<'a> {
+    reader: &'a Reader,
+    hosts: HashMap<i64, &'a Selected>,
+    places: &'a Places,
+    question: &'a SessionQuestion,
+    matcher: Matcher,
+    window: Window,
+    programs: Programs<'a>,
+}
+
+/// Sessions in the order of the answer, or a page of them that was not read yet: the latest comes first.
+struct Next {
+    latest: i64,
+    what: What,
+}
+
+enum What {
+    Session(Box<Session>),
+    /// Sessions of a host that closed before this one.
+    Host {
+        host: i64,
+        before_id: i64,
+    },
+    /// A zone.
+    Zone {
+        first: i64,
+        last: i64,
+    },
+}
+
+impl PartialEq for Next {
+    fn eq(&self, other: &Next) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Next {}
+
+impl PartialOrd for Next {
+    fn partial_cmp(&self, other: &Next) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Next {
+    fn cmp(&self, other: &Next) -> Ordering {
+        // At the same moment a page comes before a row: it may hold rows of that moment.
+        let is_page = |next: &Next| !matches!(next.what, What::Session(_));
+        self.latest.cmp(&other.latest).then_with(|| is_page(self).cmp(&is_page(other)))
+    }
+}
+
+impl Search<'_> {
+    /// Sends the sessions that are open.
+    fn open(&mut self, selection: &Selection, outlet: &mut Outlet<Session>) -> Result<Wanted, HistoryError> {
+        let mut by_host = self.reader.day.prepare_cached(
+            "SELECT * FROM open_sessions WHERE host_id = ?2 AND opened_at_us <= ?1
+             ORDER BY opened_at_us DESC, netns, cookie",
+        )?;
+        let mut by_time = self.reader.day.prepare_cached(
+            "SELECT * FROM open_sessions WHERE opened_at_us <= ?1 ORDER BY opened_at_us DESC, host_id, netns, cookie",
+        )?;
+        let until = self.window.opened_until.as_micros();
+        let mut rows = match selection.hosts.as_slice() {
+            [host] => by_host.query([until, host.entry.id])?,
+            _ => by_time.query([until])?,
+        };
+        while let Some(row) = rows.next()? {
+            if let Some(session) = self.session(row, None)?
+                && outlet.push(session)? == Wanted::NoMore
+            {
+                return Ok(Wanted::NoMore);
+            }
+        }
+        Ok(Wanted::More)
+    }
+
+    /// Sends the sessions that are over.
+    fn over(&mut self, selection: &Selection, outlet: &mut Outlet<Session>) -> Result<(), HistoryError> {
+        let mut heap = if selection.hosts.len() <= BY_HOST {
+            let page = |host: &Selected| Next {
+                latest: i64::MAX,
+                what: What::Host { host: host.entry.id, before_id: i64::MAX },
+            };
+            selection.hosts.iter().map(page).collect()
+        } else {
+            self.zones()?
+        };
+        while let Some(Next { latest, what }) = heap.pop() {
+            match what {
+                What::Session(session) => {
+                    if outlet.push(*session)? == Wanted::NoMore {
+                        break;
+                    }
+                }
+                What::Host { host, before_id } => self.read_host(host, (latest, before_id), &mut heap)?,
+                What::Zone { first, last } => self.read_zone(first, last, &mut heap)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn zones(&self) -> Result<BinaryHeap<Next>, rusqlite::Error> {
+        let mut statement = self
+            .reader
+            .day
+            .prepare_cached("SELECT first_id, last_id, max_closed_at_us FROM zones WHERE max_closed_at_us > ?1")?;
+        let mut rows = statement.query([self.window.closed_after.as_micros()])?;
+        let mut heap = BinaryHeap::new();
+        while let Some(row) = rows.next()? {
+            let what = What::Zone { first: row.get("first_id")?, last: row.get("last_id")? };
+            heap.push(Next { latest: row.get("max_closed_at_us")?, what });
+        }
+        Ok(heap)
+    }
+
+    fn read_zone(&mut self, first: i64, last: i64, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
+        let mut statement = self.reader.day.prepare_cached(
+            "SELECT *, closed_at_us - duration_us AS opened_at_us FROM sessions
+             WHERE id BETWEEN ?1 AND ?2 AND closed_at_us > ?3 AND closed_at_us - duration_us <= ?4",
+        )?;
+        let Window { opened_until, closed_after, .. } = self.window;
+        let mut rows = statement.query(params![first, last, closed_after.as_micros(), opened_until.as_micros()])?;
+        while let Some(row) = rows.next()? {
+            self.push(row, heap)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the next page of a host, and notes the one after it.
+    fn read_host(
+        &mut self,
+        host: i64,
+        (latest, before_id): (i64, i64),
+        heap: &mut BinaryHeap<Next>,
+    ) -> Result<(), rusqlite::Error> {
+        let mut statement = self.reader.day.prepare_cached(
+            "SELECT *, closed_at_us - duration_us AS opened_at_us FROM sessions
+             WHERE host_id = ?1 AND closed_at_us > ?2 AND (closed_at_us, id) < (?3, ?4)
+             ORDER BY closed_at_us DESC, id DESC LIMIT ?5",
+        )?;
+        let after = self.window.closed_after.as_micros();
+        let mut rows = statement.query(params![host, after, latest, before_id, PAGE_ROWS])?;
+        let (mut read, mut last) = (0, (0, 0));
+        while let Some(row) = rows.next()? {
+            read += 1;
+            last = (row.get("closed_at_us")?, row.get("id")?);
+            if coding::time(row, "opened_at_us")? <= self.window.opened_until {
+                self.push(row, heap)?;
+            }
+        }
+        if read == PAGE_ROWS {
+            heap.push(Next { latest: last.0, what: What::Host { host, before_id: last.1 } });
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, row: &Row<'_>, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
+        let at = coding::time(row, "closed_at_us")?;
+        let known = coding::word(row, "closed_known", Known::from_number)?;
+        if let Some(session) = self.session(row, Some((at, known)))? {
+            heap.push(Next { latest: at.as_micros(), what: What::Session(Box::new(session)) });
+        }
+        Ok(())
+    }
+
+    /// The session of a row, if the question means it.
+    fn session(
+        &mut self,
+        row: &Row<'_>,
+        closed: Option<(Timestamp, Known)>,
+    ) -> Result<Option<Session>, rusqlite::Error> {
+        let Some(host) = self.hosts.get(&row.get("host_id")?) else { return Ok(None) };
+        let direction = coding::word(row, "direction", Direction::from_number)?;
+        let protocol = coding::word(row, "protocol", Protocol::from_number)?;
+        let family = coding::word(row, "family", Family::from_number)?;
+        let state = coding::word(row, "state", SocketState::from_number)?;
+        let local = coding::socket_address(row, "local_address", "local_port")?;
+        let peer = coding::socket_address(row, "peer_address", "peer_port")?;
+        let SessionQuestion { directions, states, peers, .. } = self.question;
+        let service_port = match direction {
+            Direction::In => local.port(),
+            Direction::Out => peer.port(),
+        };
+        let meant = self.matcher.matches_socket(protocol, family, service_port)
+            && (directions.is_empty() || directions.contains(&direction))
+            && (states.is_empty() || states.contains(&state))
+            && (peers.is_empty() || peers.iter().any(|prefix| prefix.contains(&peer.ip())));
+        if !meant {
+            return Ok(None);
+        }
+        let owners = self.programs.owners(&OwnerColumns::read(row)?)?;
+        if !self.matcher.matches_owners(names(&owners)) {
+            return Ok(None);
+        }
+        Ok(Some(Session {
+            host_id: host.entry.host_id,
+            host: host.entry.name.clone(),
+            host_state: host.state,
+            protocol,
+            family,
+            direction,
+            local,
+            peer,
+            peer_host: self.places.get(&peer.ip()).cloned().flatten().unwrap_or_default(),
+            state,
+            netns: coding::unsigned(row, "netns")?,
+            owner_known: coding::word(row, "owner_known", OwnerKnown::from_number)?,
+            owners,
+            opened_at: coding::time(row, "opened_at_us")?,
+            opened_known: coding::word(row, "opened_known", Known::from_number)?,
+            closed,
+            bytes_sent: coding::unsigned(row, "bytes_sent")?,
+            bytes_received: coding::unsigned(row, "bytes_received")?,
+        }))
+    }
+}

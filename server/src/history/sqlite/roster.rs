@@ -1,0 +1,376 @@
+//! The hosts, in memory: who they are, whether they are heard, and which of them a question means.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
+};
+
+use fleetsock_proto::{
+    answer::{AnswerMeta, META_NAMES_LIMIT},
+    host::{BootId, Host, HostFacts, HostId, HostSelector, HostState, Tier},
+    port::PortRange,
+    service::edit_distance,
+    stream::AgentCost,
+    time::Timestamp,
+};
+use rusqlite::{Connection, Row, Transaction, params};
+
+use super::coding;
+use crate::history::{Contact, HistoryError, Labels, Presence, Skew, matching::Glob};
+
+/// How often signs of life are written down, at most.
+const WRITE_PRESENCE_EVERY: Duration = Duration::from_secs(5);
+
+/// What is known of a host.
+#[derive(Debug, Clone)]
+pub(super) struct HostEntry {
+    /// Its number in the database.
+    pub(super) id: i64,
+    pub(super) host_id: HostId,
+    pub(super) name: String,
+    pub(super) labels: Labels,
+    pub(super) enrolled_at: Timestamp,
+    pub(super) revoked: bool,
+    pub(super) facts: Option<HostFacts>,
+    pub(super) last_seen_at: Option<Timestamp>,
+    /// The last walk that a sign of life told of, by the server's clock.
+    pub(super) observed_until: Option<Timestamp>,
+    pub(super) skew: Skew,
+    pub(super) cost: AgentCost,
+    /// There is something that is not written down yet.
+    unwritten: bool,
+}
+
+impl HostEntry {
+    /// A host that enrolled and did not speak yet.
+    pub(super) fn pending(id: i64, host_id: HostId, name: String, labels: Labels, at: Timestamp) -> HostEntry {
+        HostEntry {
+            id,
+            host_id,
+            name,
+            labels,
+            enrolled_at: at,
+            revoked: false,
+            facts: None,
+            last_seen_at: None,
+            observed_until: None,
+            skew: Skew::default(),
+            cost: AgentCost::default(),
+            unwritten: false,
+        }
+    }
+
+    fn state(&self, now: Timestamp, stale_after: Duration) -> HostState {
+        match self.last_seen_at {
+            _ if self.revoked => HostState::Revoked,
+            None => HostState::Pending,
+            Some(at) if now.since(at) > stale_after => HostState::Stale,
+            Some(_) => HostState::Online,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Hosts {
+    by_id: HashMap<HostId, HostEntry>,
+    presence_written_at: Timestamp,
+}
+
+/// The hosts.
+#[derive(Debug)]
+pub(super) struct Roster {
+    hosts: RwLock<Hosts>,
+    stale_after: Duration,
+}
+
+/// A host that a question means.
+#[derive(Debug, Clone)]
+pub(super) struct Selected {
+    pub(super) entry: HostEntry,
+    pub(super) state: HostState,
+}
+
+/// The hosts that a question means, by name.
+#[derive(Debug, Clone)]
+pub(super) struct Selection {
+    pub(super) hosts: Vec<Selected>,
+    stale_after: Duration,
+}
+
+impl Selection {
+    /// What an answer about these hosts covers, before its gaps are known.
+    pub(super) fn meta(&self, as_of: Timestamp) -> AnswerMeta {
+        let stale = || self.hosts.iter().filter(|host| host.state == HostState::Stale);
+        AnswerMeta {
+            as_of,
+            hosts_total: u32::try_from(self.hosts.len()).unwrap_or(u32::MAX),
+            hosts_stale: stale().take(META_NAMES_LIMIT).map(|host| host.entry.name.clone()).collect(),
+            hosts_stale_total: u32::try_from(stale().count()).unwrap_or(u32::MAX),
+            stale_after: self.stale_after,
+            ..AnswerMeta::default()
+        }
+    }
+
+    /// The hosts by their numbers.
+    pub(super) fn by_number(&self) -> HashMap<i64, &Selected> {
+        self.hosts.iter().map(|host| (host.entry.id, host)).collect()
+    }
+}
+
+/// Which host has an address; `None` when several have.
+pub(super) type Places = HashMap<IpAddr, Option<String>>;
+
+impl Roster {
+    /// The hosts that the database knows.
+    pub(super) fn load(main: &Connection, stale_after: Duration) -> Result<Roster, rusqlite::Error> {
+        let mut labels: HashMap<i64, Labels> = HashMap::new();
+        let mut statement = main.prepare("SELECT host_id, key, value FROM host_labels")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            labels.entry(row.get("host_id")?).or_default().insert(row.get("key")?, row.get("value")?);
+        }
+        let mut statement = main.prepare("SELECT * FROM hosts")?;
+        let mut rows = statement.query([])?;
+        let mut by_id = HashMap::new();
+        while let Some(row) = rows.next()? {
+            let entry = entry(row, labels.remove(&row.get("id")?).unwrap_or_default())?;
+            by_id.insert(entry.host_id, entry);
+        }
+        Ok(Roster { hosts: RwLock::new(Hosts { by_id, ..Hosts::default() }), stale_after })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Hosts> {
+        // The maps are whole after every statement, so a panic elsewhere does not spoil them.
+        self.hosts.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Hosts> {
+        self.hosts.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of a host.
+    pub(super) fn get(&self, host: HostId) -> Result<HostEntry, HistoryError> {
+        self.read().by_id.get(&host).cloned().ok_or_else(|| HistoryError::NotFound(format!("there is no host {host}")))
+    }
+
+    /// A host enrolled.
+    pub(super) fn add(&self, entry: HostEntry) {
+        self.write().by_id.insert(entry.host_id, entry);
+    }
+
+    /// A host was revoked.
+    pub(super) fn revoke(&self, host: HostId) {
+        if let Some(entry) = self.write().by_id.get_mut(&host) {
+            entry.revoked = true;
+        }
+    }
+
+    /// A host said what it is.
+    pub(super) fn note_hello(&self, host: HostId, contact: Contact) {
+        if let Some(entry) = self.write().by_id.get_mut(&host) {
+            entry.name.clone_from(&contact.facts.name);
+            entry.facts = Some(contact.facts);
+            entry.last_seen_at = Some(contact.at);
+            entry.skew = Skew { offset_us: contact.clock_offset_us };
+        }
+    }
+
+    /// A host gave a sign of life; whether it is time to write such signs down.
+    pub(super) fn note_presence(&self, host: HostId, presence: Presence) -> bool {
+        let mut hosts = self.write();
+        if let Some(entry) = hosts.by_id.get_mut(&host) {
+            entry.last_seen_at = Some(presence.at);
+            if let Some(until) = presence.observed_until {
+                entry.observed_until = entry.observed_until.max(Some(entry.skew.corrected(until)));
+            }
+            entry.cost = presence.cost.unwrap_or(entry.cost);
+            entry.unwritten = true;
+        }
+        let due = presence.at.since(hosts.presence_written_at) >= WRITE_PRESENCE_EVERY;
+        if due {
+            hosts.presence_written_at = presence.at;
+        }
+        due
+    }
+
+    /// Writes down the signs of life since the last time.
+    pub(super) fn write_presence(&self, main: &mut Connection) -> Result<(), rusqlite::Error> {
+        let unwritten: Vec<HostEntry> = {
+            let mut hosts = self.write();
+            let written = |entry: &mut HostEntry| std::mem::take(&mut entry.unwritten).then(|| entry.clone());
+            hosts.by_id.values_mut().filter_map(written).collect()
+        };
+        if unwritten.is_empty() {
+            return Ok(());
+        }
+        let transaction = main.transaction()?;
+        {
+            let mut update = transaction.prepare_cached(
+                "UPDATE hosts SET last_seen_at_us = ?2, observed_until_us = ?3, losses = ?4,
+                     agent_cpu_millipercent = ?5, agent_rss_bytes = ?6 WHERE id = ?1",
+            )?;
+            for entry in unwritten {
+                update.execute(params![
+                    entry.id,
+                    entry.last_seen_at.map(Timestamp::as_micros),
+                    entry.observed_until.map(Timestamp::as_micros),
+                    coding::signed(entry.cost.losses),
+                    entry.cost.cpu_millipercent,
+                    coding::signed(entry.cost.rss_bytes),
+                ])?;
+            }
+        }
+        transaction.commit()
+    }
+
+    /// The hosts that a question means, by name. A name without wildcards that no host has is an error.
+    pub(super) fn select(&self, selector: &HostSelector, now: Timestamp) -> Result<Selection, HistoryError> {
+        let globs = selector.globs.iter().map(|text| Glob::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        let hosts = self.read();
+        for glob in globs.iter().filter(|glob| glob.is_literal()) {
+            if !hosts.by_id.values().any(|entry| names(glob, entry)) {
+                return Err(unknown_host(glob.as_str(), hosts.by_id.values().map(|entry| entry.name.as_str())));
+            }
+        }
+        let meant = |entry: &HostEntry| {
+            (globs.is_empty() || globs.iter().any(|glob| names(glob, entry)))
+                && selector.labels.iter().all(|(key, value)| entry.labels.get(key) == Some(value))
+        };
+        let mut selected: Vec<Selected> = hosts
+            .by_id
+            .values()
+            .filter(|entry| meant(entry))
+            .map(|entry| Selected { state: entry.state(now, self.stale_after), entry: entry.clone() })
+            .collect();
+        selected.sort_by(|a, b| (&a.entry.name, a.entry.host_id).cmp(&(&b.entry.name, b.entry.host_id)));
+        Ok(Selection { hosts: selected, stale_after: self.stale_after })
+    }
+
+    /// Which host has which address.
+    pub(super) fn places(&self) -> Places {
+        let mut places = Places::new();
+        for entry in self.read().by_id.values().filter(|entry| !entry.revoked) {
+            for address in entry.facts.iter().flat_map(|facts| &facts.addresses) {
+                places.entry(*address).and_modify(|name| *name = None).or_insert_with(|| Some(entry.name.clone()));
+            }
+        }
+        places
+    }
+}
+
+fn names(glob: &Glob, entry: &HostEntry) -> bool {
+    glob.matches(&entry.name) || (glob.is_literal() && glob.as_str() == entry.host_id.to_string())
+}
+
+/// The error for a name that no host has, with the names that resemble it.
+fn unknown_host<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> HistoryError {
+    let mut close: Vec<(usize, &str)> =
+        known.map(|known| (edit_distance(known, name), known)).filter(|(distance, _)| *distance <= 2).collect();
+    close.sort_unstable();
+    close.dedup();
+    let hint: Vec<String> = close.into_iter().take(3).map(|(_, name)| format!("`{name}`")).collect();
+    HistoryError::NotFound(match hint.as_slice() {
+        [] => format!("no host is called `{name}`"),
+        hint => format!("no host is called `{name}`; did you mean {}?", hint.join(" or ")),
+    })
+}
+
+/// Stores what a host says of itself.
+pub(super) fn store_hello(transaction: &Transaction<'_>, id: i64, contact: &Contact) -> Result<(), rusqlite::Error> {
+    let facts = &contact.facts;
+    let addresses: Vec<u8> = facts.addresses.iter().flat_map(|address| coding::address_bytes(*address)).collect();
+    transaction
+        .prepare_cached(
+            "UPDATE hosts SET name = ?2, os = ?3, kernel = ?4, arch = ?5, boot_id = ?6, addresses = ?7,
+                 ephemeral_first = ?8, ephemeral_last = ?9, agent_version = ?10, tier = ?11, tier_reason = ?12,
+                 netns = ?13, last_seen_at_us = ?14, clock_offset_us = ?15 WHERE id = ?1",
+        )?
+        .execute(params![
+            id,
+            facts.name,
+            facts.os,
+            facts.kernel,
+            facts.arch,
+            facts.boot_id.as_bytes(),
+            addresses,
+            facts.ephemeral_ports.map(PortRange::first),
+            facts.ephemeral_ports.map(PortRange::last),
+            facts.agent_version,
+            facts.tier.number(),
+            facts.tier_reason,
+            coding::signed(facts.netns),
+            contact.at.as_micros(),
+            contact.clock_offset_us,
+        ])
+        .map(drop)
+}
+
+fn entry(row: &Row<'_>, labels: Labels) -> Result<HostEntry, rusqlite::Error> {
+    let name: String = row.get("name")?;
+    let boot_id: Option<[u8; 16]> = row.get("boot_id")?;
+    let facts = match boot_id {
+        Some(boot_id) => Some(facts(row, name.clone(), BootId::from_array(boot_id))?),
+        None => None,
+    };
+    Ok(HostEntry {
+        id: row.get("id")?,
+        host_id: HostId::from_array(row.get("host_id")?),
+        name,
+        labels,
+        enrolled_at: coding::time(row, "enrolled_at_us")?,
+        revoked: row.get::<_, Option<i64>>("revoked_at_us")?.is_some(),
+        facts,
+        last_seen_at: coding::time_or_null(row, "last_seen_at_us")?,
+        observed_until: coding::time_or_null(row, "observed_until_us")?,
+        skew: Skew { offset_us: row.get("clock_offset_us")? },
+        cost: AgentCost {
+            cpu: Duration::ZERO,
+            rss_bytes: coding::unsigned(row, "agent_rss_bytes")?,
+            cpu_millipercent: row.get("agent_cpu_millipercent")?,
+            losses: coding::unsigned(row, "losses")?,
+        },
+        unwritten: false,
+    })
+}
+
+fn facts(row: &Row<'_>, name: String, boot_id: BootId) -> Result<HostFacts, rusqlite::Error> {
+    let ephemeral: (Option<u16>, Option<u16>) = (row.get("ephemeral_first")?, row.get("ephemeral_last")?);
+    Ok(HostFacts {
+        name,
+        os: row.get("os")?,
+        kernel: row.get("kernel")?,
+        arch: row.get("arch")?,
+        boot_id,
+        addresses: coding::addresses("addresses", &row.get::<_, Vec<u8>>("addresses")?)?,
+        ephemeral_ports: match ephemeral {
+            (Some(first), Some(last)) => PortRange::new(first, last).ok(),
+            _ => None,
+        },
+        agent_version: row.get("agent_version")?,
+        tier: coding::word(row, "tier", Tier::from_number)?,
+        tier_reason: row.get("tier_reason")?,
+        netns: coding::unsigned(row, "netns")?,
+    })
+}
+
+/// A host as an answer shows it.
+pub(super) fn host(selected: &Selected, listeners: u64, sessions_open: u64) -> Host {
+    let HostEntry { host_id, name, labels, enrolled_at, facts, last_seen_at, skew, cost, .. } = selected.entry.clone();
+    Host {
+        host_id,
+        name,
+        state: selected.state,
+        last_seen_at,
+        enrolled_at: Some(enrolled_at),
+        facts,
+        labels: BTreeMap::clone(&labels),
+        listeners,
+        sessions_open,
+        losses: cost.losses,
+        agent_cpu_millipercent: cost.cpu_millipercent,
+        agent_rss_bytes: cost.rss_bytes,
+        clock_offset_us: skew.offset_us,
+    }
+}

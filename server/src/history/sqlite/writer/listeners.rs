@@ -1,0 +1,192 @@
+//! Lives of listeners, in `main.db`. Everything here can be done twice without effect.
+
+use fleetsock_proto::{
+    batch::{Change, Op, Role, Socket},
+    socket::Known,
+    time::Timestamp,
+};
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::{Admitted, programs::ProgramIds};
+use crate::history::sqlite::coding::{OwnerColumns, address_bytes, signed, time};
+
+/// Whether a batch has anything to do here.
+pub(super) fn concern(one: &Admitted) -> bool {
+    one.step.ends_snapshot
+        || one.step.rebooted
+        || one.step.gap.is_some()
+        || one.batch.changes.iter().any(|change| change.socket.role == Role::Listener)
+}
+
+pub(super) fn store(
+    transaction: &Transaction<'_>,
+    one: &Admitted,
+    programs: &ProgramIds,
+) -> Result<(), rusqlite::Error> {
+    if one.step.rebooted {
+        // No snapshot has a negative number, so that none of those that are open was named by it.
+        close_unnamed(transaction, one, -1)?;
+    }
+    for change in one.batch.changes.iter().filter(|change| change.socket.role == Role::Listener) {
+        apply(transaction, one, change, programs)?;
+    }
+    if one.step.ends_snapshot {
+        close_unnamed(transaction, one, one.step.after.snapshot)?;
+    }
+    Ok(())
+}
+
+/// The open row of a socket.
+struct Open {
+    opened_at: Timestamp,
+    is_same: bool,
+    owners: OwnerColumns,
+}
+
+fn apply(
+    transaction: &Transaction<'_>,
+    one: &Admitted,
+    change: &Change,
+    programs: &ProgramIds,
+) -> Result<(), rusqlite::Error> {
+    let socket = &change.socket;
+    let owners = OwnerColumns::new(&socket.owners, |owner| Ok(programs.of(owner)))?;
+    let open = find(transaction, one.host, socket)?;
+    match (change.op, open) {
+        (Op::Closed { at, known }, Some(open)) => {
+            close(transaction, one.host, socket, open.opened_at, (one.corrected(at), known))
+        }
+        (Op::Closed { at, known }, None) => insert(transaction, one, socket, &owners, Some((one.corrected(at), known))),
+        (Op::Opened | Op::Updated | Op::Present, Some(open)) if open.is_same => {
+            // Whoever held it is not forgotten because nobody can be seen holding it now.
+            let owners = if owners.is_empty() { open.owners } else { owners };
+            update(transaction, one, socket, open.opened_at, &owners)
+        }
+        (Op::Opened | Op::Updated | Op::Present, open) => {
+            if let Some(open) = open {
+                // The identity of a socket is never used again, so this is another life of an unconnected one.
+                let lost = (one.step.last_observed, Known::Lost);
+                close(transaction, one.host, socket, open.opened_at, lost)?;
+            }
+            insert(transaction, one, socket, &owners, None)
+        }
+    }
+}
+
+fn find(transaction: &Transaction<'_>, host: i64, socket: &Socket) -> Result<Option<Open>, rusqlite::Error> {
+    transaction
+        .prepare_cached(
+            "SELECT opened_at_us, protocol, address, port, pid, started_at_us, program_id, more_owners
+             FROM listeners WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3 AND closed_at_us IS NULL",
+        )?
+        .query_row(params![host, signed(socket.key.netns), signed(socket.key.cookie)], |row| {
+            let is_same = row.get::<_, i32>("protocol")? == socket.protocol.number()
+                && row.get::<_, Vec<u8>>("address")? == address_bytes(socket.local.ip())
+                && row.get::<_, u16>("port")? == socket.local.port();
+            Ok(Open { opened_at: time(row, "opened_at_us")?, is_same, owners: OwnerColumns::read(row)? })
+        })
+        .optional()
+}
+
+fn insert(
+    transaction: &Transaction<'_>,
+    one: &Admitted,
+    socket: &Socket,
+    owners: &OwnerColumns,
+    closed: Option<(Timestamp, Known)>,
+) -> Result<(), rusqlite::Error> {
+    let opened_at = one.corrected(socket.opened_at);
+    transaction
+        .prepare_cached(
+            "INSERT INTO listeners (host_id, netns, cookie, opened_at_us, opened_known, closed_at_us, closed_known,
+                 protocol, family, state, address, port, owner_known, pid, started_at_us, program_id, more_owners,
+                 snapshot)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)
+             ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![
+            one.host,
+            signed(socket.key.netns),
+            signed(socket.key.cookie),
+            opened_at.as_micros(),
+            socket.opened_known.number(),
+            closed.map(|(at, _)| at.max(opened_at).as_micros()),
+            closed.map(|(_, known)| known.number()),
+            socket.protocol.number(),
+            socket.family.number(),
+            socket.state.number(),
+            address_bytes(socket.local.ip()),
+            socket.local.port(),
+            socket.owner_known.number(),
+            owners.pid,
+            owners.started_at_us,
+            owners.program_id,
+            owners.more,
+            one.step.after.snapshot,
+        ])
+        .map(drop)
+}
+
+fn update(
+    transaction: &Transaction<'_>,
+    one: &Admitted,
+    socket: &Socket,
+    opened_at: Timestamp,
+    owners: &OwnerColumns,
+) -> Result<(), rusqlite::Error> {
+    transaction
+        .prepare_cached(
+            "UPDATE listeners SET state = ?5, family = ?6, owner_known = iif(?8 = 0, owner_known, ?7), pid = ?9,
+                 started_at_us = ?10, program_id = ?8, more_owners = ?11, snapshot = ?12
+             WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3 AND opened_at_us = ?4",
+        )?
+        .execute(params![
+            one.host,
+            signed(socket.key.netns),
+            signed(socket.key.cookie),
+            opened_at.as_micros(),
+            socket.state.number(),
+            socket.family.number(),
+            socket.owner_known.number(),
+            owners.program_id,
+            owners.pid,
+            owners.started_at_us,
+            owners.more,
+            one.step.after.snapshot,
+        ])
+        .map(drop)
+}
+
+fn close(
+    transaction: &Transaction<'_>,
+    host: i64,
+    socket: &Socket,
+    opened_at: Timestamp,
+    (at, known): (Timestamp, Known),
+) -> Result<(), rusqlite::Error> {
+    transaction
+        .prepare_cached(
+            "UPDATE listeners SET closed_at_us = max(opened_at_us, ?5), closed_known = ?6
+             WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3 AND opened_at_us = ?4",
+        )?
+        .execute(params![
+            host,
+            signed(socket.key.netns),
+            signed(socket.key.cookie),
+            opened_at.as_micros(),
+            at.as_micros(),
+            known.number(),
+        ])
+        .map(drop)
+}
+
+/// Closes what is open and was not named by a snapshot: when, nobody saw.
+fn close_unnamed(transaction: &Transaction<'_>, one: &Admitted, snapshot: i64) -> Result<(), rusqlite::Error> {
+    transaction
+        .prepare_cached(
+            "UPDATE listeners SET closed_at_us = max(opened_at_us, ?3), closed_known = ?4
+             WHERE host_id = ?1 AND closed_at_us IS NULL AND snapshot <> ?2",
+        )?
+        .execute(params![one.host, snapshot, one.step.last_observed.as_micros(), Known::Lost.number()])
+        .map(drop)
+}

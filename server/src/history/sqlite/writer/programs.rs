@@ -1,0 +1,109 @@
+//! The dictionary of programs: what many owners share is stored once.
+
+use std::{collections::HashMap, sync::Arc};
+
+use fleetsock_proto::{batch::Batch, owner::Owner};
+use rusqlite::{OptionalExtension, Transaction, params};
+
+/// Programs that are remembered; beyond them the memory starts anew and the dictionary is asked again.
+const REMEMBERED: usize = 100_000;
+
+/// The part of an owner that many processes share.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Program {
+    process: String,
+    exe: String,
+    uid: u32,
+    user: String,
+    container: String,
+    unit: String,
+}
+
+impl From<&Owner> for Program {
+    fn from(owner: &Owner) -> Program {
+        let Owner { process, exe, uid, user, container, unit, .. } = owner.clone();
+        Program { process, exe, uid, user, container, unit }
+    }
+}
+
+/// Numbers of programs.
+#[derive(Debug, Default)]
+pub(super) struct Programs {
+    ids: HashMap<Program, i64>,
+}
+
+/// The number of every owner's program in one batch. An owner is known by its place in memory, because all sockets of
+/// a process share it and comparing its six texts once per socket would cost more than storing the row.
+#[derive(Debug, Default)]
+pub(super) struct ProgramIds(HashMap<usize, i64>);
+
+fn place(owner: &Arc<Owner>) -> usize {
+    Arc::as_ptr(owner).addr()
+}
+
+impl ProgramIds {
+    /// The number of an owner's program; 0, which no program has, for an owner of another batch.
+    pub(super) fn of(&self, owner: &Arc<Owner>) -> i64 {
+        self.0.get(&place(owner)).copied().unwrap_or(0)
+    }
+}
+
+/// The owners of a batch, each once.
+fn owners(batch: &Batch) -> HashMap<usize, &Arc<Owner>> {
+    batch.changes.iter().flat_map(|change| &change.socket.owners).map(|owner| (place(owner), owner)).collect()
+}
+
+impl Programs {
+    /// Forgets everything when it has grown too large. Only between groups: within one, numbers must stay.
+    pub(super) fn trim(&mut self) {
+        if self.ids.len() > REMEMBERED {
+            self.ids.clear();
+        }
+    }
+
+    /// The numbers of a batch's owners, when all are known.
+    pub(super) fn ids(&self, batch: &Batch) -> Option<ProgramIds> {
+        let id = |(place, owner): (usize, &Arc<Owner>)| Some((place, *self.ids.get(&Program::from(owner.as_ref()))?));
+        owners(batch).into_iter().map(id).collect::<Option<_>>().map(ProgramIds)
+    }
+
+    /// The numbers of a batch's owners; new ones are given out.
+    pub(super) fn learn(
+        &mut self,
+        transaction: &Transaction<'_>,
+        batch: &Batch,
+    ) -> Result<ProgramIds, rusqlite::Error> {
+        let mut ids = HashMap::new();
+        for (place, owner) in owners(batch) {
+            let program = Program::from(owner.as_ref());
+            let id = match self.ids.get(&program) {
+                Some(id) => *id,
+                None => find(transaction, &program)?,
+            };
+            self.ids.insert(program, id);
+            ids.insert(place, id);
+        }
+        Ok(ProgramIds(ids))
+    }
+}
+
+fn find(transaction: &Transaction<'_>, program: &Program) -> Result<i64, rusqlite::Error> {
+    let Program { process, exe, uid, user, container, unit } = program;
+    let columns = params![process, exe, uid, user, container, unit];
+    let known = transaction
+        .prepare_cached(
+            "SELECT id FROM programs WHERE process = ?1 AND exe = ?2 AND uid = ?3 AND user = ?4 AND container = ?5
+                 AND unit = ?6",
+        )?
+        .query_row(columns, |row| row.get("id"))
+        .optional()?;
+    match known {
+        Some(id) => Ok(id),
+        None => transaction
+            .prepare_cached(
+                "INSERT INTO programs (process, exe, uid, user, container, unit) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                 RETURNING id",
+            )?
+            .query_row(columns, |row| row.get("id")),
+    }
+}

@@ -1,0 +1,13 @@
+//! The server's parts together, with real certificates, TLS and SQLite.
+#![allow(clippy::unwrap_used, reason = "in a test, unwrap is the assertion")]
+
+mod access;
+mod authority;
+mod fleet;
+
+use fleetsock_proto::time::Timestamp;
+
+/// A moment that is the same in every run, at a whole second.
+fn now() -> Timestamp {
+    Timestamp::from_micros(1_795_000_000_000_000)
+}
