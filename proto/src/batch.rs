@@ -501,3 +501,6 @@ fn change(
         },
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -181,7 +181,7 @@ fn socket(agent: u32, cookie: u64, now: Timestamp) -> Socket {
         container: String::new(),
         unit: format!("{process}.service"),
     };
-    let listener = cookie % 5 == 0;
+    let listener = cookie.is_multiple_of(5);
     let peer = SocketAddr::new(address((agent * 31 + cookie as u32) % 10_000), 40_000 + (cookie % 20_000) as u16);
     Socket {
         key: SocketKey { netns: 4_026_531_840, cookie },

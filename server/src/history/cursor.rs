@@ -10,7 +10,7 @@ use fleetsock_proto::{
 use super::Skew;
 
 /// How far the history of a host goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cursor {
     /// The last batch.
     pub number: BatchNumber,
@@ -48,18 +48,6 @@ pub struct Step {
     pub last_observed: Timestamp,
     /// The range before it that nobody observed.
     pub gap: Option<(Timestamp, Timestamp)>,
-}
-
-impl Default for Cursor {
-    fn default() -> Cursor {
-        Cursor {
-            number: BatchNumber::default(),
-            boot_id: None,
-            observed_until: Timestamp::default(),
-            snapshot: 0,
-            unfinished: false,
-        }
-    }
 }
 
 impl Cursor {

@@ -117,6 +117,9 @@ fn anonymous(fleet: &Fleet) -> rustls::ClientConfig {
     tls::pinned(identity::pin_of(&root).unwrap()).unwrap()
 }
 
+/// How an identity connects.
+type Credentials<'a> = Box<dyn Fn() -> rustls::ClientConfig + 'a>;
+
 #[tokio::test]
 async fn only_the_cells_of_the_table_pass() {
     let fleet = Fleet::start().await;
@@ -127,7 +130,7 @@ async fn only_the_cells_of_the_table_pass() {
     );
     let (server, enroll) = (fleet.trust_domain().server_name(), fleet.trust_domain().enroll_name());
     // Services: Enrollment, Agent, Inventory, Admin.
-    let identities: [(&str, &str, Box<dyn Fn() -> rustls::ClientConfig>, [bool; 4]); 5] = [
+    let identities: [(&str, &str, Credentials<'_>, [bool; 4]); 5] = [
         ("nobody, to enrol", &enroll, Box::new(|| anonymous(&fleet)), [true, false, false, false]),
         ("nobody, to the rest", &server, Box::new(|| anonymous(&fleet)), [false; 4]),
         ("an agent", &server, Box::new(|| tls::identified(&agent).unwrap()), [false, true, false, false]),
