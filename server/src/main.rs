@@ -156,7 +156,7 @@ fn stop_on_signal() -> Result<CancellationToken> {
 fn log_to_stderr() -> Result<()> {
     let filter = match std::env::var("FLEETSOCK_LOG") {
         Ok(text) => EnvFilter::try_new(&text).with_context(|| format!("FLEETSOCK_LOG: `{text}`"))?,
-        Err(_) => EnvFilter::new("info"),
+        Err(_) => EnvFilter::new("info,refinery_core=warn"),
     };
     let logs = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter);
     let started = if io::stderr().is_terminal() { logs.try_init() } else { logs.json().try_init() };
