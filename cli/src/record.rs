@@ -1,0 +1,306 @@
+//! What a listing lists: the fields that machines read and the columns that people read.
+//!
+//! Field names are a contract: they may be added to, never renamed. They are the same in every machine format.
+
+use fleetsock_proto::{
+    owner::Owner,
+    service::{Service, ServiceSource},
+    socket::{Known, OwnerKnown},
+    time::Timestamp,
+};
+use serde_json::Value;
+
+use crate::{
+    clock::{self, Clock},
+    console::Tone,
+    sanitise::sanitise,
+};
+
+pub mod context;
+pub mod host;
+pub mod port;
+pub mod session;
+pub mod token;
+
+/// What a row is turned into text with.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// The time that ages are told from, and the zone.
+    pub clock: Clock,
+    /// How moments are written for people.
+    pub times: Times,
+    /// The moment up to which what is still open has lasted.
+    pub until: Timestamp,
+}
+
+/// How moments are written for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Times {
+    /// As ages.
+    Relative,
+    /// As dates and clock times.
+    Absolute,
+}
+
+/// A field that machines read.
+pub struct Field<T: 'static> {
+    /// Its name in every machine format.
+    pub name: &'static str,
+    /// Its value.
+    pub value: fn(&T, &View) -> Value,
+}
+
+impl<T> std::fmt::Debug for Field<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// When a column is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// In every table.
+    Always,
+    /// With `-o wide`.
+    Wide,
+}
+
+/// Which side of its column a cell stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Words.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// A column that people read.
+pub struct Column<T: 'static> {
+    /// Its name for --columns and --sort.
+    pub name: &'static str,
+    /// What stands above it.
+    pub header: &'static str,
+    /// The fields that it is made of.
+    pub fields: &'static [&'static str],
+    /// When it is shown.
+    pub shown: Shown,
+    /// Where its cells stand.
+    pub side: Side,
+    /// Its text, already harmless.
+    pub cell: fn(&T, &View) -> Cell,
+}
+
+impl<T> std::fmt::Debug for Column<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// What a listing lists.
+pub trait Record: Sized + 'static {
+    /// What one of them is called.
+    const NOUN: &'static str;
+
+    /// Every field, in the order of the contract.
+    fn fields() -> &'static [Field<Self>];
+
+    /// Every column, in order.
+    fn columns() -> &'static [Column<Self>];
+
+    /// What `-o name` writes.
+    fn name(&self) -> String;
+
+    /// The marks that its cells carry.
+    fn marks(&self) -> Marks {
+        Marks::default()
+    }
+}
+
+/// A piece of a table, made harmless.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cell {
+    /// What it says; never empty.
+    pub text: String,
+    /// What colour says besides.
+    pub tone: Tone,
+}
+
+impl Cell {
+    /// A cell with text from elsewhere; `-` stands for nothing.
+    pub fn new(text: &str) -> Cell {
+        let text = if text.is_empty() { "-".to_owned() } else { sanitise(text).into_owned() };
+        Cell { text, tone: Tone::Plain }
+    }
+
+    /// The same in a tone.
+    #[must_use]
+    pub fn tone(mut self, tone: Tone) -> Cell {
+        self.tone = tone;
+        self
+    }
+}
+
+/// The marks of uncertain times that a listing has shown, to be explained beneath it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Marks {
+    between_walks: bool,
+    first_seen: bool,
+    lost: bool,
+}
+
+impl Marks {
+    /// The mark of a moment known so.
+    pub fn of(known: Known) -> Marks {
+        Marks {
+            between_walks: known == Known::BetweenWalks,
+            first_seen: known == Known::FirstSeen,
+            lost: known == Known::Lost,
+        }
+    }
+
+    /// The marks of both.
+    #[must_use]
+    pub fn and(self, other: Marks) -> Marks {
+        Marks {
+            between_walks: self.between_walks || other.between_walks,
+            first_seen: self.first_seen || other.first_seen,
+            lost: self.lost || other.lost,
+        }
+    }
+
+    /// One line that explains the marks; none without marks.
+    pub fn legend(self) -> Option<String> {
+        let told: Vec<&str> = [
+            (self.between_walks, "~ it happened between two walks of the socket table"),
+            (self.first_seen, "≥ ≤ it was open when observation began: it opened then or earlier"),
+            (self.lost, "? it closed while nobody looked"),
+        ]
+        .into_iter()
+        .filter_map(|(shown, text)| shown.then_some(text))
+        .collect();
+        (!told.is_empty()).then(|| told.join("; "))
+    }
+}
+
+impl View {
+    /// When something opened, as an age or a moment, with its mark.
+    pub fn opened(&self, at: Timestamp, known: Known) -> String {
+        match (self.times, known) {
+            (Times::Relative, Known::FirstSeen) => format!("≥{}", self.clock.age(at)),
+            (Times::Relative, _) => format!("{}{}", mark(known), self.clock.age(at)),
+            (Times::Absolute, Known::FirstSeen) => format!("≤{}", self.clock.absolute(at)),
+            (Times::Absolute, _) => format!("{}{}", mark(known), self.clock.absolute(at)),
+        }
+    }
+
+    /// A moment that is known well.
+    pub fn moment(&self, at: Timestamp) -> String {
+        match self.times {
+            Times::Relative => self.clock.age(at),
+            Times::Absolute => self.clock.absolute(at),
+        }
+    }
+}
+
+/// The mark that stands before a moment.
+pub fn mark(known: Known) -> &'static str {
+    match known {
+        Known::Event => "",
+        Known::BetweenWalks => "~",
+        Known::FirstSeen => "≥",
+        Known::Lost => "?",
+    }
+}
+
+/// Text, or null when there is none.
+pub fn text(text: &str) -> Value {
+    if text.is_empty() { Value::Null } else { text.into() }
+}
+
+/// A moment for machines.
+pub fn moment(at: Timestamp) -> Value {
+    clock::rfc3339(at).into()
+}
+
+/// A moment for machines, or null.
+pub fn moment_or_null(at: Option<Timestamp>) -> Value {
+    at.map_or(Value::Null, moment)
+}
+
+/// Where the name of a service comes from, or null.
+pub fn service_source(service: Option<Service>) -> Value {
+    service.map_or(Value::Null, |service| {
+        match service.source {
+            ServiceSource::Iana => "iana",
+            ServiceSource::DeFacto => "de-facto",
+        }
+        .into()
+    })
+}
+
+/// The name of a service, which is a guess.
+pub fn service_cell(service: Option<Service>) -> Cell {
+    Cell::new(service.map_or("", |service| service.name)).tone(Tone::Faint)
+}
+
+/// `nginx[812] +3`: the primary owner and how many more, or why there is none.
+pub fn process_cell(owners: &[Owner], known: OwnerKnown) -> Cell {
+    let Some(owner) = owners.first() else {
+        return match known {
+            OwnerKnown::None => Cell::new(""),
+            known => Cell::new(&format!("({known})")).tone(Tone::Faint),
+        };
+    };
+    let mut text = format!("{}[{}]", owner.process, owner.pid);
+    if owners.len() > 1 {
+        text.push_str(&format!(" +{}", owners.len() - 1));
+    }
+    if known != OwnerKnown::Exact {
+        text.push_str(&format!(" ({known})"));
+    }
+    Cell::new(&text)
+}
+
+/// The name of an owner's user, or its number.
+pub fn user(owner: &Owner) -> String {
+    if owner.user.is_empty() { owner.uid.to_string() } else { owner.user.clone() }
+}
+
+/// The container or unit that an owner runs in.
+pub fn place_cell(owners: &[Owner]) -> Cell {
+    let place = owners.first().map(|owner| if owner.container.is_empty() { &owner.unit } else { &owner.container });
+    Cell::new(place.map_or("", String::as_str))
+}
+
+/// A fact of the primary owner, or null.
+pub fn of_owner(owners: &[Owner], fact: impl Fn(&Owner) -> Value) -> Value {
+    owners.first().map_or(Value::Null, fact)
+}
+
+/// All owners, each as an object.
+pub fn owners(owners: &[Owner]) -> Value {
+    owners
+        .iter()
+        .map(|owner| {
+            serde_json::json!({
+                "pid": owner.pid,
+                "process": text(&owner.process),
+                "exe": text(&owner.exe),
+                "uid": owner.uid,
+                "user": user(owner),
+                "container": text(&owner.container),
+                "unit": text(&owner.unit),
+                "started_at": moment_or_null(owner.started_at),
+            })
+        })
+        .collect()
+}
+
+/// The name of a host, and its state unless it is being heard.
+pub fn host_cell(name: &str, state: fleetsock_proto::host::HostState) -> Cell {
+    use fleetsock_proto::host::HostState;
+    match state {
+        HostState::Online => Cell::new(name),
+        state => Cell::new(&format!("{name} ({state})")).tone(Tone::Warning),
+    }
+}

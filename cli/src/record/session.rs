@@ -1,0 +1,158 @@
+//! A session, as `sessions` shows it.
+
+use fleetsock_proto::{session::Session, socket::Known};
+use serde_json::Value;
+
+use super::{
+    Cell, Column, Field, Marks, Record, Shown, Side, View, host_cell, mark, moment, moment_or_null, of_owner, owners,
+    place_cell, process_cell, service_cell, service_source, text, user,
+};
+use crate::{clock, console::Tone};
+
+/// A count of bytes; 0 means that it is not known.
+fn bytes(count: u64) -> Value {
+    if count == 0 { Value::Null } else { count.into() }
+}
+
+const FIELDS: &[Field<Session>] = &[
+    Field { name: "host", value: |row, _| row.host.as_str().into() },
+    Field { name: "host_id", value: |row, _| row.host_id.to_string().into() },
+    Field { name: "protocol", value: |row, _| row.protocol.as_str().into() },
+    Field { name: "family", value: |row, _| row.family.as_str().into() },
+    Field { name: "direction", value: |row, _| row.direction.as_str().into() },
+    Field { name: "local_address", value: |row, _| row.local.ip().to_string().into() },
+    Field { name: "local_port", value: |row, _| row.local.port().into() },
+    Field { name: "peer_address", value: |row, _| row.peer.ip().to_string().into() },
+    Field { name: "peer_port", value: |row, _| row.peer.port().into() },
+    Field { name: "peer_host", value: |row, _| text(&row.peer_host) },
+    // Not asked of the server yet: the other end's process is known when the peer is a host of the fleet.
+    Field { name: "peer_process", value: |_, _| Value::Null },
+    Field { name: "service", value: |row, _| row.service().map_or(Value::Null, |service| service.name.into()) },
+    Field { name: "class", value: |row, _| row.class().as_str().into() },
+    Field { name: "state", value: |row, _| row.state.as_str().into() },
+    Field { name: "netns", value: |row, _| row.netns.into() },
+    Field { name: "pid", value: |row, _| of_owner(&row.owners, |owner| owner.pid.into()) },
+    Field { name: "process", value: |row, _| of_owner(&row.owners, |owner| text(&owner.process)) },
+    Field { name: "exe", value: |row, _| of_owner(&row.owners, |owner| text(&owner.exe)) },
+    Field { name: "user", value: |row, _| of_owner(&row.owners, |owner| user(owner).into()) },
+    Field { name: "owner_known", value: |row, _| row.owner_known.as_str().into() },
+    Field { name: "container", value: |row, _| of_owner(&row.owners, |owner| text(&owner.container)) },
+    Field { name: "unit", value: |row, _| of_owner(&row.owners, |owner| text(&owner.unit)) },
+    Field { name: "opened_at", value: |row, _| moment(row.opened_at) },
+    Field { name: "opened_known", value: |row, _| row.opened_known.as_str().into() },
+    Field { name: "closed_at", value: |row, _| moment_or_null(row.closed.map(|(at, _)| at)) },
+    Field { name: "closed_known", value: |row, _| row.closed.map_or(Value::Null, |(_, known)| known.as_str().into()) },
+    Field {
+        name: "duration_ms",
+        value: |row, view| u64::try_from(row.duration(view.until).as_millis()).unwrap_or(u64::MAX).into(),
+    },
+    Field { name: "bytes_sent", value: |row, _| bytes(row.bytes_sent) },
+    Field { name: "bytes_received", value: |row, _| bytes(row.bytes_received) },
+    Field { name: "service_source", value: |row, _| service_source(row.service()) },
+    Field { name: "owners", value: |row, _| owners(&row.owners) },
+    Field { name: "host_state", value: |row, _| row.host_state.as_str().into() },
+];
+
+fn peer(row: &Session, _: &View) -> Cell {
+    if row.peer_host.is_empty() {
+        Cell::new(&row.peer.to_string())
+    } else {
+        Cell::new(&format!("{} ({})", row.peer, row.peer_host))
+    }
+}
+
+/// The state when it was last seen, or how it ended.
+fn state(row: &Session, _: &View) -> Cell {
+    match row.closed {
+        None => Cell::new(row.state.as_str()),
+        Some((_, Known::Lost)) => Cell::new("closed?").tone(Tone::Warning),
+        Some(_) => Cell::new("closed").tone(Tone::Faint),
+    }
+}
+
+/// How long it lasted. It lasted at least so long when it was open before observation began, and about so long when
+/// either end was only seen between two walks.
+fn duration(row: &Session, view: &View) -> Cell {
+    let closed = row.closed.map_or(Known::Event, |(_, known)| known);
+    let mark = match (row.opened_known, closed) {
+        (Known::FirstSeen, _) | (_, Known::Lost) => "≥",
+        (Known::BetweenWalks, _) | (_, Known::BetweenWalks) => "~",
+        _ => "",
+    };
+    Cell::new(&format!("{mark}{}", clock::lapse(row.duration(view.until))))
+}
+
+fn closed(row: &Session, view: &View) -> Cell {
+    Cell::new(&row.closed.map_or_else(String::new, |(at, known)| format!("{}{}", mark(known), view.moment(at))))
+}
+
+fn bytes_cell(count: u64) -> Cell {
+    Cell::new(&if count == 0 { String::new() } else { count.to_string() })
+}
+
+const COLUMNS: &[Column<Session>] = &[
+    column("host", "HOST", &["host"], Shown::Always, Side::Left, |row, _| host_cell(&row.host, row.host_state)),
+    column("dir", "DIR", &["direction"], Shown::Always, Side::Left, |row, _| Cell::new(row.direction.as_str())),
+    column("proto", "PROTO", &["protocol"], Shown::Always, Side::Left, |row, _| Cell::new(row.protocol.as_str())),
+    column("local", "LOCAL", &["local_address", "local_port"], Shown::Always, Side::Left, |row, _| {
+        Cell::new(&row.local.to_string())
+    }),
+    column("peer", "PEER", &["peer_address", "peer_port", "peer_host"], Shown::Always, Side::Left, peer),
+    column("class", "CLASS", &["class"], Shown::Wide, Side::Left, |row, _| Cell::new(row.class().as_str())),
+    column("service", "SERVICE?", &["service", "service_source"], Shown::Always, Side::Left, |row, _| {
+        service_cell(row.service())
+    }),
+    column("process", "PROCESS", &["process", "pid", "owner_known"], Shown::Always, Side::Left, |row, _| {
+        process_cell(&row.owners, row.owner_known)
+    }),
+    column("user", "USER", &["user"], Shown::Wide, Side::Left, |row, _| {
+        Cell::new(&row.owners.first().map_or_else(String::new, user))
+    }),
+    column("where", "WHERE", &["container", "unit"], Shown::Wide, Side::Left, |row, _| place_cell(&row.owners)),
+    column("state", "STATE", &["state"], Shown::Always, Side::Left, state),
+    column("opened", "OPENED", &["opened_at", "opened_known"], Shown::Always, Side::Left, |row, view| {
+        Cell::new(&view.opened(row.opened_at, row.opened_known))
+    }),
+    column("closed", "CLOSED", &["closed_at", "closed_known"], Shown::Wide, Side::Left, closed),
+    column("duration", "DURATION", &["duration_ms"], Shown::Always, Side::Left, duration),
+    column("sent", "SENT", &["bytes_sent"], Shown::Wide, Side::Right, |row, _| bytes_cell(row.bytes_sent)),
+    column("received", "RECEIVED", &["bytes_received"], Shown::Wide, Side::Right, |row, _| {
+        bytes_cell(row.bytes_received)
+    }),
+    column("exe", "EXE", &["exe"], Shown::Wide, Side::Left, |row, _| {
+        Cell::new(row.owners.first().map_or("", |owner| &owner.exe))
+    }),
+    column("host_id", "HOST-ID", &["host_id"], Shown::Wide, Side::Left, |row, _| Cell::new(&row.host_id.to_string())),
+];
+
+const fn column(
+    name: &'static str,
+    header: &'static str,
+    fields: &'static [&'static str],
+    shown: Shown,
+    side: Side,
+    cell: fn(&Session, &View) -> Cell,
+) -> Column<Session> {
+    Column { name, header, fields, shown, side, cell }
+}
+
+impl Record for Session {
+    const NOUN: &'static str = "session";
+
+    fn fields() -> &'static [Field<Session>] {
+        FIELDS
+    }
+
+    fn columns() -> &'static [Column<Session>] {
+        COLUMNS
+    }
+
+    fn name(&self) -> String {
+        format!("{}/{}/{}-{}", self.host, self.protocol, self.local, self.peer)
+    }
+
+    fn marks(&self) -> Marks {
+        let closed = self.closed.map(|(_, known)| Marks::of(known)).unwrap_or_default();
+        Marks::of(self.opened_known).and(closed)
+    }
+}

@@ -1,0 +1,66 @@
+//! The time that a question is about, as `--at`, `--since` and `--until` say it.
+
+use fleetsock_proto::{question::SessionTime, time::Timestamp};
+
+use crate::{Invocation, failure::Failure, moment::InvalidMoment};
+
+/// What was typed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Window<'a> {
+    /// `--at`.
+    pub at: Option<&'a str>,
+    /// `--since`.
+    pub since: Option<&'a str>,
+    /// `--until`.
+    pub until: Option<&'a str>,
+}
+
+fn moment(invocation: &Invocation, flag: &str, text: &str) -> Result<Timestamp, Failure> {
+    invocation.clock.parse(text).map_err(|error| {
+        let failure = Failure::usage(format!("{flag}: {error}"));
+        match error {
+            InvalidMoment::Future(_) => {
+                failure.hint(format!("{flag} 2h, {flag} yesterday or {flag} 'yesterday 10:00'"))
+            }
+            InvalidMoment::TooEarly(_) => failure.hint(format!("{flag} 7d")),
+            InvalidMoment::Unreadable(_) => {
+                failure.hint(format!("{flag} 2h30m, {flag} 10:00 or {flag} '2026-11-21 10:00' (fleetctl help time)"))
+            }
+        }
+    })
+}
+
+/// The moment of `--at`, and says what it was taken for.
+pub fn at(invocation: &Invocation, text: Option<&str>) -> Result<Option<Timestamp>, Failure> {
+    let Some(text) = text else { return Ok(None) };
+    let at = moment(invocation, "--at", text)?;
+    invocation.console.note(&format!("at {}", invocation.clock.resolved(at)));
+    Ok(Some(at))
+}
+
+/// The time of a question about sessions, and says what it was taken for.
+pub fn of_sessions(invocation: &Invocation, typed: Window<'_>) -> Result<SessionTime, Failure> {
+    if let Some(at) = at(invocation, typed.at)? {
+        return Ok(SessionTime::At(at));
+    }
+    let since = typed.since.map(|text| moment(invocation, "--since", text)).transpose()?;
+    let until = typed.until.map(|text| moment(invocation, "--until", text)).transpose()?;
+    match (since, until) {
+        (None, None) => Ok(SessionTime::Now),
+        (None, Some(_)) => Err(Failure::usage("--until needs a beginning").hint("--since yesterday --until 10:00")),
+        (Some(since), Some(until)) if since > until => {
+            let (late, early) = (invocation.clock.resolved(since), invocation.clock.resolved(until));
+            let message = format!("--since lies after --until: {late} is later than {early}");
+            Err(Failure::usage(message).hint(format!(
+                "--since {} --until {}",
+                typed.until.unwrap_or_default(),
+                typed.since.unwrap_or_default()
+            )))
+        }
+        (Some(since), until) => {
+            let end = until.map_or_else(|| "now".to_owned(), |until| invocation.clock.resolved(until));
+            invocation.console.note(&format!("from {} to {end}", invocation.clock.resolved(since)));
+            Ok(SessionTime::Within { since, until })
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! fleetctl from outside: what it writes, how it exits.
+#![allow(clippy::unwrap_used, reason = "in a test, unwrap is the assertion")]
+
+mod contexts;
+mod dev;
+mod formats;
+mod help;
+mod program;
+mod usage;
