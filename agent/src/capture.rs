@@ -1,8 +1,28 @@
 //! The socket table, as the kernel tells it.
+//!
+//! [`Walker`] asks by NETLINK_SOCK_DIAG; `diag` knows the questions and reads the answers, `netlink` carries them,
+//! `message` takes datagrams apart. The two that read bytes do no I/O. [`Surveyor`] walks all network namespaces;
+//! [`Destructions`] hears of the end of sockets.
+
+mod census;
+mod destroyed;
+mod diag;
+pub(crate) mod interface;
+mod message;
+mod netlink;
+mod surveyor;
+mod walker;
 
 use std::net::SocketAddr;
 
 use fleetsock_proto::socket::{Family, Protocol, SocketKey, SocketState};
+
+pub use self::{
+    destroyed::{DRAIN_LIMIT, Destroyed, Destructions, DrainReport, Traffic},
+    netlink::NetlinkError,
+    surveyor::{Connections, Coverage, Extent, Occasion, SurveyError, SurveyReport, Surveyor, Walked},
+    walker::{CaptureError, WALK_ROWS_LIMIT, WalkReport, Walker},
+};
 
 /// One socket of a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

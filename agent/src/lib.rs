@@ -1,7 +1,25 @@
 //! The agent: reads a host's socket table and its owners, and reports what changed to a fleetsock-server.
 //!
-//! The way of one socket: [`capture`] reads it from the kernel, [`owners`] finds who holds it, `table` decides what
-//! changed, `spool` numbers and keeps that, `uplink` delivers it. `run` is the loop around them.
+//! The way of one socket: [`capture`] reads it from the kernel, [`owners`] finds who holds it, [`table`] decides what
+//! changed, [`packing`] cuts that into batches, [`spool`] numbers and keeps them, [`uplink`] delivers them. [`observer`]
+//! is the thread that does the first half, [`run`] holds both together.
 
+pub mod ancestry;
 pub mod capture;
+pub mod chronicle;
+pub mod config;
+pub mod cost;
+pub mod enrolment;
+pub mod events;
+pub mod facts;
+pub mod lives;
+pub mod namespaces;
+pub mod losses;
+pub mod observer;
+pub mod outbox;
 pub mod owners;
+pub mod packing;
+pub mod run;
+pub mod spool;
+pub mod table;
+pub mod uplink;

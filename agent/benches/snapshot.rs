@@ -1,0 +1,215 @@
+//! What a snapshot with owners costs, against `ss -tanup` and `lsof -i -n -P`: CPU (user and system), not time.
+//!
+//! `cargo bench -p fleetsock-agent --bench snapshot`
+//!
+//! The sockets are loopback connections and listeners of one process; as root in a network namespace of their own, so
+//! that there are no others. The contenders take turns within one run; the table shows medians and, because CPU times
+//! of different machines do not compare, their ratios. The first snapshot is a process of its own, as `ss` is: starting
+//! it counts. Criterion measures elapsed time only, so this is a plain program.
+#![allow(clippy::unwrap_used, reason = "in a bench, unwrap is the assertion")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its purpose")]
+
+use std::{
+    env,
+    fs::File,
+    io::{self, BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream, UdpSocket},
+    os::fd::AsFd,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use fleetsock_agent::{
+    capture::{SocketRow, Walker},
+    owners::{OwnerScan, Processes, Wanted},
+};
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::{TimeVal, TimeValLike},
+};
+use rustix::{
+    process::{Resource, Rlimit, geteuid, getrlimit, setrlimit},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+    time::{ClockId, clock_gettime},
+};
+
+/// Numbers of sockets and how often each contender takes its turn.
+const SIZES: [(usize, usize); 2] = [(1_000, 15), (10_000, 9)];
+
+fn main() {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["hold", sockets] => hold(sockets.parse().unwrap()),
+        ["snapshot"] => println!("{}", Snapshot::open().take().0),
+        _ => bench(),
+    }
+}
+
+/// Opens sockets, says so, and keeps them until standard input ends: a tenth listeners, a tenth of those UDP, the others
+/// both ends of connections.
+fn hold(sockets: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let listeners = sockets / 10;
+    let udp: Vec<_> = (0..listeners / 10).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    let tcp: Vec<_> = (udp.len()..listeners).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let ends: Vec<_> = (0..(sockets - listeners) / 2)
+        .map(|number| {
+            let listener = &tcp[number % tcp.len()];
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (client, listener.accept().unwrap().0)
+        })
+        .collect();
+    println!("{}", udp.len() + tcp.len() + ends.len() * 2);
+    io::copy(&mut io::stdin(), &mut io::sink()).unwrap();
+}
+
+/// The agent's part.
+struct Snapshot {
+    walker: Walker,
+    processes: Processes,
+    rows: Vec<SocketRow>,
+}
+
+impl Snapshot {
+    fn open() -> Snapshot {
+        Snapshot { walker: Walker::open().unwrap(), processes: Processes::open().unwrap(), rows: Vec::new() }
+    }
+
+    fn walk(&mut self) -> usize {
+        self.walker.walk(&mut self.rows).unwrap();
+        self.rows.len()
+    }
+
+    /// A walk and all owners: how many sockets have one.
+    fn take(&mut self) -> (usize, OwnerScan) {
+        self.walk();
+        let wanted: Wanted = self.rows.iter().map(|row| row.inode).filter(|inode| *inode != 0).collect();
+        let scan = self.processes.scan(&wanted);
+        (self.rows.iter().filter(|row| scan.owners.contains_key(&row.inode)).count(), scan)
+    }
+}
+
+/// Those who are compared.
+struct Contender {
+    name: &'static str,
+    /// Runs it: CPU and number of sockets that it told. Nothing when it is not installed.
+    run: Box<dyn FnMut() -> Option<(Duration, usize)>>,
+}
+
+fn contenders() -> Vec<Contender> {
+    let own = env::current_exe().unwrap().into_os_string().into_string().unwrap();
+    let mut agent = Snapshot::open();
+    let mut steady = Snapshot::open();
+    agent.take();
+    steady.walk();
+    vec![
+        Contender {
+            name: "first snapshot with owners",
+            run: Box::new(move || of_child(&own, &["snapshot"], Tells::Count)),
+        },
+        Contender {
+            name: "snapshot with owners, agent running",
+            run: Box::new(move || Some(of_thread(|| agent.take().0))),
+        },
+        Contender { name: "steady walk, nothing unknown", run: Box::new(move || Some(of_thread(|| steady.walk()))) },
+        Contender { name: "`ss -tanup`", run: Box::new(|| of_child("ss", &["-H", "-tanup"], Tells::Lines)) },
+        Contender { name: "`lsof -i -n -P`", run: Box::new(|| of_child("lsof", &["-i", "-n", "-P"], Tells::Lines)) },
+    ]
+}
+
+/// CPU of this thread: the usage of a running thread is known to the tick only, its clock to the nanosecond.
+fn of_thread(run: impl FnOnce() -> usize) -> (Duration, usize) {
+    let now = || {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(u64::try_from(time.tv_sec).unwrap(), u32::try_from(time.tv_nsec).unwrap())
+    };
+    let before = now();
+    let sockets = run();
+    (now() - before, sockets)
+}
+
+/// CPU of all processes that were waited for.
+fn of_children() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
+    let us = |time: TimeVal| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap());
+    us(usage.user_time()) + us(usage.system_time())
+}
+
+/// What the output of a command is.
+enum Tells {
+    Count,
+    Lines,
+}
+
+fn of_child(program: &str, arguments: &[&str], tells: Tells) -> Option<(Duration, usize)> {
+    let before = of_children();
+    let output = Command::new(program).args(arguments).stderr(Stdio::null()).output().ok()?;
+    let used = of_children() - before;
+    let text = String::from_utf8(output.stdout).unwrap();
+    let sockets = match tells {
+        Tells::Count => text.trim().parse().unwrap(),
+        Tells::Lines => text.lines().filter(|line| !line.starts_with("COMMAND")).count(),
+    };
+    Some((used, sockets))
+}
+
+/// The process with the sockets; the calling thread moves into its network namespace.
+fn holder(sockets: usize) -> Child {
+    let own = env::current_exe().unwrap();
+    let mut command = if geteuid().is_root() {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""]).arg(&own);
+        command
+    } else {
+        Command::new(&own)
+    };
+    command.args(["hold", &sockets.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), sockets.to_string(), "the sockets could not be opened");
+    if geteuid().is_root() {
+        let namespace = File::open(format!("/proc/{}/ns/net", child.id())).unwrap();
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    }
+    child
+}
+
+fn bench() {
+    println!("| CPU, median | sockets | told | ms | of `ss` | of `lsof` |\n|---|---|---|---|---|---|");
+    for (sockets, turns) in SIZES {
+        let mut holder = holder(sockets);
+        let mut contenders = contenders();
+        let mut used = vec![Vec::new(); contenders.len()];
+        let mut told = vec![0; contenders.len()];
+        for _ in 0..turns {
+            for (number, contender) in contenders.iter_mut().enumerate() {
+                if let Some((cpu, sockets)) = (contender.run)() {
+                    used[number].push(cpu);
+                    told[number] = sockets;
+                }
+            }
+        }
+        let medians: Vec<Option<f64>> = used.iter_mut().map(|used| median(used)).collect();
+        let against = |mine: Option<f64>, other: Option<f64>| match mine.zip(other) {
+            Some((mine, other)) => format!("{:.3}", mine / other),
+            None => "-".to_owned(),
+        };
+        let [.., ss, lsof] = medians[..] else { unreachable!("there are five contenders") };
+        for ((contender, told), mine) in contenders.iter().zip(told).zip(&medians) {
+            let ms = mine.map_or("not installed".to_owned(), |ms| format!("{ms:.2}"));
+            let (name, ss, lsof) = (contender.name, against(*mine, ss), against(*mine, lsof));
+            println!("| {name} | {sockets} | {told} | {ms} | {ss} | {lsof} |");
+        }
+        io::stdout().flush().unwrap();
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
+    }
+}
+
+/// Milliseconds.
+fn median(used: &mut [Duration]) -> Option<f64> {
+    used.sort();
+    used.get(used.len() / 2).map(|cpu| cpu.as_secs_f64() * 1000.0)
+}

@@ -1,0 +1,284 @@
+//! Who a process was that is gone before anybody could look. Pure but for the reading that is handed in.
+//!
+//! A process that forks, connects and exits within a millisecond leaves no /proc entry, but the kernel told of its fork,
+//! its name and its exit, and what it inherited is its parent's: user, control group, and the program unless it ran
+//! another one.
+
+use std::{collections::HashMap, sync::Arc};
+
+use fleetsock_proto::{owner::Owner, time::Timestamp};
+
+use crate::events::{self, Record, What};
+
+/// Most processes that are remembered; of those beyond only the number is told.
+pub const PROCESSES_LIMIT: usize = 128 * 1024;
+/// Longest line of forks that is gone back.
+const GENERATIONS_LIMIT: usize = 16;
+/// How long a process is remembered after its end: records of its sockets may lie in another ring.
+const REMEMBERED_NS: u64 = 10_000_000_000;
+
+/// The user id of nobody: what the kernel calls INVALID_UID. Told for a process of which no more than its number is known.
+pub const UNKNOWN_UID: u32 = u32::MAX;
+
+/// What is known of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// As an owner.
+    pub owner: Arc<Owner>,
+    /// Inode number of its network namespace; 0 when it is not known.
+    pub netns: u64,
+}
+
+/// The processes that events told of.
+#[derive(Debug, Default)]
+pub struct Ancestry {
+    processes: HashMap<u32, Entry>,
+    /// Processes that were not remembered because there were too many.
+    overflow: u64,
+    swept_ns: u64,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// As it was read since its last exec.
+    described: Option<Described>,
+    name: Option<String>,
+    /// Who it was forked from, and when.
+    fork: Option<(u32, u64)>,
+    /// Whether it runs another program than the one it was forked with.
+    exec: bool,
+    exited_ns: Option<u64>,
+}
+
+impl Ancestry {
+    /// Takes in a record.
+    pub fn handle(&mut self, record: &Record) {
+        match &record.what {
+            What::Forked { pid, parent } => {
+                // A number that is used again is another process.
+                self.set(*pid, Entry { fork: Some((*parent, record.at_ns)), ..Entry::default() });
+            }
+            What::Named { pid, name, exec } => {
+                if !self.processes.contains_key(pid) {
+                    self.set(*pid, Entry::default());
+                }
+                if let Some(entry) = self.processes.get_mut(pid) {
+                    entry.name = Some(name.clone());
+                    entry.exec |= *exec;
+                    // Name and program are others than those that were read.
+                    entry.described = None;
+                }
+            }
+            What::Exited { pid } => {
+                if let Some(entry) = self.processes.get_mut(pid) {
+                    entry.exited_ns = Some(record.at_ns);
+                }
+            }
+            What::State { .. } | What::Destroyed { .. } => {}
+        }
+    }
+
+    fn set(&mut self, pid: u32, entry: Entry) {
+        if self.processes.len() >= PROCESSES_LIMIT && !self.processes.contains_key(&pid) {
+            self.overflow += 1;
+            return;
+        }
+        self.processes.insert(pid, entry);
+    }
+
+    /// How many processes were not remembered since the last time this was asked.
+    pub fn take_overflow(&mut self) -> u64 {
+        std::mem::take(&mut self.overflow)
+    }
+
+    /// Forgets the processes that are gone for a while.
+    pub fn sweep(&mut self, now_ns: u64) {
+        if now_ns.saturating_sub(self.swept_ns) < REMEMBERED_NS / 4 {
+            return;
+        }
+        self.swept_ns = now_ns;
+        self.processes
+            .retain(|_, entry| entry.exited_ns.is_none_or(|exited| now_ns.saturating_sub(exited) < REMEMBERED_NS));
+    }
+
+    /// Records were lost, exits and execs maybe among them: what was read must be read again.
+    pub fn forget(&mut self) {
+        self.processes.clear();
+    }
+
+    /// The process with this number, as it was when it did something. `read` looks at one that is alive.
+    pub fn describe(
+        &mut self,
+        pid: u32,
+        clock_offset_ns: i64,
+        read: &mut impl FnMut(u32) -> Option<Described>,
+    ) -> Described {
+        self.find(pid, clock_offset_ns, read, GENERATIONS_LIMIT).unwrap_or_else(|| {
+            let name = self.processes.get(&pid).and_then(|entry| entry.name.clone());
+            let owner = Owner {
+                pid,
+                started_at: None,
+                process: name.unwrap_or_default(),
+                exe: String::new(),
+                uid: UNKNOWN_UID,
+                user: String::new(),
+                container: String::new(),
+                unit: String::new(),
+            };
+            Described { owner: Arc::new(owner), netns: 0 }
+        })
+    }
+
+    fn find(
+        &mut self,
+        pid: u32,
+        clock_offset_ns: i64,
+        read: &mut impl FnMut(u32) -> Option<Described>,
+        generations: usize,
+    ) -> Option<Described> {
+        let (fork, exited) = match self.processes.get(&pid) {
+            Some(Entry { described: Some(described), .. }) => return Some(described.clone()),
+            Some(entry) => (entry.fork, entry.exited_ns.is_some()),
+            None => (None, false),
+        };
+        let found = if exited { None } else { read(pid) };
+        let found = match (found, fork) {
+            (Some(described), _) => Some(described),
+            (None, Some((parent, at_ns))) if generations > 0 => {
+                let parent = self.find(parent, clock_offset_ns, read, generations - 1)?;
+                let started_at = events::moment(at_ns, clock_offset_ns);
+                self.processes.get(&pid).map(|entry| entry.inherited(pid, started_at, &parent))
+            }
+            (None, _) => None,
+        };
+        if let Some(described) = &found {
+            if !self.processes.contains_key(&pid) {
+                self.set(pid, Entry::default());
+            }
+            if let Some(entry) = self.processes.get_mut(&pid) {
+                entry.described = Some(described.clone());
+            }
+        }
+        found
+    }
+}
+
+impl Entry {
+    /// What a process is that nobody read: what its parent was, and what the kernel told.
+    fn inherited(&self, pid: u32, started_at: Timestamp, parent: &Described) -> Described {
+        let Described { owner, netns } = parent;
+        let owner = Owner {
+            pid,
+            started_at: Some(started_at),
+            process: self.name.clone().unwrap_or_else(|| owner.process.clone()),
+            exe: if self.exec { String::new() } else { owner.exe.clone() },
+            ..Owner::clone(owner)
+        };
+        Described { owner: Arc::new(owner), netns: *netns }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(pid: u32, process: &str) -> Described {
+        let owner = Owner {
+            pid,
+            started_at: Some(Timestamp::from_micros(1)),
+            process: process.to_owned(),
+            exe: format!("/usr/bin/{process}"),
+            uid: 33,
+            user: "www-data".to_owned(),
+            container: String::new(),
+            unit: format!("{process}.service"),
+        };
+        Described { owner: Arc::new(owner), netns: 7 }
+    }
+
+    fn told(whats: Vec<What>) -> Ancestry {
+        let mut ancestry = Ancestry::default();
+        for (at_ns, what) in whats.into_iter().enumerate() {
+            ancestry.handle(&Record { at_ns: at_ns as u64 * 1_000, what });
+        }
+        ancestry
+    }
+
+    fn named(pid: u32, name: &str, exec: bool) -> What {
+        What::Named { pid, name: name.to_owned(), exec }
+    }
+
+    /// Only process 1 is alive.
+    fn read(pid: u32) -> Option<Described> {
+        (pid == 1).then(|| owner(1, "inetd"))
+    }
+
+    #[test]
+    fn a_process_that_is_gone_has_what_it_inherited() {
+        let mut ancestry = told(vec![What::Forked { pid: 2, parent: 1 }, What::Exited { pid: 2 }]);
+        let Described { owner: found, netns } = ancestry.describe(2, 0, &mut read);
+        assert_eq!(netns, 7);
+        assert_eq!((found.pid, found.process.as_str(), found.exe.as_str()), (2, "inetd", "/usr/bin/inetd"));
+        assert_eq!((found.uid, found.unit.as_str()), (33, "inetd.service"));
+    }
+
+    #[test]
+    fn one_that_ran_another_program_has_its_name_and_no_executable() {
+        let mut ancestry = told(vec![
+            What::Forked { pid: 2, parent: 1 },
+            What::Forked { pid: 3, parent: 2 },
+            named(3, "curl", true),
+            What::Exited { pid: 3 },
+            What::Exited { pid: 2 },
+        ]);
+        let found = ancestry.describe(3, 0, &mut read).owner;
+        assert_eq!((found.process.as_str(), found.exe.as_str(), found.user.as_str()), ("curl", "", "www-data"));
+        assert_eq!(found.started_at, Some(Timestamp::from_micros(1)), "when it was forked");
+    }
+
+    #[test]
+    fn one_that_is_alive_is_read_once_and_again_after_it_ran_another_program() {
+        let mut ancestry = Ancestry::default();
+        let mut reads = 0;
+        let mut count = |pid| {
+            reads += 1;
+            read(pid)
+        };
+        for _ in 0..3 {
+            assert_eq!(ancestry.describe(1, 0, &mut count).owner.process, "inetd");
+        }
+        ancestry.handle(&Record { at_ns: 9, what: named(1, "other", true) });
+        ancestry.describe(1, 0, &mut count);
+        assert_eq!(reads, 2);
+    }
+
+    #[test]
+    fn a_number_that_is_used_again_is_another_process() {
+        let mut ancestry = told(vec![What::Forked { pid: 2, parent: 1 }]);
+        ancestry.describe(2, 0, &mut |pid| Some(owner(pid, "first")));
+        ancestry.handle(&Record { at_ns: 5_000, what: What::Exited { pid: 2 } });
+        ancestry.handle(&Record { at_ns: 6_000, what: What::Forked { pid: 2, parent: 1 } });
+        assert_eq!(ancestry.describe(2, 0, &mut read).owner.process, "inetd");
+    }
+
+    #[test]
+    fn of_one_that_nobody_knew_only_the_number_is_told() {
+        let found = Ancestry::default().describe(9, 0, &mut |_| None).owner;
+        assert_eq!((found.pid, found.uid, found.process.as_str()), (9, UNKNOWN_UID, ""));
+        assert_eq!(found.started_at, None);
+    }
+
+    #[test]
+    fn forks_that_name_each_other_do_not_go_round_in_circles() {
+        let mut ancestry = told(vec![What::Forked { pid: 2, parent: 3 }, What::Forked { pid: 3, parent: 2 }]);
+        assert_eq!(ancestry.describe(2, 0, &mut |_| None).owner.uid, UNKNOWN_UID);
+    }
+
+    #[test]
+    fn those_that_are_gone_for_a_while_are_forgotten() {
+        let mut ancestry = told(vec![What::Forked { pid: 2, parent: 1 }, What::Exited { pid: 2 }]);
+        ancestry.handle(&Record { at_ns: 5, what: What::Forked { pid: 3, parent: 1 } });
+        ancestry.sweep(REMEMBERED_NS * 2);
+        assert_eq!(ancestry.processes.keys().copied().collect::<Vec<_>>(), [3]);
+    }
+}

@@ -1,0 +1,331 @@
+//! Walks of all network namespaces of the host.
+//!
+//! The kernel keeps the TCP connections of all namespaces in one table, and a dump of one namespace reads all of it. So
+//! dumping every namespace costs namespaces times sockets, and is done only when it must be: [`Extent::of`] says when.
+//! Listeners are kept apart and cost little. Of each namespace that is not the agent's own the kernel is asked first how
+//! many sockets it has ([`Census`]); what it has none of is not dumped, and where all TCP sockets turn out to be listeners,
+//! the large table is not read either.
+//!
+//! Nothing of a foreign namespace stays open after a survey (see [`crate::namespaces`]).
+
+use std::{collections::BTreeMap, io};
+
+use fleetsock_proto::socket::{Protocol, SocketState};
+use rustix::{io::Errno, net::netlink::SOCK_DIAG};
+
+use super::{
+    CaptureError, SocketRow, WalkReport, Walker,
+    census::Census,
+    diag::{Queries, Query},
+    netlink::Netlink,
+    walker::append,
+};
+use crate::namespaces::{EnterError, Namespace, Namespaces, Visitor};
+
+/// How much of a namespace is walked, or was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Coverage {
+    /// TCP in LISTEN, and all of UDP.
+    Listeners,
+    /// TCP connections too.
+    Everything,
+}
+
+impl Coverage {
+    /// Whether a walk of this much would have shown such a socket, so that its absence means something.
+    pub fn includes(self, protocol: Protocol, state: SocketState) -> bool {
+        self == Coverage::Everything || protocol == Protocol::Udp || state == SocketState::Listen
+    }
+}
+
+/// Why a survey is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    /// Time passed.
+    Steady,
+    /// Everything is to be checked, or something was lost.
+    Referee,
+}
+
+/// What tells of TCP connections between two surveys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connections {
+    /// Events of the kernel, for all namespaces.
+    FromEvents,
+    /// Nothing but walks.
+    FromWalks,
+}
+
+/// How much is walked of the agent's own namespace and of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Of its own.
+    pub home: Coverage,
+    /// Of each other one.
+    pub foreign: Coverage,
+}
+
+impl Extent {
+    /// Where events tell of connections, others' connections are walked by the referee only.
+    pub fn of(occasion: Occasion, connections: Connections) -> Extent {
+        let foreign = match (occasion, connections) {
+            (Occasion::Steady, Connections::FromEvents) => Coverage::Listeners,
+            (Occasion::Referee, _) | (_, Connections::FromWalks) => Coverage::Everything,
+        };
+        Extent { home: Coverage::Everything, foreign }
+    }
+}
+
+/// A namespace that could not be walked.
+#[derive(Debug, thiserror::Error)]
+pub enum SurveyError {
+    /// It could not be entered.
+    #[error(transparent)]
+    Enter(#[from] EnterError),
+    /// Its sockets could not be counted.
+    #[error("cannot count the sockets of network namespace {netns}: {cause}")]
+    Count {
+        /// Its inode number.
+        netns: u64,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// Its table could not be read.
+    #[error("network namespace {netns}: {cause}")]
+    Walk {
+        /// Its inode number.
+        netns: u64,
+        /// Why.
+        #[source]
+        cause: CaptureError,
+    },
+}
+
+/// What a walk of one namespace told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Walked {
+    /// How much it saw.
+    pub coverage: Coverage,
+    /// What it could not tell.
+    pub report: WalkReport,
+}
+
+/// What a survey told and what it could not.
+#[derive(Debug, Default)]
+pub struct SurveyReport {
+    /// The namespaces that were walked.
+    pub walked: BTreeMap<u64, Walked>,
+    /// Those that were not, and why; the agent's own may be among them.
+    pub failed: Vec<(u64, SurveyError)>,
+    /// There was no thread to go into other namespaces.
+    pub stranded: Option<io::Error>,
+}
+
+impl SurveyReport {
+    /// Whether such a socket of this namespace, if it is open, is among the rows: only then its absence means that it
+    /// closed.
+    pub fn would_show(&self, netns: u64, protocol: Protocol, state: SocketState) -> bool {
+        self.walked.get(&netns).is_some_and(|walked| {
+            walked.report == WalkReport::default() && walked.coverage.includes(protocol, state)
+        })
+    }
+
+    /// What all walks together could not tell.
+    pub fn total(&self) -> WalkReport {
+        let mut total = WalkReport::default();
+        for walked in self.walked.values() {
+            total += walked.report;
+        }
+        total
+    }
+}
+
+/// Reads the sockets of all namespaces.
+#[derive(Debug)]
+pub struct Surveyor {
+    home: Walker,
+    queries: Queries,
+    /// The memory of the sockets that are opened elsewhere.
+    buffer: Vec<u8>,
+}
+
+impl Surveyor {
+    /// A surveyor at home in the network namespace of the calling thread.
+    pub fn open() -> Result<Surveyor, CaptureError> {
+        Ok(Surveyor { home: Walker::open()?, queries: Queries::new(), buffer: Vec::new() })
+    }
+
+    /// Inode number of its own network namespace.
+    pub fn netns(&self) -> u64 {
+        self.home.netns()
+    }
+
+    /// Walks its own namespace and those that were found. Replaces the content of `rows`, of which at most
+    /// [`super::WALK_ROWS_LIMIT`] are kept. Of a namespace that failed there are no rows.
+    pub fn survey(&mut self, namespaces: &Namespaces, extent: Extent, rows: &mut Vec<SocketRow>) -> SurveyReport {
+        let mut report = SurveyReport::default();
+        let home = self.netns();
+        let walked = match extent.home {
+            Coverage::Everything => self.home.walk(rows),
+            Coverage::Listeners => self.home.walk_listeners(rows),
+        };
+        match walked {
+            Ok(walked) => {
+                report.walked.insert(home, Walked { coverage: extent.home, report: walked });
+            }
+            Err(cause) => {
+                rows.clear();
+                report.failed.push((home, SurveyError::Walk { netns: home, cause }));
+            }
+        }
+        if namespaces.iter().len() > 0 {
+            let travels = namespaces.visit(|visitor| self.travel(visitor, namespaces, extent.foreign, rows, &mut report));
+            report.stranded = travels.err();
+        }
+        report
+    }
+
+    /// Goes from namespace to namespace.
+    fn travel(
+        &mut self,
+        visitor: &Visitor<'_>,
+        namespaces: &Namespaces,
+        coverage: Coverage,
+        rows: &mut Vec<SocketRow>,
+        report: &mut SurveyReport,
+    ) {
+        for namespace in namespaces.iter() {
+            let (netns, begin) = (namespace.netns(), rows.len());
+            match self.look_into(visitor, namespace, coverage, rows) {
+                Ok(walked) => {
+                    report.walked.insert(netns, walked);
+                }
+                Err(error) => {
+                    rows.truncate(begin);
+                    report.failed.push((netns, error));
+                }
+            }
+        }
+    }
+
+    fn look_into(
+        &mut self,
+        visitor: &Visitor<'_>,
+        namespace: &Namespace,
+        coverage: Coverage,
+        rows: &mut Vec<SocketRow>,
+    ) -> Result<Walked, SurveyError> {
+        let netns = namespace.netns();
+        visitor.enter(namespace)?;
+        let census = count(netns)?;
+        let netlink = Netlink::open_with(Some(SOCK_DIAG), std::mem::take(&mut self.buffer))
+            .map_err(|errno| SurveyError::Walk { netns, cause: CaptureError::Socket(errno) })?;
+        let mut stay = Stay { netns, netlink, census, rows };
+        let walked = stay.walk(&mut self.queries, coverage);
+        self.buffer = stay.netlink.close();
+        walked
+    }
+}
+
+fn count(netns: u64) -> Result<Census, SurveyError> {
+    Census::take().map_err(|cause| SurveyError::Count { netns, cause })
+}
+
+/// The time in one namespace.
+struct Stay<'a> {
+    netns: u64,
+    netlink: Netlink,
+    census: Census,
+    rows: &'a mut Vec<SocketRow>,
+}
+
+impl Stay<'_> {
+    fn walk(&mut self, queries: &mut Queries, coverage: Coverage) -> Result<Walked, SurveyError> {
+        let Queries { tcp, tcp_listeners, udp4, udp6 } = queries;
+        let begin = self.rows.len();
+        let mut report = WalkReport::default();
+        if self.census.tcp > 0 {
+            report = self.ask(tcp_listeners)?;
+        }
+        let listeners = self.rows.len() - begin;
+        if coverage == Coverage::Everything && !(report == WalkReport::default() && self.has_only(listeners)?) {
+            self.rows.truncate(begin);
+            report = self.ask(tcp)?;
+        }
+        if self.census.udp4 > 0 {
+            report += self.ask(udp4)?;
+        }
+        if self.census.udp6 > 0 {
+            report += self.ask(udp6)?;
+        }
+        Ok(Walked { coverage, report })
+    }
+
+    /// Whether all TCP sockets are these listeners. Counted before and after they were dumped: otherwise one that began
+    /// to listen in between would stand for a connection.
+    fn has_only(&self, listeners: usize) -> Result<bool, SurveyError> {
+        let listeners = u64::try_from(listeners).unwrap_or(u64::MAX);
+        Ok(self.census.tcp == listeners && count(self.netns)?.tcp == listeners)
+    }
+
+    fn ask(&mut self, query: &mut Query) -> Result<WalkReport, SurveyError> {
+        append(&mut self.netlink, [query], self.netns, self.rows)
+            .map_err(|cause| SurveyError::Walk { netns: self.netns, cause })
+    }
+}
+
+impl SurveyError {
+    /// Whether the namespace is about to vanish or did: no failure.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, SurveyError::Enter(EnterError::Gone { .. }))
+    }
+
+    /// Whether it takes a privilege that the agent lacks.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, SurveyError::Enter(EnterError::Refused { cause: Errno::PERM | Errno::ACCESS, .. }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_of_others_are_walked_by_the_referee_and_where_no_event_tells_of_them() {
+        use Connections::{FromEvents, FromWalks};
+        use Occasion::{Referee, Steady};
+        for (occasion, connections, foreign) in [
+            (Steady, FromEvents, Coverage::Listeners),
+            (Steady, FromWalks, Coverage::Everything),
+            (Referee, FromEvents, Coverage::Everything),
+            (Referee, FromWalks, Coverage::Everything),
+        ] {
+            let expected = Extent { home: Coverage::Everything, foreign };
+            assert_eq!(Extent::of(occasion, connections), expected, "{occasion:?} {connections:?}");
+        }
+    }
+
+    #[test]
+    fn absence_means_something_only_where_a_whole_walk_looked() {
+        let cut = WalkReport { interrupted: 1, ..WalkReport::default() };
+        let walked = |coverage, report| Walked { coverage, report };
+        let report = SurveyReport {
+            walked: BTreeMap::from([
+                (1, walked(Coverage::Everything, WalkReport::default())),
+                (2, walked(Coverage::Listeners, WalkReport::default())),
+                (3, walked(Coverage::Everything, cut)),
+            ]),
+            ..SurveyReport::default()
+        };
+        for (netns, listener, udp, connection) in
+            [(1, true, true, true), (2, true, true, false), (3, false, false, false), (4, false, false, false)]
+        {
+            let shows = |protocol, state| report.would_show(netns, protocol, state);
+            assert_eq!(shows(Protocol::Tcp, SocketState::Listen), listener, "{netns}");
+            assert_eq!(shows(Protocol::Udp, SocketState::Established), udp, "{netns}");
+            assert_eq!(shows(Protocol::Tcp, SocketState::Established), connection, "{netns}");
+        }
+        assert_eq!(report.total(), cut);
+    }
+}

@@ -1,0 +1,137 @@
+//! Reads the socket table of one network namespace.
+
+use std::ops::AddAssign;
+
+use rustix::{fs::stat, io::Errno, net::netlink::SOCK_DIAG};
+
+use super::{
+    SocketRow,
+    diag::{Queries, Query, Unreadable, row},
+    netlink::{Netlink, NetlinkError},
+};
+
+/// Most sockets of a walk that are kept; the others are counted.
+pub const WALK_ROWS_LIMIT: usize = 512 * 1024;
+/// How often a dump that was interrupted is tried before it is taken as it is.
+const DUMP_TRIES: u32 = 3;
+
+/// A table that could not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CaptureError {
+    /// The network namespace is not known.
+    #[error("cannot tell the network namespace from /proc/thread-self/ns/net: {0}")]
+    Namespace(#[source] Errno),
+    /// There is no netlink socket to ask with.
+    #[error("cannot open a NETLINK_SOCK_DIAG socket: {0}")]
+    Socket(#[source] Errno),
+    /// The kernel did not tell of some sockets. With "no such file or directory" it lacks the module inet_diag,
+    /// tcp_diag or udp_diag.
+    #[error("cannot read the {about} sockets from the kernel: {cause}")]
+    Dump {
+        /// Which sockets.
+        about: &'static str,
+        /// Why.
+        #[source]
+        cause: NetlinkError,
+    },
+}
+
+/// What a walk could not tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WalkReport {
+    /// Sockets above [`WALK_ROWS_LIMIT`]: counted, not kept.
+    pub overflow: u64,
+    /// Parts of the table that may lack rows: at every try the kernel said that it changed meanwhile
+    /// (NLM_F_DUMP_INTR), or an answer was lost.
+    pub interrupted: u64,
+    /// Answers of the kernel that could not be read.
+    pub unreadable: u64,
+}
+
+impl AddAssign for WalkReport {
+    fn add_assign(&mut self, other: WalkReport) {
+        self.overflow += other.overflow;
+        self.interrupted += other.interrupted;
+        self.unreadable += other.unreadable;
+    }
+}
+
+/// Reads the sockets of the network namespace in which it was opened.
+#[derive(Debug)]
+pub struct Walker {
+    netns: u64,
+    netlink: Netlink,
+    queries: Queries,
+}
+
+impl Walker {
+    /// A walker for the network namespace of the calling thread; it stays there.
+    pub fn open() -> Result<Walker, CaptureError> {
+        let netns = stat("/proc/thread-self/ns/net").map_err(CaptureError::Namespace)?.st_ino;
+        let netlink = Netlink::open(Some(SOCK_DIAG)).map_err(CaptureError::Socket)?;
+        Ok(Walker { netns, netlink, queries: Queries::new() })
+    }
+
+    /// Inode number of the network namespace.
+    pub fn netns(&self) -> u64 {
+        self.netns
+    }
+
+    /// A full walk: TCP and UDP, IPv4 and IPv6, listening and connected. Replaces the content of `rows`, which is
+    /// incomplete after an error. After an error the next walk may succeed.
+    pub fn walk(&mut self, rows: &mut Vec<SocketRow>) -> Result<WalkReport, CaptureError> {
+        let Queries { tcp, udp4, udp6, .. } = &mut self.queries;
+        rows.clear();
+        append(&mut self.netlink, [tcp, udp4, udp6], self.netns, rows)
+    }
+
+    /// A walk that leaves TCP connections out, and the kernel's large table with them: TCP in LISTEN, and all of UDP.
+    /// Otherwise like [`Walker::walk`].
+    pub fn walk_listeners(&mut self, rows: &mut Vec<SocketRow>) -> Result<WalkReport, CaptureError> {
+        let Queries { tcp_listeners, udp4, udp6, .. } = &mut self.queries;
+        rows.clear();
+        append(&mut self.netlink, [tcp_listeners, udp4, udp6], self.netns, rows)
+    }
+}
+
+/// Appends the rows of some dumps.
+pub(super) fn append<'a>(
+    netlink: &mut Netlink,
+    queries: impl IntoIterator<Item = &'a mut Query>,
+    netns: u64,
+    rows: &mut Vec<SocketRow>,
+) -> Result<WalkReport, CaptureError> {
+    let mut report = WalkReport::default();
+    for query in queries {
+        report += dump(netlink, query, netns, rows)
+            .map_err(|cause| CaptureError::Dump { about: query.about, cause })?;
+    }
+    Ok(report)
+}
+
+/// Appends the rows of one dump, which is repeated while it is interrupted.
+fn dump(
+    netlink: &mut Netlink,
+    query: &mut Query,
+    netns: u64,
+    rows: &mut Vec<SocketRow>,
+) -> Result<WalkReport, NetlinkError> {
+    let begin = rows.len();
+    let mut tries = 0;
+    loop {
+        rows.truncate(begin);
+        let mut report = WalkReport::default();
+        let dump = netlink.dump(&mut query.request, |message| match row(message.body, query.protocol, netns) {
+            Ok(Some(_)) if rows.len() >= WALK_ROWS_LIMIT => report.overflow += 1,
+            Ok(Some(row)) => rows.push(row),
+            Ok(None) => {}
+            Err(Unreadable) => report.unreadable += 1,
+        })?;
+        tries += 1;
+        if !dump.interrupted || tries == DUMP_TRIES {
+            report.unreadable += dump.malformed;
+            report.interrupted = dump.interrupted.into();
+            return Ok(report);
+        }
+    }
+}

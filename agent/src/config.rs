@@ -1,0 +1,211 @@
+//! The agent's settings: read whole and checked before anything begins.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use fleetsock_proto::host::HOST_NAME_LIMIT;
+use serde::Deserialize;
+
+use crate::spool::SPOOL_BYTES_LIMIT;
+
+/// Where an agent keeps everything unless told otherwise.
+pub const DEFAULT_STATE: &str = "/var/lib/fleetsock/agent";
+/// Name of the settings file in the state folder.
+pub const CONFIG_FILE: &str = "agent.toml";
+/// The settings file where the state folder has none.
+pub const DEFAULT_CONFIG: &str = "/etc/fleetsock/agent.toml";
+
+const MIB: u64 = 1024 * 1024;
+
+/// A number with the bounds that a setting is kept within.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    name: &'static str,
+    least: u64,
+    most: u64,
+}
+
+const WALK_MS: Bounds = Bounds { name: "walk_ms", least: 100, most: 3_600_000 };
+const REFEREE_S: Bounds = Bounds { name: "referee_s", least: 1, most: 86_400 };
+const SPOOL_MIB: Bounds = Bounds { name: "spool_mib", least: 1, most: 65_536 };
+
+/// Settings of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// How often to walk where the server has no wish.
+    pub walk: Duration,
+    /// How often to look for all owners.
+    pub referee: Duration,
+    /// What the spool may take of the disk, bytes.
+    pub spool_bytes: u64,
+    /// What the host calls itself, in place of its host name.
+    pub name: Option<HostName>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            walk: Duration::from_secs(1),
+            referee: Duration::from_secs(60),
+            spool_bytes: SPOOL_BYTES_LIMIT,
+            name: None,
+        }
+    }
+}
+
+/// A name that a host can report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostName(String);
+
+/// A text that no host can report as its name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` is no host name; use 1 to {HOST_NAME_LIMIT} bytes without blanks or control characters", .0.escape_debug())]
+pub struct InvalidHostName(pub String);
+
+impl HostName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for HostName {
+    type Err = InvalidHostName;
+
+    fn from_str(text: &str) -> Result<HostName, InvalidHostName> {
+        let printable = !text.chars().any(|c| c.is_control() || c.is_whitespace());
+        if printable && (1..=HOST_NAME_LIMIT).contains(&text.len()) {
+            Ok(HostName(text.to_owned()))
+        } else {
+            Err(InvalidHostName(text.to_owned()))
+        }
+    }
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{}: {problem}", path.display())]
+    Invalid {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, with the line where it is known.
+        problem: String,
+    },
+}
+
+/// The file as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    walk_ms: Option<u64>,
+    referee_s: Option<u64>,
+    spool_mib: Option<u64>,
+    name: Option<String>,
+}
+
+impl Bounds {
+    fn check(self, value: Option<u64>) -> Result<Option<u64>, String> {
+        let Bounds { name, least, most } = self;
+        match value {
+            Some(value) if !(least..=most).contains(&value) => {
+                Err(format!("{name} = {value} is not within {least} and {most}"))
+            }
+            value => Ok(value),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the settings: from `file` when one is named, else from the state folder or from
+    /// [`DEFAULT_CONFIG`] when there is one, else none.
+    pub fn load(state: &Path, file: Option<&Path>) -> Result<Config, ConfigError> {
+        if let Some(path) = file {
+            return match Config::read(path)? {
+                Some(config) => Ok(config),
+                None => {
+                    Err(ConfigError::Unreadable { path: path.to_owned(), source: io::ErrorKind::NotFound.into() })
+                }
+            };
+        }
+        for path in [state.join(CONFIG_FILE), PathBuf::from(DEFAULT_CONFIG)] {
+            if let Some(config) = Config::read(&path)? {
+                return Ok(config);
+            }
+        }
+        Ok(Config::default())
+    }
+
+    fn read(path: &Path) -> Result<Option<Config>, ConfigError> {
+        match fs::read_to_string(path) {
+            Ok(text) => Config::parse(&text)
+                .map(Some)
+                .map_err(|problem| ConfigError::Invalid { path: path.to_owned(), problem }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(ConfigError::Unreadable { path: path.to_owned(), source }),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let settings: Settings = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+        let defaults = Config::default();
+        let name = settings.name.map(|name| name.parse()).transpose().map_err(|error| format!("name: {error}"))?;
+        Ok(Config {
+            walk: WALK_MS.check(settings.walk_ms)?.map_or(defaults.walk, Duration::from_millis),
+            referee: REFEREE_S.check(settings.referee_s)?.map_or(defaults.referee, Duration::from_secs),
+            spool_bytes: SPOOL_MIB.check(settings.spool_mib)?.map_or(defaults.spool_bytes, |mib| mib * MIB),
+            name,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_written_has_its_default() {
+        assert_eq!(Config::parse(""), Ok(Config::default()));
+        let config = Config::parse("walk_ms = 250\nname = \"web1\"").unwrap();
+        assert_eq!((config.walk, config.referee), (Duration::from_millis(250), Config::default().referee));
+        assert_eq!(config.name.unwrap().as_str(), "web1");
+    }
+
+    #[test]
+    fn settings_that_cannot_be_meant_are_refused_by_name() {
+        for (text, expected) in [
+            ("walk_ms = 99", "walk_ms = 99 is not within 100 and 3600000"),
+            ("spool_mib = 0", "spool_mib = 0 is not within 1 and 65536"),
+            ("referee_s = 0", "referee_s = 0 is not within 1 and 86400"),
+            ("name = \"\"", "name: `` is no host name"),
+            ("name = \"web 1\"", "name: `web 1` is no host name"),
+            ("wakl_ms = 1", "unknown field `wakl_ms`"),
+            ("walk_ms = \"1s\"", "line 1"),
+        ] {
+            let problem = Config::parse(text).unwrap_err();
+            assert!(problem.contains(expected), "{text}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_named_must_be_there_and_the_one_in_the_state_folder_may() {
+        let state = tempfile::tempdir().unwrap();
+        let absent = state.path().join("absent.toml");
+        let error = Config::load(state.path(), Some(&absent)).unwrap_err().to_string();
+        assert!(error.contains("absent.toml"), "{error}");
+        fs::write(state.path().join(CONFIG_FILE), "spool_mib = 3").unwrap();
+        assert_eq!(Config::load(state.path(), None).unwrap().spool_bytes, 3 * MIB);
+    }
+}

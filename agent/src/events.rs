@@ -1,0 +1,175 @@
+//! What the kernel tells by itself: every TCP connection, however short, with the process at each end.
+//!
+//! Two tracepoints and the lives of processes are written by the kernel into one ring per processor (perf_event_open(2)),
+//! for all network namespaces at once. `ring` reads the rings and is the agent's only unsafe code; `tracepoint` knows
+//! where the fields of a record are; `record` turns bytes into records.
+
+mod record;
+mod ring;
+mod tracepoint;
+
+use std::{io, os::fd::BorrowedFd, time::Duration};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    time::{ClockId, clock_gettime},
+};
+
+use fleetsock_proto::time::Timestamp;
+
+use self::{
+    record::Formats,
+    ring::{Ring, Source},
+    tracepoint::Tracefs,
+};
+pub use self::{
+    record::{Actor, Record, SocketEvent, What},
+    tracepoint::TracepointError,
+};
+
+/// Bytes of one processor's ring, tried from the largest: what the kernel lets us lock decides. 2 MiB hold a burst of
+/// some 20,000 closings between two looks.
+const RING_BYTES: [usize; 4] = [2 << 20, 1 << 20, 512 << 10, 256 << 10];
+
+/// Why there are no events.
+#[derive(Debug, thiserror::Error)]
+pub enum EventsError {
+    /// The descriptions of the tracepoints cannot be read.
+    #[error(transparent)]
+    Tracepoint(#[from] TracepointError),
+    /// The kernel does not let us listen.
+    #[error("the kernel refused perf events: {0}")]
+    Refused(#[source] Errno),
+    /// There is no list of processors.
+    #[error("cannot tell the processors: {0}")]
+    Processors(#[source] io::Error),
+}
+
+/// The rings of all processors.
+#[derive(Debug)]
+pub struct Events {
+    rings: Vec<Ring>,
+    formats: Formats,
+    buffer: Vec<u8>,
+    ring_bytes: usize,
+}
+
+/// What came out of the rings.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// In the order of their times.
+    pub records: Vec<Record>,
+    /// Records that the kernel had no room for.
+    pub lost: u64,
+    /// Records that could not be read.
+    pub unreadable: u64,
+}
+
+impl Events {
+    /// Begins to listen, on every processor that is online.
+    pub fn open() -> Result<Events, EventsError> {
+        let tracefs = Tracefs::find()?;
+        let formats = Formats { state: tracefs.state_format()?, destroy: tracefs.destroy_format()? };
+        let sources = [Source::Tracepoint(formats.state.id), Source::Tracepoint(formats.destroy.id), Source::Processes];
+        let processors = online().map_err(EventsError::Processors)?;
+        let mut refused = Errno::PERM;
+        for ring_bytes in RING_BYTES {
+            let rings: Result<Vec<Ring>, Errno> =
+                processors.iter().map(|cpu| Ring::open(*cpu, &sources, ring_bytes)).collect();
+            match rings {
+                Ok(rings) => return Ok(Events { rings, formats, buffer: Vec::new(), ring_bytes }),
+                Err(errno) => refused = errno,
+            }
+        }
+        Err(EventsError::Refused(refused))
+    }
+
+    /// Bytes of one processor's ring.
+    pub fn ring_bytes(&self) -> usize {
+        self.ring_bytes
+    }
+
+    /// Waits until a ring is half full or `wake` can be read, at most so long.
+    pub fn wait(&self, patience: Duration, wake: BorrowedFd<'_>) -> Result<(), Errno> {
+        let mut fds: Vec<PollFd<'_>> = self.rings.iter().map(|ring| PollFd::new(ring, PollFlags::IN)).collect();
+        fds.push(PollFd::from_borrowed_fd(wake, PollFlags::IN));
+        let patience = Timespec::try_from(patience).map_err(|_| Errno::INVAL)?;
+        match poll(&mut fds, Some(&patience)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Takes everything out of the rings.
+    ///
+    /// The records of one socket can lie in two rings, when two processors handled it one after the other, so all rings
+    /// are read before anything is put in order. A record that was written while they were read comes next time, also
+    /// when it is older than the last one here: whoever uses them holds the youngest back for a moment.
+    pub fn drain(&mut self, drained: &mut Drained) {
+        drained.records.clear();
+        (drained.lost, drained.unreadable) = (0, 0);
+        for ring in &mut self.rings {
+            ring.take(&mut self.buffer);
+            record::read(&self.buffer, &self.formats, drained);
+        }
+        drained.records.sort_by_key(|record| record.at_ns);
+    }
+}
+
+/// The clock of the records now, nanoseconds.
+pub fn now_ns() -> u64 {
+    u64::try_from(nanoseconds(ClockId::Monotonic)).unwrap_or(0)
+}
+
+fn nanoseconds(clock: ClockId) -> i64 {
+    let time = clock_gettime(clock);
+    time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
+}
+
+/// The wall clock less the clock of the records (CLOCK_MONOTONIC), nanoseconds.
+pub fn clock_offset_ns() -> i64 {
+    nanoseconds(ClockId::Realtime).saturating_sub(nanoseconds(ClockId::Monotonic))
+}
+
+/// The wall-clock moment of a record.
+pub fn moment(at_ns: u64, clock_offset_ns: i64) -> Timestamp {
+    let at = i64::try_from(at_ns).unwrap_or(i64::MAX).saturating_add(clock_offset_ns);
+    Timestamp::from_micros(at.div_euclid(1_000))
+}
+
+/// Numbers of the processors that are online (cpu(7): a list of ranges).
+fn online() -> io::Result<Vec<u32>> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/online")?;
+    ranges(text.trim()).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("`{}`", text.trim())))
+}
+
+/// Most processors that are believed in.
+const PROCESSORS_LIMIT: u32 = 8192;
+
+fn ranges(text: &str) -> Option<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for range in text.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        if last >= PROCESSORS_LIMIT {
+            return None;
+        }
+        numbers.extend(first..=last);
+    }
+    Some(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_processors_are_read() {
+        assert_eq!(ranges("0"), Some(vec![0]));
+        assert_eq!(ranges("0-2,5,7-8"), Some(vec![0, 1, 2, 5, 7, 8]));
+        for wrong in ["", "a", "0-", "0-4294967295"] {
+            assert_eq!(ranges(wrong), None, "{wrong}");
+        }
+    }
+}

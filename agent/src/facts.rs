@@ -1,0 +1,223 @@
+//! What the host says of itself: its name, system, addresses, and what the agent may see of it.
+
+use std::{fs, io};
+
+use fleetsock_proto::{
+    host::{BootId, HOST_ADDRESSES_LIMIT, HOST_NAME_LIMIT, HOST_TEXT_LIMIT, HostFacts, Tier},
+    port::PortRange,
+};
+use rustix::{
+    fs::stat,
+    process::getuid,
+    system::uname,
+    thread::{CapabilitySet, capabilities},
+};
+
+use crate::{capture::interface, owners::cut};
+
+/// Inode of the first pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h).
+const FIRST_PID_NAMESPACE: u64 = 0xeffffffc;
+/// Inode of the first user namespace (PROC_USER_INIT_INO).
+const FIRST_USER_NAMESPACE: u64 = 0xeffffffd;
+
+/// The facts of the host, with the network namespace that is walked. What cannot be read is empty.
+pub fn facts(agent_version: &str, netns: u64) -> HostFacts {
+    let system = uname();
+    let (tier, tier_reason) = sight(&privileges());
+    let mut addresses = interface::addresses().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read the addresses of the interfaces");
+        Vec::new()
+    });
+    addresses.truncate(HOST_ADDRESSES_LIMIT);
+    HostFacts {
+        name: host_name(&system.nodename().to_string_lossy()),
+        os: read("/etc/os-release").or_else(|_| read("/usr/lib/os-release")).map_or(String::new(), |text| os(&text)),
+        kernel: system.release().to_string_lossy().into_owned(),
+        arch: system.machine().to_string_lossy().into_owned(),
+        boot_id: read("/proc/sys/kernel/random/boot_id").map_or(NO_BOOT_ID, |text| boot_id(&text)),
+        addresses,
+        ephemeral_ports: read("/proc/sys/net/ipv4/ip_local_port_range").ok().and_then(|text| port_range(&text)),
+        agent_version: agent_version.to_owned(),
+        tier,
+        tier_reason,
+        netns,
+    }
+}
+
+/// Stands for a boot id that cannot be read.
+const NO_BOOT_ID: BootId = BootId::from_array([0; 16]);
+
+fn read(path: &str) -> io::Result<String> {
+    fs::read_to_string(path).inspect_err(|error| tracing::debug!(path, %error, "cannot read a fact of the host"))
+}
+
+/// The name, which may not be empty: a kernel without one says "(none)".
+fn host_name(nodename: &str) -> String {
+    match nodename {
+        "" => "(none)".to_owned(),
+        name => cut(name.to_owned(), HOST_NAME_LIMIT),
+    }
+}
+
+/// PRETTY_NAME of os-release(5), or NAME and VERSION_ID, or the default that the page names.
+fn os(text: &str) -> String {
+    let value = |key: &str| {
+        text.lines().rev().find_map(|line| Some(unquoted(line.trim().strip_prefix(key)?.strip_prefix('=')?)))
+    };
+    let name = || match (value("NAME"), value("VERSION_ID")) {
+        (Some(name), Some(version)) => format!("{name} {version}"),
+        (Some(name), None) => name,
+        (None, _) => "Linux".to_owned(),
+    };
+    cut(value("PRETTY_NAME").filter(|name| !name.is_empty()).unwrap_or_else(name), HOST_TEXT_LIMIT)
+}
+
+/// A value as a shell reads it: single or double quotes, and backslashes before special characters.
+fn unquoted(value: &str) -> String {
+    let strip = |quote: char| value.strip_prefix(quote)?.strip_suffix(quote);
+    if let Some(plain) = strip('\'') {
+        return plain.to_owned();
+    }
+    let mut text = String::new();
+    let mut characters = strip('"').unwrap_or(value).chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => text.extend(characters.next()),
+            _ => text.push(character),
+        }
+    }
+    text
+}
+
+fn boot_id(text: &str) -> BootId {
+    text.parse().unwrap_or(NO_BOOT_ID)
+}
+
+/// Two numbers: the first and the last port.
+fn port_range(text: &str) -> Option<PortRange> {
+    let mut numbers = text.split_whitespace().map(str::parse);
+    let range = PortRange::new(numbers.next()?.ok()?, numbers.next()?.ok()?);
+    range.ok()
+}
+
+/// What decides which processes the agent can look into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Privileges {
+    uid: u32,
+    capabilities: CapabilitySet,
+    /// It runs in the machine's first pid namespace and so sees every process.
+    all_processes: bool,
+    /// Its capabilities hold for the whole machine.
+    all_users: bool,
+}
+
+fn privileges() -> Privileges {
+    let first = |path: &str, inode: u64| stat(path).is_ok_and(|namespace| namespace.st_ino == inode);
+    Privileges {
+        uid: getuid().as_raw(),
+        capabilities: capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective),
+        all_processes: first("/proc/self/ns/pid", FIRST_PID_NAMESPACE),
+        all_users: first("/proc/self/ns/user", FIRST_USER_NAMESPACE),
+    }
+}
+
+/// The tier, and what is not seen at it and why.
+fn sight(privileges: &Privileges) -> (Tier, String) {
+    let missing: Vec<&str> =
+        [("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE), ("CAP_DAC_READ_SEARCH", CapabilitySet::DAC_READ_SEARCH)]
+            .into_iter()
+            .filter(|(_, capability)| !privileges.capabilities.contains(*capability))
+            .map(|(name, _)| name)
+            .collect();
+    let mut reasons = Vec::new();
+    if !missing.is_empty() {
+        let uid = privileges.uid;
+        reasons.push(format!(
+            "no {}: owners of sockets of users other than uid {uid} are not seen",
+            missing.join(" and no ")
+        ));
+    }
+    if !privileges.all_users {
+        reasons.push("in a user namespace: owners that run outside of it are not seen".to_owned());
+    }
+    if !privileges.all_processes {
+        reasons.push("in a pid namespace: owners that run outside of it are not seen".to_owned());
+    }
+    reasons.push("events are not captured: connections that live between two walks are not seen".to_owned());
+    (if missing.is_empty() { Tier::T1 } else { Tier::T0 }, reasons.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_system_is_called_as_its_os_release_says() {
+        for (text, name) in [
+            ("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n", "Debian GNU/Linux 12 (bookworm)"),
+            ("PRETTY_NAME='Alpine Linux v3.20'", "Alpine Linux v3.20"),
+            ("PRETTY_NAME=Arch", "Arch"),
+            (r#"PRETTY_NAME="a \"b\" \$c""#, r#"a "b" $c"#),
+            ("PRETTY_NAME=\"\"\nNAME=Void\n", "Void"),
+            ("NAME=\"Fedora Linux\"\nVERSION_ID=40\n", "Fedora Linux 40"),
+            ("# nothing\n", "Linux"),
+            ("", "Linux"),
+        ] {
+            assert_eq!(os(text), name, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_ephemeral_range_is_two_ports_in_order() {
+        assert_eq!(port_range("32768\t60999\n"), PortRange::new(32768, 60999).ok());
+        for text in ["", "1", "2 1", "1 70000", "a b"] {
+            assert_eq!(port_range(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_said() {
+        let all = CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH;
+        let host = Privileges { uid: 990, capabilities: all, all_processes: true, all_users: true };
+        let check = |privileges: Privileges, tier, reason: &str| {
+            let (found, text) = sight(&privileges);
+            assert_eq!(found, tier, "{privileges:?}");
+            assert!(text.contains(reason), "{text}");
+        };
+        check(host, Tier::T1, "events are not captured");
+        check(
+            Privileges { capabilities: CapabilitySet::SYS_PTRACE, ..host },
+            Tier::T0,
+            "no CAP_DAC_READ_SEARCH: owners",
+        );
+        let none = Privileges { capabilities: CapabilitySet::empty(), ..host };
+        check(
+            none,
+            Tier::T0,
+            "no CAP_SYS_PTRACE and no CAP_DAC_READ_SEARCH: owners of sockets of users other than uid 990",
+        );
+        check(Privileges { all_processes: false, ..host }, Tier::T1, "in a pid namespace");
+        check(Privileges { all_users: false, ..host }, Tier::T1, "in a user namespace");
+    }
+
+    #[test]
+    fn this_host_tells_its_facts_and_they_travel() {
+        let facts = facts("1.2.3", 7);
+        assert_eq!((facts.agent_version.as_str(), facts.netns), ("1.2.3", 7));
+        assert_ne!(facts.boot_id, NO_BOOT_ID);
+        assert!(!facts.kernel.is_empty() && !facts.arch.is_empty() && facts.ephemeral_ports.is_some());
+        assert_eq!(HostFacts::try_from(fleetsock_proto::wire::HostFacts::from(facts.clone())), Ok(facts));
+    }
+
+    proptest! {
+        #[test]
+        fn a_text_of_any_length_fits(text in "\\PC{0,400}") {
+            prop_assert!(host_name(&text).len() <= HOST_NAME_LIMIT);
+            prop_assert!(!host_name(&text).is_empty());
+            let name = format!("PRETTY_NAME={}", text.repeat(3));
+            prop_assert!(os(&name).len() <= HOST_TEXT_LIMIT);
+        }
+    }
+}

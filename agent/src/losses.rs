@@ -1,0 +1,48 @@
+//! What the agent could not tell, counted where it happens and told to the server with every heartbeat.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Where something was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// Sockets that the kernel told of and a walk had no room for or could not read, and parts of walks that were
+    /// interrupted.
+    Walk,
+    /// Sockets that the table had no room for.
+    Table,
+    /// Owners and ends of texts that had no room.
+    Detail,
+    /// Changes that the spool dropped.
+    Spool,
+}
+
+impl Loss {
+    const COUNT: usize = 4;
+
+    fn words(self) -> &'static str {
+        match self {
+            Loss::Walk => "a walk of the socket table was incomplete",
+            Loss::Table => "there are more sockets than are kept",
+            Loss::Detail => "a socket has more owners or longer texts than travel",
+            Loss::Spool => "changes were dropped before they were delivered",
+        }
+    }
+}
+
+/// Counts losses since the agent's start.
+#[derive(Debug, Default)]
+pub struct Losses([AtomicU64; Loss::COUNT]);
+
+impl Losses {
+    /// Counts; the first of its kind is logged.
+    pub fn add(&self, loss: Loss, count: u64) {
+        if count > 0 && self.0[loss as usize].fetch_add(count, Relaxed) == 0 {
+            tracing::warn!(count, "records are lost: {}; further ones are counted", loss.words());
+        }
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(|count| count.load(Relaxed)).sum()
+    }
+}

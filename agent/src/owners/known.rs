@@ -1,0 +1,171 @@
+//! Remembers processes that own sockets, so that a scan reads little of those that it meets again.
+
+use std::{collections::HashMap, io, sync::Arc};
+
+use fleetsock_proto::{owner::Owner, time::Timestamp};
+use rustix::{
+    io::Errno,
+    param::clock_ticks_per_second,
+    time::{ClockId, clock_gettime},
+};
+
+use super::{
+    placement::Placement,
+    process::{self, Folder, Stat},
+    users::Users,
+};
+
+/// Most processes that are remembered; what is above is read anew each time.
+const PROCESSES_LIMIT: usize = 64 * 1024;
+/// Clock ticks are hundredths of a second: the boot is not known better than they are.
+const TICK_US: i64 = 10_000;
+/// How far the wall clock may be set before the boot is dated anew. Slewing it does not move the boot.
+const BOOT_TOLERANCE_US: i64 = 1_000_000;
+
+/// The processes that own sockets.
+#[derive(Debug)]
+pub(super) struct Known {
+    processes: HashMap<u32, Entry>,
+    users: Users,
+    boot_us: i64,
+    /// Number of the scan.
+    scan: u64,
+    buffer: Vec<u8>,
+}
+
+/// A process, as it was when it was last met.
+#[derive(Debug)]
+struct Entry {
+    owner: Arc<Owner>,
+    start_ticks: u64,
+    effective_uid: u32,
+    /// The name of its user was not known in time.
+    nameless: bool,
+    /// The last scan that saw it alive.
+    seen: u64,
+}
+
+impl Known {
+    pub(super) fn new() -> io::Result<Known> {
+        Ok(Known {
+            processes: HashMap::new(),
+            users: Users::start()?,
+            boot_us: boot_us(),
+            scan: 0,
+            buffer: process::buffer(),
+        })
+    }
+
+    /// A scan begins.
+    pub(super) fn begin(&mut self) {
+        self.scan += 1;
+        self.users.begin();
+        let boot_us = boot_us();
+        if boot_us.abs_diff(self.boot_us) > BOOT_TOLERANCE_US.unsigned_abs() {
+            self.boot_us = boot_us;
+        }
+    }
+
+    /// A process is alive.
+    pub(super) fn saw(&mut self, pid: u32) {
+        if let Some(entry) = self.processes.get_mut(&pid) {
+            entry.seen = self.scan;
+        }
+    }
+
+    /// A scan saw every process: the others are gone.
+    pub(super) fn end(&mut self) {
+        self.processes.retain(|_, entry| entry.seen == self.scan);
+    }
+
+    /// Whether a process that may not be looked into has nothing to see.
+    pub(super) fn holds_nothing(&mut self, folder: &Folder) -> Result<bool, Errno> {
+        folder.stat(&mut self.buffer).map(|stat| stat.holds_nothing())
+    }
+
+    /// The process as an owner. One that was met before is read again only if something tells that it changed: its
+    /// start (it is another one), its name or executable (exec), its effective user.
+    pub(super) fn owner(&mut self, pid: u32, folder: &Folder) -> Result<Arc<Owner>, Errno> {
+        let stat = folder.stat(&mut self.buffer)?;
+        let exe = folder.exe(&mut self.buffer);
+        let effective_uid = folder.effective_uid()?;
+        let before = self.processes.get(&pid).filter(|entry| entry.start_ticks == stat.start_ticks);
+        if let Some(entry) = before
+            && (&entry.owner.process, &entry.owner.exe) == (&stat.comm, &exe)
+            && entry.effective_uid == effective_uid
+            && !entry.nameless
+        {
+            return Ok(Arc::clone(&entry.owner));
+        }
+        // Its start is dated once: a clock that is set does not make it another process.
+        let started_at = before.and_then(|entry| entry.owner.started_at).unwrap_or_else(|| self.date(&stat));
+        let uid = folder.real_uid(&mut self.buffer)?;
+        let name = self.users.name(uid);
+        // A kernel without control groups has no such file.
+        let placement = match folder.file(c"cgroup", &mut self.buffer) {
+            Ok(text) => Placement::parse(&String::from_utf8_lossy(text)),
+            Err(_) => Placement::default(),
+        };
+        let entry = Entry {
+            start_ticks: stat.start_ticks,
+            effective_uid,
+            nameless: name.is_none(),
+            seen: self.scan,
+            owner: Arc::new(Owner {
+                pid,
+                started_at: Some(started_at),
+                process: stat.comm,
+                exe,
+                uid,
+                user: name.unwrap_or_default(),
+                container: placement.container,
+                unit: placement.unit,
+            }),
+        };
+        let owner = Arc::clone(&entry.owner);
+        if self.processes.len() < PROCESSES_LIMIT || self.processes.contains_key(&pid) {
+            self.processes.insert(pid, entry);
+        }
+        Ok(owner)
+    }
+
+    fn date(&self, stat: &Stat) -> Timestamp {
+        start(self.boot_us, stat.start_ticks, clock_ticks_per_second())
+    }
+}
+
+/// When a process started that did so `ticks` after the boot.
+fn start(boot_us: i64, ticks: u64, ticks_per_second: u64) -> Timestamp {
+    let us = u128::from(ticks) * 1_000_000 / u128::from(ticks_per_second.max(1));
+    Timestamp::from_micros(boot_us.saturating_add(i64::try_from(us).unwrap_or(i64::MAX)))
+}
+
+/// When the machine booted, in microseconds since the Unix epoch. Rounded, so that another run of the agent says the
+/// same.
+fn boot_us() -> i64 {
+    let us = |clock| {
+        let time = clock_gettime(clock);
+        time.tv_sec * 1_000_000 + time.tv_nsec / 1_000
+    };
+    let boot = us(ClockId::Realtime) - us(ClockId::Boottime);
+    (boot + TICK_US / 2).div_euclid(TICK_US) * TICK_US
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_is_the_boot_and_the_ticks_since() {
+        assert_eq!(start(5_000_000, 250, 100), Timestamp::from_micros(7_500_000));
+        assert_eq!(start(5_000_000, u64::MAX, 1), Timestamp::MAX);
+        assert_eq!(start(5_000_000, 1, 0), Timestamp::from_micros(6_000_000));
+    }
+
+    #[test]
+    fn the_boot_is_dated_the_same_each_time() {
+        let first = boot_us();
+        assert!((0..1000).all(|_| boot_us().abs_diff(first) <= TICK_US.unsigned_abs()));
+        assert_eq!(first % TICK_US, 0);
+    }
+}

@@ -1,0 +1,138 @@
+//! Names of users. They are looked up in a thread of its own: a directory service (LDAP) may take its time, or hang.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io, mem,
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    thread::{Builder, JoinHandle},
+    time::{Duration, Instant},
+};
+
+/// How long all lookups of one scan may hold it up together; a name that comes later is there for the next scan.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// How long the end of a lookup is waited for when the agent stops.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Most names that are kept; they are forgotten all at once.
+const NAMES_LIMIT: usize = 4096;
+/// Most lookups that wait.
+const LOOKUPS_LIMIT: usize = 64;
+
+/// The names of users, as far as they are known.
+#[derive(Debug)]
+pub(super) struct Users {
+    names: HashMap<u32, String>,
+    asked: HashSet<u32>,
+    deadline: Instant,
+    questions: SyncSender<u32>,
+    answers: Receiver<(u32, String)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Users {
+    /// Starts the thread.
+    pub(super) fn start() -> io::Result<Users> {
+        let (questions, asked) = sync_channel::<u32>(LOOKUPS_LIMIT);
+        let (answer, answers) = sync_channel(LOOKUPS_LIMIT);
+        let thread = Builder::new().name("user names".to_owned()).spawn(move || {
+            for uid in asked {
+                if answer.send((uid, look_up(uid))).is_err() {
+                    break;
+                }
+            }
+        })?;
+        Ok(Users {
+            names: HashMap::new(),
+            asked: HashSet::new(),
+            deadline: Instant::now(),
+            questions,
+            answers,
+            thread: Some(thread),
+        })
+    }
+
+    /// A scan begins: there is new patience, and who had no name may have got one.
+    pub(super) fn begin(&mut self) {
+        if self.names.len() >= NAMES_LIMIT {
+            self.names.clear();
+        }
+        self.names.retain(|_, name| !name.is_empty());
+        self.deadline = Instant::now() + PATIENCE;
+    }
+
+    /// The name of a user, empty when there is none; nothing when it is not known yet.
+    pub(super) fn name(&mut self, uid: u32) -> Option<String> {
+        if let Some(name) = self.names.get(&uid) {
+            return Some(name.clone());
+        }
+        if !self.asked.contains(&uid) && self.questions.try_send(uid).is_ok() {
+            self.asked.insert(uid);
+        }
+        while self.asked.contains(&uid) {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let Ok((answered, name)) = self.answers.recv_timeout(left) else {
+                return None;
+            };
+            self.asked.remove(&answered);
+            self.names.insert(answered, name);
+        }
+        self.names.get(&uid).cloned()
+    }
+}
+
+fn look_up(uid: u32) -> String {
+    uzers::get_user_by_uid(uid).map(|user| user.name().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+impl Drop for Users {
+    fn drop(&mut self) {
+        // Without a sender the thread ends with the lookup that it is at.
+        drop(mem::replace(&mut self.questions, sync_channel(0).0));
+        let deadline = Instant::now() + FAREWELL;
+        loop {
+            match self.answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    tracing::warn!("a lookup of a user's name hangs and is left behind");
+                    return;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::warn!("the lookup of users' names ended with a panic");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(users: &mut Users, uid: u32) -> String {
+        loop {
+            users.begin();
+            if let Some(name) = users.name(uid) {
+                return name;
+            }
+        }
+    }
+
+    #[test]
+    fn root_has_a_name_and_a_number_that_nobody_has_does_not() {
+        let mut users = Users::start().unwrap();
+        for _ in 0..2 {
+            assert_eq!(found(&mut users, 0), "root");
+            assert_eq!(found(&mut users, 3_999_999_999), "");
+        }
+    }
+
+    #[test]
+    fn without_patience_nothing_is_waited_for_and_the_name_comes_later() {
+        let mut users = Users::start().unwrap();
+        // No scan has begun, so there is no patience.
+        while users.name(0).is_none() {
+            std::thread::yield_now();
+        }
+        assert_eq!(users.names[&0], "root");
+    }
+}

@@ -1,0 +1,319 @@
+//! Cuts changes into batches that the server's limits let through, and encodes them.
+
+use std::{collections::HashSet, sync::Arc};
+
+use fleetsock_proto::{
+    InvalidMessage,
+    batch::{
+        BATCH_BYTES_AIM, BATCH_OWNERS_LIMIT, BATCH_PROCESSES_LIMIT, BATCH_SOCKETS_LIMIT, BATCH_STRINGS_LIMIT,
+        BATCH_TEXT_LIMIT, Batch, BatchKind, Change, SOCKET_OWNERS_LIMIT, Socket,
+    },
+    host::BootId,
+    owner::Owner,
+    stream::BatchNumber,
+    time::Timestamp,
+    wire,
+};
+use prost::Message;
+
+/// Bytes of a row at most: 12 bytes of small enums and counts, cookie 8, namespace 10, two addresses of 16, two ports
+/// of 3, two times of 10, two byte counts of 10, with some room.
+const ROW_BYTES: usize = 112;
+/// Bytes of a reference to an owner at most.
+const REFERENCE_BYTES: usize = 3;
+/// Bytes of a process at most, its strings aside: pid and uid 5 each, start 10, five references.
+const PROCESS_BYTES: usize = 20 + STRINGS * REFERENCE_BYTES;
+/// Strings of a process.
+const STRINGS: usize = 5;
+/// Bytes of the length and the tag of a string.
+const STRING_BYTES: usize = 4;
+
+/// The time that a batch tells of, and the boot in which it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// The boot.
+    pub boot_id: BootId,
+    /// The walk before; not after `until`.
+    pub since: Timestamp,
+    /// The walk.
+    pub until: Timestamp,
+}
+
+/// What the changes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// What changed.
+    Changes,
+    /// Everything that is open.
+    Snapshot,
+}
+
+/// A batch without its number, as bytes of the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draft {
+    /// What it tells.
+    pub kind: BatchKind,
+    /// How many rows it has.
+    pub rows: u32,
+    /// The walk before.
+    pub since: Timestamp,
+    /// The walk.
+    pub until: Timestamp,
+    /// A `wire::Batch` whose number is not the final one.
+    pub body: Vec<u8>,
+}
+
+/// Batches in their order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// The batches; none when nothing changed, at least one for a snapshot.
+    pub drafts: Vec<Draft>,
+    /// Details that were cut off to fit: owners of a socket, ends of texts.
+    pub details_lost: u64,
+}
+
+/// Packs changes into batches.
+pub fn pack(content: Content, window: Window, changes: impl IntoIterator<Item = Change>) -> Packed {
+    let mut packer = Packer { content, window, parts: Packed::default(), load: Load::default() };
+    for change in changes {
+        packer.add(change);
+    }
+    packer.finish()
+}
+
+/// The batch with these bytes, under its number.
+pub fn unpack(number: BatchNumber, body: &[u8]) -> Result<Batch, InvalidMessage> {
+    let batch = wire::Batch::decode(body).map_err(|error| InvalidMessage::new("Batch", error.to_string()))?;
+    Batch::try_from(wire::Batch { epoch: number.epoch, seq: number.seq, ..batch })
+}
+
+struct Packer {
+    content: Content,
+    window: Window,
+    parts: Packed,
+    load: Load,
+}
+
+/// What is in the batch that is being filled.
+#[derive(Default)]
+struct Load {
+    changes: Vec<Change>,
+    owners: usize,
+    processes: HashSet<Arc<Owner>>,
+    bytes: usize,
+}
+
+/// What a change adds to a batch.
+struct Weight {
+    owners: usize,
+    processes: usize,
+    bytes: usize,
+}
+
+impl Load {
+    fn weight(&self, socket: &Socket) -> Weight {
+        let new: HashSet<&Arc<Owner>> = socket.owners.iter().filter(|owner| !self.processes.contains(*owner)).collect();
+        let texts: usize = new.iter().flat_map(|owner| texts(owner)).map(|text| text.len() + STRING_BYTES).sum();
+        Weight {
+            owners: socket.owners.len(),
+            processes: new.len(),
+            bytes: ROW_BYTES + socket.owners.len() * REFERENCE_BYTES + new.len() * PROCESS_BYTES + texts,
+        }
+    }
+
+    fn has_room_for(&self, weight: &Weight) -> bool {
+        let processes = self.processes.len() + weight.processes;
+        self.changes.len() < BATCH_SOCKETS_LIMIT
+            && self.owners + weight.owners <= BATCH_OWNERS_LIMIT
+            && processes <= BATCH_PROCESSES_LIMIT
+            // And the empty string.
+            && processes * STRINGS < BATCH_STRINGS_LIMIT
+            && self.bytes + weight.bytes <= BATCH_BYTES_AIM
+    }
+
+    fn add(&mut self, weight: &Weight, change: Change) {
+        self.owners += weight.owners;
+        self.bytes += weight.bytes;
+        self.processes.extend(change.socket.owners.iter().cloned());
+        self.changes.push(change);
+    }
+}
+
+fn texts(owner: &Owner) -> [&String; STRINGS] {
+    [&owner.process, &owner.exe, &owner.user, &owner.container, &owner.unit]
+}
+
+impl Packer {
+    fn add(&mut self, mut change: Change) {
+        self.parts.details_lost += cut_to_limits(&mut change.socket);
+        let mut weight = self.load.weight(&change.socket);
+        if !self.load.has_room_for(&weight) {
+            let kind = match self.content {
+                Content::Changes => BatchKind::Changes,
+                Content::Snapshot if self.parts.drafts.is_empty() => BatchKind::SnapshotBegin,
+                Content::Snapshot => BatchKind::SnapshotPart,
+            };
+            self.close(kind);
+            weight = self.load.weight(&change.socket);
+            // A single socket whose owners' texts are as long as they can be.
+            while !self.load.has_room_for(&weight) && change.socket.owners.pop().is_some() {
+                self.parts.details_lost += 1;
+                weight = self.load.weight(&change.socket);
+            }
+        }
+        self.load.add(&weight, change);
+    }
+
+    fn close(&mut self, kind: BatchKind) {
+        let Window { boot_id, since, until } = self.window;
+        let changes = std::mem::take(&mut self.load).changes;
+        let rows = u32::try_from(changes.len()).unwrap_or(u32::MAX);
+        let batch = Batch { epoch: 0, seq: 0, kind, boot_id, observed_since: since, observed_until: until, changes };
+        let body = wire::Batch::from(&batch).encode_to_vec();
+        self.parts.drafts.push(Draft { kind, rows, since, until, body });
+    }
+
+    fn finish(mut self) -> Packed {
+        match self.content {
+            Content::Changes if self.load.changes.is_empty() => {}
+            Content::Changes => self.close(BatchKind::Changes),
+            Content::Snapshot if self.parts.drafts.is_empty() => self.close(BatchKind::SnapshotWhole),
+            Content::Snapshot => self.close(BatchKind::SnapshotEnd),
+        }
+        self.parts
+    }
+}
+
+/// Shortens what the server would refuse, and tells how often.
+fn cut_to_limits(socket: &mut Socket) -> u64 {
+    let mut lost = u64::try_from(socket.owners.len().saturating_sub(SOCKET_OWNERS_LIMIT)).unwrap_or(u64::MAX);
+    socket.owners.truncate(SOCKET_OWNERS_LIMIT);
+    for owner in &mut socket.owners {
+        if texts(owner).iter().any(|text| text.len() > BATCH_TEXT_LIMIT) {
+            let owner = Arc::make_mut(owner);
+            for text in [&mut owner.process, &mut owner.exe, &mut owner.user, &mut owner.container, &mut owner.unit] {
+                let end = (0..=BATCH_TEXT_LIMIT).rev().find(|end| text.is_char_boundary(*end));
+                text.truncate(end.unwrap_or(0));
+            }
+            lost += 1;
+        }
+    }
+    lost
+}
+
+#[cfg(test)]
+mod tests {
+    use fleetsock_proto::{
+        batch::{Op, Role},
+        socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketKey, SocketState},
+    };
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn window() -> Window {
+        Window {
+            boot_id: BootId::from_array([7; 16]),
+            since: Timestamp::from_micros(1_700_000_000_000_000),
+            until: Timestamp::from_micros(1_700_000_001_000_000),
+        }
+    }
+
+    fn owner(pid: u32, exe: String) -> Arc<Owner> {
+        let text = |name: &str| format!("{name}{pid}");
+        let (process, user, container, unit) = (text("p"), text("u"), text("c"), text("s"));
+        Arc::new(Owner { pid, started_at: Some(window().since), process, exe, uid: pid, user, container, unit })
+    }
+
+    /// As wide as a row can be: IPv6, far times, all numbers long.
+    fn change(cookie: u64, owners: Vec<Arc<Owner>>) -> Change {
+        let peer = "[2001:db8::ffff]:65535".parse().unwrap();
+        let socket = Socket {
+            key: SocketKey { netns: u64::MAX, cookie },
+            protocol: Protocol::Tcp,
+            family: Family::Ipv6,
+            state: SocketState::Established,
+            local: "[2001:db8::1]:65535".parse().unwrap(),
+            role: Role::Session { direction: Direction::Out, peer },
+            opened_at: Timestamp::MIN,
+            opened_known: Known::FirstSeen,
+            owner_known: OwnerKnown::Exact,
+            owners,
+            bytes_sent: u64::MAX,
+            bytes_received: u64::MAX,
+        };
+        Change { op: Op::Closed { at: Timestamp::MAX, known: Known::BetweenWalks }, socket }
+    }
+
+    fn read(packed: &Packed) -> Vec<Batch> {
+        (1..)
+            .zip(&packed.drafts)
+            .map(|(seq, draft)| unpack(BatchNumber { epoch: 1, seq }, &draft.body).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn nothing_changed_is_no_batch_and_nothing_open_is_a_snapshot() {
+        assert_eq!(pack(Content::Changes, window(), []), Packed::default());
+        let packed = pack(Content::Snapshot, window(), []);
+        assert_eq!(read(&packed).iter().map(|batch| batch.kind).collect::<Vec<_>>(), [BatchKind::SnapshotWhole]);
+    }
+
+    #[test]
+    fn a_large_snapshot_has_one_beginning_and_one_end() {
+        let packed = pack(Content::Snapshot, window(), (0..10_000).map(|cookie| change(cookie, Vec::new())));
+        let kinds: Vec<BatchKind> = packed.drafts.iter().map(|draft| draft.kind).collect();
+        let (first, rest) = kinds.split_first().unwrap();
+        let (last, parts) = rest.split_last().unwrap();
+        assert_eq!((*first, *last), (BatchKind::SnapshotBegin, BatchKind::SnapshotEnd));
+        assert!(!parts.is_empty() && parts.iter().all(|kind| *kind == BatchKind::SnapshotPart));
+        let rows: u32 = packed.drafts.iter().map(|draft| draft.rows).sum();
+        assert_eq!(rows, 10_000);
+    }
+
+    #[test]
+    fn texts_and_owners_that_the_server_would_refuse_are_cut_and_counted() {
+        let long = "/".to_owned() + &"\u{e9}".repeat(3000);
+        let owners = (0..70).map(|pid| owner(pid, if pid == 0 { long.clone() } else { String::new() })).collect();
+        let packed = pack(Content::Changes, window(), [change(1, owners)]);
+        assert_eq!(packed.details_lost, 7);
+        let batches = read(&packed);
+        let owners = &batches[0].changes[0].socket.owners;
+        assert_eq!((owners.len(), owners[0].exe.len()), (SOCKET_OWNERS_LIMIT, BATCH_TEXT_LIMIT - 1));
+    }
+
+    #[test]
+    fn a_socket_whose_owners_do_not_fit_into_a_batch_is_told_with_fewer_of_them() {
+        let owners = (0..64).map(|pid| owner(pid, format!("{pid}{}", "x".repeat(4000)))).collect();
+        let packed = pack(Content::Changes, window(), [change(1, Vec::new()), change(2, owners)]);
+        assert!(packed.details_lost > 0);
+        assert!(packed.drafts.iter().all(|draft| draft.body.len() <= BATCH_BYTES_AIM));
+        let batches = read(&packed);
+        let kept = batches[1].changes[0].socket.owners.len();
+        assert_eq!(kept as u64 + packed.details_lost, 64);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn batches_fit_and_say_together_what_was_packed(
+            sockets in vec((any::<u64>(), vec((0..3000_u32, 0..40_usize), 0..8)), 0..2500),
+            repeated in 0..3_usize,
+        ) {
+            let changes: Vec<Change> = sockets
+                .iter()
+                .map(|(cookie, owners)| {
+                    let owners =
+                        owners.iter().map(|(pid, length)| owner(*pid, "x".repeat(length * 10 * repeated))).collect();
+                    change(*cookie, owners)
+                })
+                .collect();
+            let packed = pack(Content::Changes, window(), changes.clone());
+            prop_assert!(packed.drafts.iter().all(|draft| draft.body.len() <= BATCH_BYTES_AIM));
+            let told: Vec<Change> = read(&packed).into_iter().flat_map(|batch| batch.changes).collect();
+            prop_assert_eq!(packed.details_lost, 0);
+            prop_assert_eq!(told, changes);
+        }
+    }
+}

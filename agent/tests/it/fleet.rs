@@ -1,0 +1,191 @@
+//! A server with a fleet of its own, in this process, over real TLS on loopback; it can stop and come back.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use fleetsock_agent::{
+    config::Config as AgentConfig,
+    enrolment::{Enrolment, Existing, JoinSource},
+    run::{Foundation, RunError, run},
+};
+use fleetsock_proto::{
+    answer::Gap,
+    client::{OperatorClient, Target},
+    host::{Host, HostSelector},
+    identity::Identity,
+    listener::Listener,
+    question::{CoverageQuestion, PortQuestion},
+    time::Timestamp,
+    tls,
+    token::{NewToken, TokenPurpose},
+};
+use fleetsock_server::{
+    authority::Authority,
+    config::{Config, NewFleet},
+    history::sqlite::SqliteHistory,
+    serve::{self, ServeError, serve},
+    setup,
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+/// How long anything may take to become true. Reached only when it never does.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until a question has the wanted answer.
+pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let answered = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    answered.await.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+/// A fleet whose server runs or not.
+pub(crate) struct Fleet {
+    pub(crate) folder: tempfile::TempDir,
+    address: SocketAddr,
+    running: Option<Running>,
+}
+
+struct Running {
+    store: Arc<SqliteHistory>,
+    stop: CancellationToken,
+    serving: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Fleet {
+    pub(crate) async fn start() -> Fleet {
+        tls::install_provider();
+        let folder = super::enrolment::folder();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let fleet = NewFleet {
+            trust_domain: "fleetsock.internal".parse().unwrap(),
+            listen: address,
+            address: address.to_string().parse().unwrap(),
+        };
+        setup::init(&folder.path().join("server"), &fleet, Timestamp::now()).unwrap();
+        let mut fleet = Fleet { folder, address, running: None };
+        fleet.serve(listener).await;
+        fleet
+    }
+
+    pub(crate) fn server_state(&self) -> PathBuf {
+        self.folder.path().join("server")
+    }
+
+    async fn serve(&mut self, listener: TcpListener) {
+        let mut config = Config::load(&self.server_state(), None).unwrap();
+        config.heartbeat = Duration::from_secs(1);
+        let authority = Authority::load(&config.ca, &config.trust_domain, Timestamp::now()).unwrap();
+        let store = Arc::new(SqliteHistory::open(&config.history, setup::history_options(&config)).unwrap());
+        let stop = CancellationToken::new();
+        let foundation = serve::Foundation {
+            config,
+            authority: Arc::new(authority),
+            store: Arc::clone(&store),
+            clock: Timestamp::now,
+        };
+        let serving = tokio::spawn(serve(foundation, listener, stop.clone()));
+        self.running = Some(Running { store, stop, serving });
+        until("the server serves", async || self.try_local().await.map(drop)).await;
+    }
+
+    /// Stops the server and waits until everything that it began is over.
+    pub(crate) async fn stop(&mut self) {
+        let Running { store, stop, serving } = self.running.take().unwrap();
+        stop.cancel();
+        serving.await.unwrap().unwrap();
+        store.close().await.unwrap();
+    }
+
+    /// Starts it again, where it was.
+    pub(crate) async fn come_back(&mut self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.serve(listener).await;
+    }
+
+    async fn try_local(&self) -> Option<OperatorClient> {
+        OperatorClient::connect(Target::Local(self.server_state().join("admin.sock"))).await.ok()
+    }
+
+    pub(crate) async fn local(&self) -> OperatorClient {
+        self.try_local().await.unwrap()
+    }
+
+    pub(crate) async fn join(&self) -> String {
+        let purpose = TokenPurpose::Hosts { labels: Default::default() };
+        let token = NewToken { lifetime_s: 3600, uses: 1, purpose, note: String::new() };
+        self.local().await.create_token(token).await.unwrap().1
+    }
+
+    /// Enrols a host and gives the folder of its agent.
+    pub(crate) async fn enrol(&self, name: &str) -> PathBuf {
+        let state = self.folder.path().join(name);
+        let join = JoinSource::Text(self.join().await);
+        let enrolment =
+            Enrolment { state: state.clone(), join, name: name.to_owned(), existing: Existing::Keep };
+        enrolment.run().await.unwrap();
+        state
+    }
+
+    /// The listeners that the server knows to be open, by port.
+    pub(crate) async fn listener(&self, port: u16) -> Option<Listener> {
+        let (rows, _) = self.local().await.list_ports(PortQuestion::default()).await.unwrap().collect().await.unwrap();
+        rows.into_iter().find(|row| row.port == port)
+    }
+
+    pub(crate) async fn host(&self) -> Option<Host> {
+        let (rows, _) =
+            self.local().await.list_hosts(HostSelector::default()).await.unwrap().collect().await.unwrap();
+        rows.into_iter().next()
+    }
+
+    pub(crate) async fn gaps(&self) -> Vec<Gap> {
+        let question = CoverageQuestion::default();
+        self.local().await.list_coverage(question).await.unwrap().collect().await.unwrap().0
+    }
+}
+
+/// An agent in this process.
+pub(crate) struct Agent {
+    stop: CancellationToken,
+    running: JoinHandle<Result<(), RunError>>,
+}
+
+impl Agent {
+    pub(crate) fn start(state: &Path, config: AgentConfig, clock: fn() -> Timestamp) -> Agent {
+        let stop = CancellationToken::new();
+        let foundation = Foundation { state: state.to_owned(), config, clock };
+        let running = tokio::spawn(run(foundation, stop.clone(), || {}));
+        Agent { stop, running }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        self.running.await.unwrap().unwrap();
+    }
+}
+
+/// Walks often, so that tests are short.
+pub(crate) fn eager(name: &str) -> AgentConfig {
+    AgentConfig {
+        walk: Duration::from_millis(100),
+        name: Some(name.parse().unwrap()),
+        ..AgentConfig::default()
+    }
+}
+
+/// The identity in a folder.
+pub(crate) fn identity(state: &Path) -> Identity {
+    Identity::load(state).unwrap()
+}

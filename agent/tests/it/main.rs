@@ -1,0 +1,8 @@
+//! The agent with a real kernel, real processes and a real server.
+#![allow(clippy::unwrap_used, reason = "in a test, unwrap is the assertion")]
+
+mod delivery;
+mod enrolment;
+mod fleet;
+mod listeners;
+mod spool;
