@@ -3,7 +3,9 @@
 
 mod contexts;
 mod dev;
+mod fleet;
 mod formats;
 mod help;
+mod network;
 mod program;
 mod usage;
