@@ -4,6 +4,7 @@
 //! socket can lie in the rings of two processors. After [`Chronicle::catch_up`] everything that happened before is known.
 
 use std::{
+    net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -11,7 +12,7 @@ use std::{
 
 use fleetsock_proto::{
     owner::Owner,
-    socket::{Direction, OwnerKnown, SocketKey},
+    socket::{OwnerKnown, SocketKey},
     time::Timestamp,
 };
 use rustix::{
@@ -22,8 +23,9 @@ use rustix::{
 use crate::{
     ancestry::Ancestry,
     events::{self, Drained, Events, Record},
-    lives::{Ended, Life, Lives, Purpose},
+    lives::{Ended, Lives, Purpose},
     owners::Processes,
+    table::{Insight, Origin, Told},
 };
 
 /// How long records wait at most: as long as a process that did something may be gone before it is looked at.
@@ -35,32 +37,6 @@ const HELD_BACK: Duration = Duration::from_millis(3);
 const TOLD_LIMIT: usize = 1_000_000;
 /// How long a walk waits for the records before it.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(2);
-
-/// A life that is over, with its process.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told {
-    /// sk_cookie; the network namespace is 0 when nobody was there to tell.
-    pub key: SocketKey,
-    /// What events told of it.
-    pub life: Life,
-    /// When it opened; absent when that was before the events began.
-    pub opened_at: Option<Timestamp>,
-    /// When it closed.
-    pub closed_at: Timestamp,
-    /// Who opened it, then who closed it when that is another one.
-    pub owners: Vec<Arc<Owner>>,
-    /// How they are known.
-    pub owner_known: OwnerKnown,
-}
-
-/// What is known of a socket that is open.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
-    /// When it opened; absent when that was before the events began.
-    pub opened_at: Option<Timestamp>,
-    /// Which end began it.
-    pub direction: Option<Direction>,
-}
 
 /// What was lost since the last time this was asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,8 +55,9 @@ pub struct Chronicle {
     wake: OwnedFd,
 }
 
+/// What the two threads share.
 #[derive(Debug, Default)]
-struct State {
+pub struct State {
     lives: Lives,
     told: Vec<Told>,
     lost: Lost,
@@ -115,6 +92,8 @@ impl Chronicle {
 
     /// Empties the rings until told to stop. For a thread of its own.
     pub fn run(&self, mut reader: Reader) {
+        // Also when it panics: nobody waits for a reader that is gone.
+        let _end = End(self);
         loop {
             if let Err(errno) = reader.events.wait(self.patience(), self.wake.as_fd()) {
                 tracing::error!(error = %errno, "cannot wait for events");
@@ -127,8 +106,6 @@ impl Chronicle {
             let stopping = self.state().stopping;
             reader.take_in(self, if stopping { HeldBack::Nothing } else { HeldBack::Youngest });
             if stopping {
-                self.state().ended = true;
-                self.progressed.notify_all();
                 return;
             }
         }
@@ -184,13 +161,22 @@ impl Chronicle {
     }
 }
 
+/// Says that the reader ended.
+struct End<'a>(&'a Chronicle);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.state().ended = true;
+        self.0.progressed.notify_all();
+    }
+}
+
 /// Answers where open sockets come from; the reader waits meanwhile.
 #[derive(Debug)]
 pub struct Origins<'a>(MutexGuard<'a, State>);
 
-impl Origins<'_> {
-    /// The origin of the open socket with this pair.
-    pub fn of(&self, local: std::net::SocketAddr, peer: std::net::SocketAddr) -> Option<Origin> {
+impl Insight for Origins<'_> {
+    fn origin(&self, local: SocketAddr, peer: SocketAddr) -> Option<Origin> {
         let life = self.0.lives.find(local, peer)?;
         let direction = match life.purpose {
             Purpose::Session(direction) => direction,
@@ -198,6 +184,10 @@ impl Origins<'_> {
         };
         let opened_at = life.opened_ns.map(|at_ns| events::moment(at_ns, self.0.clock_offset_ns));
         Some(Origin { opened_at, direction })
+    }
+
+    fn closed_at(&self, local: SocketAddr, peer: SocketAddr) -> Option<Timestamp> {
+        self.0.lives.closed_ns(local, peer).map(|at_ns| events::moment(at_ns, self.0.clock_offset_ns))
     }
 }
 

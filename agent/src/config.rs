@@ -43,6 +43,20 @@ pub struct Config {
     pub spool_bytes: u64,
     /// What the host calls itself, in place of its host name.
     pub name: Option<HostName>,
+    /// Whose sockets are told.
+    pub reach: Reach,
+}
+
+/// Whose sockets are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum Reach {
+    /// Those of every network namespace of the machine.
+    #[default]
+    #[serde(rename = "all")]
+    Host,
+    /// Those of the agent's own network namespace: for machines where each namespace is a host with an agent.
+    #[serde(rename = "own")]
+    Namespace,
 }
 
 impl Default for Config {
@@ -52,6 +66,7 @@ impl Default for Config {
             referee: Duration::from_secs(60),
             spool_bytes: SPOOL_BYTES_LIMIT,
             name: None,
+            reach: Reach::default(),
         }
     }
 }
@@ -114,6 +129,8 @@ struct Settings {
     referee_s: Option<u64>,
     spool_mib: Option<u64>,
     name: Option<String>,
+    #[serde(default)]
+    namespaces: Reach,
 }
 
 impl Bounds {
@@ -135,9 +152,7 @@ impl Config {
         if let Some(path) = file {
             return match Config::read(path)? {
                 Some(config) => Ok(config),
-                None => {
-                    Err(ConfigError::Unreadable { path: path.to_owned(), source: io::ErrorKind::NotFound.into() })
-                }
+                None => Err(ConfigError::Unreadable { path: path.to_owned(), source: io::ErrorKind::NotFound.into() }),
             };
         }
         for path in [state.join(CONFIG_FILE), PathBuf::from(DEFAULT_CONFIG)] {
@@ -167,6 +182,7 @@ impl Config {
             referee: REFEREE_S.check(settings.referee_s)?.map_or(defaults.referee, Duration::from_secs),
             spool_bytes: SPOOL_MIB.check(settings.spool_mib)?.map_or(defaults.spool_bytes, |mib| mib * MIB),
             name,
+            reach: settings.namespaces,
         })
     }
 }
@@ -191,6 +207,7 @@ mod tests {
             ("referee_s = 0", "referee_s = 0 is not within 1 and 86400"),
             ("name = \"\"", "name: `` is no host name"),
             ("name = \"web 1\"", "name: `web 1` is no host name"),
+            ("namespaces = \"some\"", "unknown variant `some`"),
             ("wakl_ms = 1", "unknown field `wakl_ms`"),
             ("walk_ms = \"1s\"", "line 1"),
         ] {

@@ -20,10 +20,19 @@ const FIRST_PID_NAMESPACE: u64 = 0xeffffffc;
 /// Inode of the first user namespace (PROC_USER_INIT_INO).
 const FIRST_USER_NAMESPACE: u64 = 0xeffffffd;
 
+/// Whether the kernel tells the agent of connections by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hearing {
+    /// It does, of every TCP connection.
+    Events,
+    /// It does not, and why.
+    Nothing(String),
+}
+
 /// The facts of the host, with the network namespace that is walked. What cannot be read is empty.
-pub fn facts(agent_version: &str, netns: u64) -> HostFacts {
+pub fn facts(agent_version: &str, netns: u64, hearing: &Hearing) -> HostFacts {
     let system = uname();
-    let (tier, tier_reason) = sight(&privileges());
+    let (tier, tier_reason) = sight(&privileges(), hearing);
     let mut addresses = interface::addresses().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot read the addresses of the interfaces");
         Vec::new()
@@ -122,7 +131,7 @@ fn privileges() -> Privileges {
 }
 
 /// The tier, and what is not seen at it and why.
-fn sight(privileges: &Privileges) -> (Tier, String) {
+fn sight(privileges: &Privileges, hearing: &Hearing) -> (Tier, String) {
     let missing: Vec<&str> =
         [("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE), ("CAP_DAC_READ_SEARCH", CapabilitySet::DAC_READ_SEARCH)]
             .into_iter()
@@ -143,8 +152,18 @@ fn sight(privileges: &Privileges) -> (Tier, String) {
     if !privileges.all_processes {
         reasons.push("in a pid namespace: owners that run outside of it are not seen".to_owned());
     }
-    reasons.push("events are not captured: connections that live between two walks are not seen".to_owned());
-    (if missing.is_empty() { Tier::T1 } else { Tier::T0 }, reasons.join("; "))
+    match hearing {
+        Hearing::Events => reasons.push("peers of UDP sockets that are not connected are not seen".to_owned()),
+        Hearing::Nothing(why) => {
+            reasons.push(format!("no events: connections that live between two walks are not seen ({why})"));
+        }
+    }
+    let tier = match (missing.is_empty(), hearing) {
+        (false, _) => Tier::T0,
+        (true, Hearing::Nothing(_)) => Tier::T1,
+        (true, Hearing::Events) => Tier::T2,
+    };
+    (tier, cut(reasons.join("; "), HOST_TEXT_LIMIT))
 }
 
 #[cfg(test)]
@@ -181,12 +200,17 @@ mod tests {
     fn what_cannot_be_seen_is_said() {
         let all = CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH;
         let host = Privileges { uid: 990, capabilities: all, all_processes: true, all_users: true };
+        let nothing = Hearing::Nothing("tracefs is not mounted".to_owned());
         let check = |privileges: Privileges, tier, reason: &str| {
-            let (found, text) = sight(&privileges);
+            let (found, text) = sight(&privileges, &nothing);
             assert_eq!(found, tier, "{privileges:?}");
             assert!(text.contains(reason), "{text}");
         };
-        check(host, Tier::T1, "events are not captured");
+        check(
+            host,
+            Tier::T1,
+            "no events: connections that live between two walks are not seen (tracefs is not mounted)",
+        );
         check(
             Privileges { capabilities: CapabilitySet::SYS_PTRACE, ..host },
             Tier::T0,
@@ -200,11 +224,14 @@ mod tests {
         );
         check(Privileges { all_processes: false, ..host }, Tier::T1, "in a pid namespace");
         check(Privileges { all_users: false, ..host }, Tier::T1, "in a user namespace");
+        let (tier, reason) = sight(&host, &Hearing::Events);
+        assert_eq!((tier, reason.as_str()), (Tier::T2, "peers of UDP sockets that are not connected are not seen"));
+        assert_eq!(sight(&none, &Hearing::Events).0, Tier::T0);
     }
 
     #[test]
     fn this_host_tells_its_facts_and_they_travel() {
-        let facts = facts("1.2.3", 7);
+        let facts = facts("1.2.3", 7, &Hearing::Events);
         assert_eq!((facts.agent_version.as_str(), facts.netns), ("1.2.3", 7));
         assert_ne!(facts.boot_id, NO_BOOT_ID);
         assert!(!facts.kernel.is_empty() && !facts.arch.is_empty() && facts.ephemeral_ports.is_some());

@@ -63,6 +63,8 @@ pub struct Ended {
 pub struct Lives {
     sockets: HashMap<u64, Followed>,
     by_pair: HashMap<(SocketAddr, SocketAddr), u64>,
+    /// Those that are closed and that a process still holds.
+    closed_by_pair: HashMap<(SocketAddr, SocketAddr), u64>,
     /// What was not followed because there were too many.
     overflow: u64,
 }
@@ -118,10 +120,17 @@ impl Lives {
         self.by_pair.get(&(local, peer)).and_then(|socket| self.sockets.get(socket)).map(|followed| &followed.life)
     }
 
+    /// When the socket with this pair was closed, if a process still holds what is left of it.
+    pub fn closed_ns(&self, local: SocketAddr, peer: SocketAddr) -> Option<u64> {
+        let socket = self.closed_by_pair.get(&(local, peer))?;
+        self.sockets.get(socket).and_then(|followed| followed.life.closed_ns)
+    }
+
     /// Records were lost: an end may be among them, so nothing that is followed can be believed.
     pub fn forget(&mut self) {
         self.sockets.clear();
         self.by_pair.clear();
+        self.closed_by_pair.clear();
     }
 
     /// Takes in a record; lives that ended with it are added to `ended`.
@@ -163,7 +172,9 @@ impl Lives {
                 life.closed_ns = Some(at_ns);
                 // Closed by a reset or with unread data: in a system call when a process did it.
                 life.closer = life.closer.or(process(event.by));
+                let pair = (life.local, life.peer);
                 self.unpair(event.socket);
+                self.closed_by_pair.insert(pair, event.socket);
             }
         }
     }
@@ -215,8 +226,10 @@ impl Lives {
     fn unpair(&mut self, socket: u64) {
         if let Some(followed) = self.sockets.get(&socket) {
             let pair = (followed.life.local, followed.life.peer);
-            if self.by_pair.get(&pair) == Some(&socket) {
-                self.by_pair.remove(&pair);
+            for pairs in [&mut self.by_pair, &mut self.closed_by_pair] {
+                if pairs.get(&pair) == Some(&socket) {
+                    pairs.remove(&pair);
+                }
             }
         }
     }
@@ -306,7 +319,7 @@ mod tests {
         assert_eq!((out.life.local, out.life.state), (OUT.1.parse().unwrap(), FinWait2));
         assert_eq!((inward.cookie, inward.life.purpose), (8, Purpose::Session(Some(Direction::In))));
         assert_eq!((inward.life.opener, inward.life.closer, inward.life.opened_ns), (None, Some(2), Some(2)));
-        assert!(scene.lives.is_empty() && scene.lives.by_pair.is_empty());
+        assert!(scene.lives.is_empty() && scene.lives.by_pair.is_empty() && scene.lives.closed_by_pair.is_empty());
     }
 
     #[test]
@@ -315,7 +328,10 @@ mod tests {
         scene.state(IN, Actor::Kernel, Listen, SynReceived);
         scene.state(IN, Actor::Kernel, SynReceived, Established);
         scene.state(IN, Actor::Kernel, Established, None);
+        let (local, peer) = (IN.1.parse().unwrap(), IN.2.parse().unwrap());
+        assert_eq!((scene.lives.find(local, peer), scene.lives.closed_ns(local, peer)), (None, Some(3)));
         scene.destroy((SERVER, "10.0.0.2:0", "0.0.0.0:0"), BOB, 8);
+        assert_eq!(scene.lives.closed_ns(local, peer), None);
         let [ended] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
         assert_eq!((ended.life.peer, ended.life.closer), (IN.2.parse().unwrap(), Some(2)));
         assert_eq!(ended.closed_ns, 3, "when it was reset, not when somebody noticed");

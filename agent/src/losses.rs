@@ -14,10 +14,14 @@ pub enum Loss {
     Detail,
     /// Changes that the spool dropped.
     Spool,
+    /// Records of events that the kernel had no room for.
+    Events,
+    /// Lives that were not followed, or not kept until they could be told.
+    Lives,
 }
 
 impl Loss {
-    const COUNT: usize = 4;
+    const COUNT: usize = 6;
 
     fn words(self) -> &'static str {
         match self {
@@ -25,6 +29,8 @@ impl Loss {
             Loss::Table => "there are more sockets than are kept",
             Loss::Detail => "a socket has more owners or longer texts than travel",
             Loss::Spool => "changes were dropped before they were delivered",
+            Loss::Events => "the kernel had no room for events",
+            Loss::Lives => "more connections began and ended than could be kept",
         }
     }
 }

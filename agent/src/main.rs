@@ -84,10 +84,19 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error is the last place there is; when it is closed too, the exit code remains.
-            drop(writeln!(io::stderr(), "error: {error:#}"));
+            drop(writeln!(io::stderr(), "error: {}", told(&error)));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes, each said once: some texts end with the text of their cause.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        said if said.ends_with(&cause) => told,
+        _ => format!("{told}: {cause}"),
+    })
 }
 
 fn execute(command: Command) -> Result<()> {
@@ -149,8 +158,9 @@ async fn run_until_told(foundation: Foundation) -> Result<()> {
     let ran = run(foundation, stop.clone(), ready).await;
     stop.cancel();
     listening.await?;
+    ran?;
     tracing::info!("stopped");
-    Ok(ran?)
+    Ok(())
 }
 
 /// Tells the service manager, if there is one.
@@ -184,7 +194,8 @@ fn walk() -> Result<()> {
     let wanted = table.wanted(&rows, Search::Referee);
     let scan = Processes::open()?.scan(&wanted);
     let walk = Walk { rows: &rows, began, at: Timestamp::now(), completeness: Completeness::Whole };
-    let mut sockets: Vec<_> = table.apply(walk, &wanted, &scan).changes.into_iter().map(|change| change.socket).collect();
+    let mut sockets: Vec<_> =
+        table.apply(walk, &wanted, &scan, &()).changes.into_iter().map(|change| change.socket).collect();
     sockets.sort_by_key(|socket| (socket.role != Role::Listener, socket.protocol, socket.local.port(), socket.key));
     let mut out = io::stdout().lock();
     for socket in sockets {

@@ -2,11 +2,13 @@
 
 use std::{sync::Arc, time::Instant};
 
-use fleetsock_proto::{host::BootId, time::Timestamp};
+use fleetsock_proto::{batch::Change, host::BootId, time::Timestamp};
 
 use self::{orders::Orders, schedule::Schedule};
 use crate::{
     capture::{SocketRow, WalkReport, Walker},
+    chronicle::Chronicle,
+    config::Reach,
     losses::Loss,
     outbox::Outbox,
     owners::{OwnerScan, Processes},
@@ -27,6 +29,10 @@ pub struct Observer {
     pub walker: Walker,
     /// Finds owners.
     pub processes: Processes,
+    /// What events tell, where they can be had.
+    pub chronicle: Option<Arc<Chronicle>>,
+    /// Whose sockets are told.
+    pub reach: Reach,
     /// The boot.
     pub boot_id: BootId,
     /// Where changes go.
@@ -58,7 +64,10 @@ impl Observer {
                 schedule.want_snapshot();
             }
             let due = told.begin || told.stop || schedule.due_in(Instant::now()).is_zero();
-            if due && round.observe() && let Some(first) = first.take() {
+            if due
+                && round.observe()
+                && let Some(first) = first.take()
+            {
                 first();
             }
             if told.stop {
@@ -98,12 +107,31 @@ impl Round {
             tracing::info!("the socket table can be walked again");
             self.failing = false;
         }
+        let ended = self.take_ended();
         let at = (self.observer.clock)();
         let since = self.table.observed_since().unwrap_or(began).min(at);
-        let comparison = self.compare(began, at, search, report);
+        let mut comparison = self.compare(began, at, search, report);
+        // What ended comes first, as it did.
+        comparison.changes.splice(0..0, ended);
         self.keep(Window { boot_id: self.observer.boot_id, since, until: at }, comparison, now);
         self.observer.outbox.observed(at);
         true
+    }
+
+    /// Lives that ended since the walk before, as events tell of them. Afterwards nothing is unknown that happened before
+    /// the walk was done.
+    fn take_ended(&mut self) -> Vec<Change> {
+        let Some(chronicle) = &self.observer.chronicle else { return Vec::new() };
+        if !chronicle.catch_up() {
+            tracing::debug!("events are behind the walk");
+        }
+        let (told, lost) = chronicle.take();
+        let losses = self.observer.outbox.losses();
+        losses.add(Loss::Events, lost.records);
+        losses.add(Loss::Lives, lost.lives);
+        let (reach, home) = (self.observer.reach, self.observer.walker.netns());
+        let told = told.into_iter().filter(|told| reach == Reach::Host || told.key.netns == home);
+        told.filter_map(|told| self.table.end(told)).collect()
     }
 
     fn compare(&mut self, began: Timestamp, at: Timestamp, search: Search, report: WalkReport) -> Comparison {
@@ -118,10 +146,12 @@ impl Round {
             true => OwnerScan::default(),
             false => self.observer.processes.scan(&wanted),
         };
-        let completeness =
-            if report == WalkReport::default() { Completeness::Whole } else { Completeness::Partial };
+        let completeness = if report == WalkReport::default() { Completeness::Whole } else { Completeness::Partial };
         let walk = Walk { rows: &self.rows, began, at, completeness };
-        let comparison = self.table.apply(walk, &wanted, &scan);
+        let comparison = match &self.observer.chronicle {
+            Some(chronicle) => self.table.apply(walk, &wanted, &scan, &chronicle.origins()),
+            None => self.table.apply(walk, &wanted, &scan, &()),
+        };
         let losses = self.observer.outbox.losses();
         losses.add(Loss::Table, comparison.sockets_lost);
         if search == Search::Unknown {

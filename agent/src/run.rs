@@ -7,8 +7,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     capture::{CaptureError, Walker},
+    chronicle::{Chronicle, Reader},
     config::Config,
-    facts::facts,
+    events::Events,
+    facts::{Hearing, facts},
     observer::{Clock, Observer, orders::Orders, schedule::Schedule},
     outbox::Outbox,
     owners::{OwnersError, Processes},
@@ -76,8 +78,9 @@ pub async fn run(
     let walker = Walker::open()?;
     let netns = walker.netns();
     let name = config.name.clone();
+    let (hearing, listening) = listen()?;
     let facts = move || {
-        let mut facts = facts(env!("CARGO_PKG_VERSION"), netns);
+        let mut facts = facts(env!("CARGO_PKG_VERSION"), netns, &hearing);
         if let Some(name) = &name {
             facts.name = name.as_str().to_owned();
         }
@@ -94,9 +97,12 @@ pub async fn run(
     );
     let outbox = Arc::new(Outbox::new(spool));
     let orders = Arc::new(Orders::default());
+    let (chronicle, reader) = listening.unzip();
     let observer = Observer {
         walker,
         processes: Processes::open()?,
+        chronicle: chronicle.clone(),
+        reach: config.reach,
         boot_id: own.boot_id,
         outbox: Arc::clone(&outbox),
         clock,
@@ -105,8 +111,43 @@ pub async fn run(
     let uplink =
         Uplink { state, outbox, orders: Arc::clone(&orders), walk: config.walk, facts: Arc::new(facts), clock };
     let leave = CancellationToken::new();
+    let hearing = chronicle.clone().zip(reader).map(|(chronicle, reader)| {
+        std::thread::Builder::new().name("events".to_owned()).spawn(move || chronicle.run(reader))
+    });
+    let hearing = hearing.transpose().map_err(|error| broken("reader of events", error))?;
     let (observed, ()) = tokio::join!(observe(observer, &orders, &stop, ready, &leave), uplink.run(leave.clone()));
+    if let Some((chronicle, hearing)) = chronicle.zip(hearing) {
+        chronicle.stop();
+        let joined = tokio::task::spawn_blocking(move || hearing.join()).await;
+        if !matches!(joined, Ok(Ok(()))) {
+            return Err(broken("reader of events", "it panicked"));
+        }
+    }
     observed
+}
+
+fn broken(part: &'static str, problem: impl ToString) -> RunError {
+    RunError::Broken { part, problem: problem.to_string() }
+}
+
+/// Listens to the kernel, where it lets us.
+fn listen() -> Result<(Hearing, Option<(Arc<Chronicle>, Reader)>), RunError> {
+    let events = match Events::open() {
+        Ok(events) => events,
+        Err(error) => return Ok((Hearing::Nothing(error.to_string()), None)),
+    };
+    tracing::info!(ring_bytes = events.ring_bytes(), "listening to events");
+    let chronicle = Chronicle::new().map_err(|error| broken("reader of events", error))?;
+    Ok((Hearing::Events, Some((Arc::new(chronicle), Reader::new(events, Processes::open()?)))))
+}
+
+/// Ends the observer's thread when nobody waits for it any more.
+struct StopOnDrop<'a>(&'a Orders);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 /// Observes until `stop`, and lets the uplink leave when the last walk is in the spool.
@@ -117,17 +158,18 @@ async fn observe(
     ready: impl FnOnce() + Send + 'static,
     leave: &CancellationToken,
 ) -> Result<(), RunError> {
+    // However this ends, also by being dropped: the thread ends and the uplink leaves.
     let _leaves = leave.clone().drop_guard();
+    let _stops = StopOnDrop(orders);
     let told = Arc::clone(orders);
     let mut observing = tokio::task::spawn_blocking(move || observer.run(&told, ready));
-    let broken = |problem| RunError::Broken { part: "observer", problem };
     tokio::select! {
         () = stop.cancelled() => {
             orders.stop();
-            observing.await.map_err(|error| broken(error.to_string()))
+            observing.await.map_err(|error| broken("observer", error))
         }
         ended = &mut observing => {
-            Err(broken(ended.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string())))
+            Err(broken("observer", ended.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string())))
         }
     }
 }

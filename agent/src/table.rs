@@ -15,15 +15,18 @@ use fleetsock_proto::{
     time::Timestamp,
 };
 
-use self::listeners::Listeners;
+use self::{endings::Endings, listeners::Listeners};
 use crate::{
     capture::SocketRow,
     owners::{OwnerScan, Wanted},
 };
 
+mod endings;
 mod listeners;
 #[cfg(test)]
 mod tests;
+
+pub use self::endings::{Insight, Origin, Told};
 
 /// Most sockets that are kept; further ones are counted as lost.
 pub const TABLE_SOCKETS_LIMIT: usize = 1_000_000;
@@ -75,6 +78,9 @@ pub struct Comparison {
 pub struct Table {
     open: HashMap<SocketKey, Open>,
     listeners: Listeners,
+    /// Network namespaces of open sockets, with how many each has.
+    namespaces: HashMap<u64, usize>,
+    endings: Endings,
     limit: usize,
     /// Number of the walk that is being applied.
     walk: u64,
@@ -138,6 +144,8 @@ impl Table {
         Table {
             open: HashMap::new(),
             listeners: Listeners::default(),
+            namespaces: HashMap::new(),
+            endings: Endings::default(),
             limit,
             walk: 0,
             whole_at: None,
@@ -180,8 +188,8 @@ impl Table {
         rows.iter().filter(unknown).map(|row| row.inode).collect()
     }
 
-    /// Step two: takes a walk, what was wanted of it and what was found.
-    pub fn apply(&mut self, walk: Walk<'_>, wanted: &Wanted, scan: &OwnerScan) -> Comparison {
+    /// Step two: takes a walk, what was wanted of it, what was found, and what is known beyond it.
+    pub fn apply(&mut self, walk: Walk<'_>, wanted: &Wanted, scan: &OwnerScan, insight: &impl Insight) -> Comparison {
         self.walk += 1;
         let search = Found { wanted, scan };
         let mut comparison = Comparison::default();
@@ -194,6 +202,9 @@ impl Table {
         let mut seen = 0;
         for row in walk.rows {
             let Some(purpose) = purpose(row) else { continue };
+            if self.endings.has_ended(row.key) {
+                continue;
+            }
             match self.open.get_mut(&row.key) {
                 Some(open) if open.walk == self.walk => {}
                 Some(open) if same_life(&open.socket, row, purpose) => {
@@ -206,7 +217,7 @@ impl Table {
                 Some(open) => {
                     // The same descriptor goes on with another peer: whoever held it holds it.
                     let owners = (open.socket.owners.clone(), open.socket.owner_known);
-                    self.close(row.key, walk.at, &mut comparison.changes, &mut closed_listeners);
+                    self.close(row.key, walk.at, &(), &mut comparison.changes, &mut closed_listeners);
                     fresh_keys.insert(row.key);
                     fresh.push(Fresh { row, purpose, owners });
                 }
@@ -218,14 +229,16 @@ impl Table {
             let unseen = |open: &&Open| open.walk != self.walk;
             let gone: Vec<SocketKey> = self.open.values().filter(unseen).map(|open| open.socket.key).collect();
             for key in gone {
-                self.close(key, walk.at, &mut comparison.changes, &mut closed_listeners);
+                self.endings.expect(key, self.walk);
+                self.close(key, walk.at, insight, &mut comparison.changes, &mut closed_listeners);
             }
         }
         comparison.changes.append(&mut updated);
-        self.open_all(walk.at, fresh, &search, &mut comparison);
+        self.open_all(walk.at, fresh, &search, insight, &mut comparison);
         for socket in &closed_listeners {
             self.listeners.remove(socket);
         }
+        self.endings.walked(walk.began, self.walk);
         self.last_at = Some(walk.at);
         if walk.completeness == Completeness::Whole {
             self.whole_at = Some(walk.began);
@@ -233,27 +246,61 @@ impl Table {
         comparison
     }
 
-    fn close(&mut self, key: SocketKey, at: Timestamp, changes: &mut Vec<Change>, closed_listeners: &mut Vec<Socket>) {
+    fn close(
+        &mut self,
+        key: SocketKey,
+        at: Timestamp,
+        insight: &impl Insight,
+        changes: &mut Vec<Change>,
+        closed_listeners: &mut Vec<Socket>,
+    ) {
         let Some(Open { socket, .. }) = self.open.remove(&key) else { return };
-        if socket.role == Role::Listener {
-            closed_listeners.push(socket.clone());
-        }
+        self.forget_namespace(key.netns);
+        let told = match socket.role {
+            Role::Listener => {
+                closed_listeners.push(socket.clone());
+                None
+            }
+            Role::Session { peer, .. } => insight.closed_at(socket.local, peer),
+        };
+        let (at, known) = told.map_or((at, Known::BetweenWalks), |at| (at, Known::Event));
         // A clock that was set back does not make a socket close before it opened.
-        let op = Op::Closed { at: at.max(socket.opened_at), known: Known::BetweenWalks };
-        changes.push(Change { op, socket });
+        changes.push(Change { op: Op::Closed { at: at.max(socket.opened_at), known }, socket });
+    }
+
+    fn forget_namespace(&mut self, netns: u64) {
+        if let Some(sockets) = self.namespaces.get_mut(&netns) {
+            *sockets -= 1;
+            if *sockets == 0 {
+                self.namespaces.remove(&netns);
+            }
+        }
     }
 
     /// Opens what is new: listeners first, because the direction of a session follows from them.
-    fn open_all(&mut self, at: Timestamp, fresh: Vec<Fresh<'_>>, search: &Found<'_>, comparison: &mut Comparison) {
+    fn open_all(
+        &mut self,
+        at: Timestamp,
+        fresh: Vec<Fresh<'_>>,
+        search: &Found<'_>,
+        insight: &impl Insight,
+        comparison: &mut Comparison,
+    ) {
         let known = self.opened_known();
         let mut beyond: u64 = 0;
         let (listeners, sessions): (Vec<_>, Vec<_>) =
             fresh.into_iter().partition(|fresh| fresh.purpose == Purpose::Listener);
         for Fresh { row, purpose, owners: kept } in listeners.into_iter().chain(sessions) {
-            let role = match purpose {
-                Purpose::Listener => Role::Listener,
-                Purpose::Session(peer) => Role::Session { direction: self.direction(row), peer },
+            let (role, origin) = match purpose {
+                Purpose::Listener => (Role::Listener, None),
+                Purpose::Session(peer) => {
+                    let origin = insight.origin(row.local, peer);
+                    let told = origin.and_then(|origin| origin.direction);
+                    (Role::Session { direction: told.unwrap_or_else(|| self.direction(row)), peer }, origin)
+                }
             };
+            let opened = origin.and_then(|origin| origin.opened_at);
+            let (opened_at, opened_known) = opened.map_or((at, known), |opened| (opened.min(at), Known::Event));
             if self.open.len() >= self.limit {
                 beyond += 1;
                 continue;
@@ -268,8 +315,8 @@ impl Table {
                 state: row.state,
                 local: row.local,
                 role,
-                opened_at: at,
-                opened_known: known,
+                opened_at,
+                opened_known,
                 owner_known,
                 owners,
                 bytes_sent: 0,
@@ -279,6 +326,7 @@ impl Table {
                 self.listeners.add(&socket);
             }
             comparison.changes.push(Change { op: Op::Opened, socket: socket.clone() });
+            *self.namespaces.entry(row.key.netns).or_default() += 1;
             self.open.insert(row.key, Open { socket, inode: row.inode, walk: self.walk });
         }
         comparison.sockets_lost = beyond.saturating_sub(self.beyond);
@@ -291,7 +339,8 @@ impl Table {
     }
 
     fn direction(&self, row: &SocketRow) -> Direction {
-        let accepted = row.state != SocketState::SynSent && self.listeners.accept(row);
+        let accepted =
+            row.state != SocketState::SynSent && self.listeners.accept(row.key.netns, row.protocol, row.local);
         if accepted { Direction::In } else { Direction::Out }
     }
 }

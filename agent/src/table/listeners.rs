@@ -1,13 +1,14 @@
 //! Who listens where: what tells a session that was accepted from one that was begun here.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use fleetsock_proto::{
     batch::Socket,
     socket::{Family, Protocol},
 };
-
-use crate::capture::SocketRow;
 
 /// The listeners of a table, by where they listen.
 #[derive(Debug, Default)]
@@ -64,10 +65,9 @@ impl Listeners {
         }
     }
 
-    /// Whether one of them can have accepted this session.
-    pub(super) fn accept(&self, row: &SocketRow) -> bool {
-        let place = Place { netns: row.key.netns, protocol: row.protocol, port: row.local.port() };
-        let local = row.local.ip();
-        self.at.get(&place).is_some_and(|there| there.iter().any(|bound| bound.takes(local)))
+    /// Whether one of them can have accepted a session with this end of ours.
+    pub(super) fn accept(&self, netns: u64, protocol: Protocol, local: SocketAddr) -> bool {
+        let place = Place { netns, protocol, port: local.port() };
+        self.at.get(&place).is_some_and(|there| there.iter().any(|bound| bound.takes(local.ip())))
     }
 }

@@ -73,7 +73,7 @@ fn denied() -> OwnerScan {
 fn step(table: &mut Table, second: i64, rows: &[SocketRow], scan: &OwnerScan) -> Vec<Change> {
     let wanted = table.wanted(rows, Search::Unknown);
     table
-        .apply(Walk { rows, began: at(second), at: at(second), completeness: Completeness::Whole }, &wanted, scan)
+        .apply(Walk { rows, began: at(second), at: at(second), completeness: Completeness::Whole }, &wanted, scan, &())
         .changes
 }
 
@@ -123,7 +123,7 @@ fn what_a_partial_walk_did_not_see_stays_open_and_the_next_one_looks_back_past_i
     step(&mut table, 1, &[listener(1, "0.0.0.0:80")], &OwnerScan::default());
     let rows = [listener(2, "0.0.0.0:81")];
     let partial = Walk { rows: &rows, began: at(2), at: at(2), completeness: Completeness::Partial };
-    let changes = table.apply(partial, &table.wanted(&rows, Search::Unknown), &OwnerScan::default()).changes;
+    let changes = table.apply(partial, &table.wanted(&rows, Search::Unknown), &OwnerScan::default(), &()).changes;
     assert_eq!(ops(&changes), [("opened", 2)]);
     assert_eq!((table.observed_since(), table.observed_until()), (Some(at(1)), Some(at(2))));
     assert_eq!(ops(&step(&mut table, 3, &rows, &OwnerScan::default())), [("closed", 1)]);
@@ -192,8 +192,8 @@ fn a_change_of_owners_is_found_by_the_referee_and_told_once() {
     let walk = |second| Walk { rows: &rows, began: at(second), at: at(second), completeness: Completeness::Whole };
     let wanted = table.wanted(&rows, Search::Referee);
     let forked = scan(&[(101, &[7, 8])]);
-    assert_eq!(ops(&table.apply(walk(2), &wanted, &forked).changes), [("updated", 1)]);
-    assert_eq!(table.apply(walk(3), &wanted, &forked).changes, []);
+    assert_eq!(ops(&table.apply(walk(2), &wanted, &forked, &()).changes), [("updated", 1)]);
+    assert_eq!(table.apply(walk(3), &wanted, &forked, &()).changes, []);
     assert_eq!(socket(&table, 1).owners, [owner(7), owner(8)]);
 }
 
@@ -204,7 +204,7 @@ fn owners_beyond_what_travels_are_counted() {
     let pids: Vec<u32> = (1..=70).collect();
     let wanted = table.wanted(&rows, Search::Unknown);
     let walk = Walk { rows: &rows, began: at(1), at: at(1), completeness: Completeness::Whole };
-    let comparison = table.apply(walk, &wanted, &scan(&[(101, &pids)]));
+    let comparison = table.apply(walk, &wanted, &scan(&[(101, &pids)]), &());
     assert_eq!((comparison.owners_lost, socket(&table, 1).owners.len()), (6, SOCKET_OWNERS_LIMIT));
 }
 
@@ -313,7 +313,7 @@ fn sockets_beyond_the_limit_are_counted_once_and_found_when_there_is_room() {
     let apply = |table: &mut Table, second, rows: &[SocketRow]| {
         let wanted = table.wanted(rows, Search::Unknown);
         let walk = Walk { rows, began: at(second), at: at(second), completeness: Completeness::Whole };
-        table.apply(walk, &wanted, &OwnerScan::default())
+        table.apply(walk, &wanted, &OwnerScan::default(), &())
     };
     assert_eq!(apply(&mut table, 1, &rows).sockets_lost, 2);
     assert_eq!(apply(&mut table, 2, &rows).sockets_lost, 0);
@@ -385,7 +385,7 @@ proptest! {
                 ..OwnerScan::default()
             };
             let walk = Walk { rows, began: at(second as i64), at: at(second as i64), completeness: *completeness };
-            for change in table.apply(walk, &wanted, &scan).changes {
+            for change in table.apply(walk, &wanted, &scan, &()).changes {
                 replay.take(&change);
             }
             let snapshot: BTreeMap<_, _> =

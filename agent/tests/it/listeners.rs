@@ -17,7 +17,7 @@ use std::{
 
 use fleetsock_agent::{
     capture::{SocketRow, WalkReport, Walker},
-    facts::facts,
+    facts::{Hearing, facts},
     owners::{Processes, Wanted},
 };
 use fleetsock_proto::{
@@ -169,11 +169,11 @@ fn compare(seed: u64) -> usize {
 }
 
 /// Runs in a thread of its own: it may change its network namespace.
-fn apart<T: Send>(run: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn apart<T: Send>(run: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
-fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if found.is_err() {
         skip(&format!("there is no {program}"));
@@ -182,7 +182,7 @@ fn has(program: &str) -> bool {
 }
 
 #[allow(clippy::print_stderr, reason = "a test that did nothing says so")]
-fn skip(why: &str) {
+pub(crate) fn skip(why: &str) {
     eprintln!("skipped: {why}");
 }
 
@@ -223,7 +223,7 @@ fn an_agent_without_privileges_sees_all_sockets_and_says_that_owners_were_denied
         let scan = Processes::open().unwrap().scan(&wanted);
         assert!(!rows.is_empty() && scan.owners.is_empty(), "{scan:?}");
         assert!(scan.denied >= holders.pids.len() as u64, "{} of {:?}", scan.denied, holders.pids);
-        let facts = facts("0", netns);
+        let facts = facts("0", netns, &Hearing::Nothing("nobody listens".to_owned()));
         assert_eq!(facts.tier, Tier::T0);
         assert!(facts.tier_reason.contains("no CAP_SYS_PTRACE"), "{}", facts.tier_reason);
     });

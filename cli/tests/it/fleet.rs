@@ -31,7 +31,8 @@ impl Fleet {
         assert_eq!(made.code, 0, "{}", made.err);
         let settings = fleet.state.join("server/server.toml");
         let text = fs::read_to_string(&settings).unwrap();
-        let text = text.replace("# stale_after_s = 90", "stale_after_s = 5").replace("# heartbeat_s = 15", "heartbeat_s = 1");
+        let text =
+            text.replace("# stale_after_s = 90", "stale_after_s = 5").replace("# heartbeat_s = 15", "heartbeat_s = 1");
         fs::write(&settings, text).unwrap();
         fleet.serve();
         let socket = format!("{folder}/admin.sock");
@@ -80,7 +81,8 @@ impl Fleet {
         let folder = self.folder("server");
         let log = fs::File::create(self.state.join("server.log")).unwrap();
         let mut command = self.network.command(self.first(), binary("fleetsock-server"));
-        let command = command.args(["serve", "--state", &folder]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let command =
+            command.args(["serve", "--state", &folder]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.server = Some(Running::of(command.spawn().unwrap(), "the server"));
         let socket = self.state.join("server/admin.sock");
         until("the server serves", || std::os::unix::net::UnixStream::connect(&socket).ok());
@@ -98,7 +100,7 @@ impl Fleet {
         enrol.args(["enroll", "--state", &folder, "--name", host]).env("FLEETSOCK_JOIN", token.out.trim());
         let enrolled = Ran::from(enrol.output().unwrap());
         assert_eq!(enrolled.code, 0, "{}", enrolled.err);
-        fs::write(self.state.join(host).join("agent.toml"), "walk_ms = 200\n").unwrap();
+        fs::write(self.state.join(host).join("agent.toml"), "walk_ms = 200\nnamespaces = \"own\"\n").unwrap();
     }
 
     /// Starts the agent of a host.
@@ -223,10 +225,9 @@ fn sessions_have_their_direction_peer_service_process_and_how_well_they_are_know
         let (items, _) = fleet.items(&["ports", "--host", "db1", "--port", "5432"]);
         (!items.is_empty()).then_some(())
     });
-    let client = fleet.network.python(
-        "web1",
-        "import socket, time\nc = socket.create_connection(('10.99.0.3', 5432))\ntime.sleep(3600)",
-    );
+    let client = fleet
+        .network
+        .python("web1", "import socket, time\nc = socket.create_connection(('10.99.0.3', 5432))\ntime.sleep(3600)");
     let open = until("both ends are known", || {
         let (items, _) = fleet.items(&["sessions", "--service", "postgresql"]);
         let named = items.iter().all(|item| item["process"] == "python3");
@@ -253,7 +254,13 @@ fn sessions_have_their_direction_peer_service_process_and_how_well_they_are_know
     assert!(over["duration_ms"].as_u64().is_some());
     let table = fleet.ask(&["sessions", "--host", "web1", "--since", "10m", "--port", "5432"]);
     assert!(table.out.contains("out") && table.out.contains("python3["), "{}", table.out);
-    assert!(fleet.items(&["sessions", "--peer", "10.99.0.0/24", "--direction", "in"]).0.iter().all(|item| item["host"] == "db1"));
+    assert!(
+        fleet
+            .items(&["sessions", "--peer", "10.99.0.0/24", "--direction", "in"])
+            .0
+            .iter()
+            .all(|item| item["host"] == "db1")
+    );
 }
 
 #[test]
