@@ -51,8 +51,8 @@ struct Entry {
 }
 
 impl Ancestry {
-    /// Takes in a record.
-    pub fn handle(&mut self, record: &Record) {
+    /// Takes in a record. A process that runs another program may have been looked at since: `seen`.
+    pub fn handle(&mut self, record: &Record, seen: Option<Described>) {
         match &record.what {
             What::Forked { pid, parent } => {
                 // A number that is used again is another process.
@@ -65,8 +65,8 @@ impl Ancestry {
                 if let Some(entry) = self.processes.get_mut(pid) {
                     entry.name = Some(name.clone());
                     entry.exec |= *exec;
-                    // Name and program are others than those that were read.
-                    entry.described = None;
+                    // Name and program are others than those that were read before.
+                    entry.described = seen;
                 }
             }
             What::Exited { pid } => {
@@ -167,14 +167,11 @@ impl Entry {
     /// What a process is that nobody read: what its parent was, and what the kernel told.
     fn inherited(&self, pid: u32, started_at: Timestamp, parent: &Described) -> Described {
         let Described { owner, netns } = parent;
-        let owner = Owner {
-            pid,
-            started_at: Some(started_at),
-            process: self.name.clone().unwrap_or_else(|| owner.process.clone()),
-            exe: if self.exec { String::new() } else { owner.exe.clone() },
-            ..Owner::clone(owner)
-        };
-        Described { owner: Arc::new(owner), netns: *netns }
+        let process = self.name.clone().unwrap_or_else(|| owner.process.clone());
+        // Programs that enter another network namespace do so before they run another one.
+        let (exe, netns) = if self.exec { (String::new(), 0) } else { (owner.exe.clone(), *netns) };
+        let owner = Owner { pid, started_at: Some(started_at), process, exe, ..Owner::clone(owner) };
+        Described { owner: Arc::new(owner), netns }
     }
 }
 
@@ -199,7 +196,7 @@ mod tests {
     fn told(whats: Vec<What>) -> Ancestry {
         let mut ancestry = Ancestry::default();
         for (at_ns, what) in whats.into_iter().enumerate() {
-            ancestry.handle(&Record { at_ns: at_ns as u64 * 1_000, what });
+            ancestry.handle(&Record { at_ns: at_ns as u64 * 1_000, what }, None);
         }
         ancestry
     }
@@ -247,17 +244,26 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(ancestry.describe(1, 0, &mut count).owner.process, "inetd");
         }
-        ancestry.handle(&Record { at_ns: 9, what: named(1, "other", true) });
+        ancestry.handle(&Record { at_ns: 9, what: named(1, "other", true) }, None);
         ancestry.describe(1, 0, &mut count);
         assert_eq!(reads, 2);
+    }
+
+    #[test]
+    fn one_that_was_looked_at_when_it_ran_another_program_is_not_looked_for_again() {
+        let mut ancestry = told(vec![What::Forked { pid: 2, parent: 1 }]);
+        ancestry.handle(&Record { at_ns: 5, what: named(2, "curl", true) }, Some(owner(2, "curl")));
+        ancestry.handle(&Record { at_ns: 6, what: What::Exited { pid: 2 } }, None);
+        let found = ancestry.describe(2, 0, &mut |_| None);
+        assert_eq!((found.owner.exe.as_str(), found.netns), ("/usr/bin/curl", 7));
     }
 
     #[test]
     fn a_number_that_is_used_again_is_another_process() {
         let mut ancestry = told(vec![What::Forked { pid: 2, parent: 1 }]);
         ancestry.describe(2, 0, &mut |pid| Some(owner(pid, "first")));
-        ancestry.handle(&Record { at_ns: 5_000, what: What::Exited { pid: 2 } });
-        ancestry.handle(&Record { at_ns: 6_000, what: What::Forked { pid: 2, parent: 1 } });
+        ancestry.handle(&Record { at_ns: 5_000, what: What::Exited { pid: 2 } }, None);
+        ancestry.handle(&Record { at_ns: 6_000, what: What::Forked { pid: 2, parent: 1 } }, None);
         assert_eq!(ancestry.describe(2, 0, &mut read).owner.process, "inetd");
     }
 
@@ -277,7 +283,7 @@ mod tests {
     #[test]
     fn those_that_are_gone_for_a_while_are_forgotten() {
         let mut ancestry = told(vec![What::Forked { pid: 2, parent: 1 }, What::Exited { pid: 2 }]);
-        ancestry.handle(&Record { at_ns: 5, what: What::Forked { pid: 3, parent: 1 } });
+        ancestry.handle(&Record { at_ns: 5, what: What::Forked { pid: 3, parent: 1 } }, None);
         ancestry.sweep(REMEMBERED_NS * 2);
         assert_eq!(ancestry.processes.keys().copied().collect::<Vec<_>>(), [3]);
     }

@@ -2,7 +2,7 @@
 //!
 //! [`Walker`] asks by NETLINK_SOCK_DIAG; `diag` knows the questions and reads the answers, `netlink` carries them,
 //! `message` takes datagrams apart. The two that read bytes do no I/O. [`Surveyor`] walks all network namespaces;
-//! [`Destructions`] hears of the end of sockets.
+//! [`Destructions`] hears of the end of sockets; `portless` lists raw, packet and UNIX sockets.
 
 mod census;
 mod destroyed;
@@ -10,6 +10,7 @@ mod diag;
 pub(crate) mod interface;
 mod message;
 mod netlink;
+pub mod portless;
 mod surveyor;
 mod walker;
 

@@ -21,8 +21,8 @@ use rustix::{
 };
 
 use crate::{
-    ancestry::Ancestry,
-    events::{self, Drained, Events, Record},
+    ancestry::{Ancestry, Described},
+    events::{self, Drained, Events, Record, What},
     lives::{Ended, Lives, Purpose},
     owners::Processes,
     table::{Insight, Origin, Told},
@@ -147,17 +147,9 @@ impl Chronicle {
         state.known_until_ns >= now_ns
     }
 
-    /// Takes the lives that ended since the last time, in the order of their ends, and what was lost.
-    pub fn take(&self) -> (Vec<Told>, Lost) {
-        let mut state = self.state();
-        let overflow = state.lives.take_overflow();
-        state.lost.lives += overflow;
-        (std::mem::take(&mut state.told), std::mem::take(&mut state.lost))
-    }
-
-    /// Where open sockets come from, for as long as the answer is held.
-    pub fn origins(&self) -> Origins<'_> {
-        Origins(self.state())
+    /// What is known now. The reader waits while it is looked at.
+    pub fn look(&self) -> Look<'_> {
+        Look(self.state())
     }
 }
 
@@ -171,11 +163,20 @@ impl Drop for End<'_> {
     }
 }
 
-/// Answers where open sockets come from; the reader waits meanwhile.
+/// What is known at one moment.
 #[derive(Debug)]
-pub struct Origins<'a>(MutexGuard<'a, State>);
+pub struct Look<'a>(MutexGuard<'a, State>);
 
-impl Insight for Origins<'_> {
+impl Look<'_> {
+    /// Takes the lives that ended since the last time, in the order of their ends, and what was lost.
+    pub fn take(&mut self) -> (Vec<Told>, Lost) {
+        let overflow = self.0.lives.take_overflow();
+        self.0.lost.lives += overflow;
+        (std::mem::take(&mut self.0.told), std::mem::take(&mut self.0.lost))
+    }
+}
+
+impl Insight for Look<'_> {
     fn origin(&self, local: SocketAddr, peer: SocketAddr) -> Option<Origin> {
         let life = self.0.lives.find(local, peer)?;
         let direction = match life.purpose {
@@ -205,8 +206,8 @@ pub struct Reader {
     processes: Processes,
     ancestry: Ancestry,
     drained: Drained,
-    /// In order; held back, or about to be taken in.
-    waiting: Vec<Record>,
+    /// In order; held back, or about to be taken in. With processes that were looked at when they had run another program.
+    waiting: Vec<(Record, Option<Described>)>,
     ended: Vec<Ended>,
 }
 
@@ -228,20 +229,25 @@ impl Reader {
         let clock_offset_ns = events::clock_offset_ns();
         self.events.drain(&mut self.drained);
         let lost = self.drained.lost + self.drained.unreadable;
-        self.waiting.append(&mut self.drained.records);
-        self.waiting.sort_by_key(|record| record.at_ns);
+        for record in self.drained.records.drain(..) {
+            let seen = match record.what {
+                What::Named { pid, exec: true, .. } => self.processes.describe(pid),
+                _ => None,
+            };
+            self.waiting.push((record, seen));
+        }
+        self.waiting.sort_by_key(|(record, _)| record.at_ns);
         let until_ns = match held_back {
             HeldBack::Youngest => began_ns.saturating_sub(u64::try_from(HELD_BACK.as_nanos()).unwrap_or(0)),
             HeldBack::Nothing => u64::MAX,
         };
-        let believed = self.waiting.partition_point(|record| record.at_ns <= until_ns);
-        let records: Vec<Record> = self.waiting.drain(..believed).collect();
+        let believed = self.waiting.partition_point(|(record, _)| record.at_ns <= until_ns);
+        let records: Vec<_> = self.waiting.drain(..believed).collect();
 
         let mut state = chronicle.state();
-        for record in &records {
-            // A process is looked at before its exit is taken in, and a socket's end is believed before its process's.
-            self.ancestry.handle(record);
-            state.lives.handle(record, &mut self.ended);
+        for (record, seen) in records {
+            state.lives.handle(&record, &mut self.ended);
+            self.ancestry.handle(&record, seen);
             self.tell(&mut state, clock_offset_ns);
         }
         if lost > 0 {

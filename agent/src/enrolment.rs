@@ -55,7 +55,7 @@ pub enum EnrolmentError {
     #[error("{} exists: this host is enrolled; replace its identity with --force, or choose another folder with --state", .0.display())]
     Exists(PathBuf),
     /// The join string is none.
-    #[error("{0}")]
+    #[error(transparent)]
     Join(#[from] InvalidJoinString),
     /// The file with the join string cannot be used.
     #[error("join file: {0}")]

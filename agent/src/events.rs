@@ -20,7 +20,7 @@ use fleetsock_proto::time::Timestamp;
 
 use self::{
     record::Formats,
-    ring::{Ring, Source},
+    ring::{Ring, Source, Wake},
     tracepoint::Tracefs,
 };
 pub use self::{
@@ -31,6 +31,8 @@ pub use self::{
 /// Bytes of one processor's ring, tried from the largest: what the kernel lets us lock decides. 2 MiB hold a burst of
 /// some 20,000 closings between two looks.
 const RING_BYTES: [usize; 4] = [2 << 20, 1 << 20, 512 << 10, 256 << 10];
+/// Bytes of one processor's ring of names.
+const NAMES_BYTES: usize = 64 << 10;
 
 /// Why there are no events.
 #[derive(Debug, thiserror::Error)]
@@ -71,13 +73,17 @@ impl Events {
     pub fn open() -> Result<Events, EventsError> {
         let tracefs = Tracefs::find()?;
         let formats = Formats { state: tracefs.state_format()?, destroy: tracefs.destroy_format()? };
-        let sources = [Source::Tracepoint(formats.state.id), Source::Tracepoint(formats.destroy.id), Source::Processes];
+        let sources = [Source::Tracepoint(formats.state.id), Source::Tracepoint(formats.destroy.id), Source::Lives];
         let processors = online().map_err(EventsError::Processors)?;
         let mut refused = Errno::PERM;
         for ring_bytes in RING_BYTES {
-            let rings: Result<Vec<Ring>, Errno> =
-                processors.iter().map(|cpu| Ring::open(*cpu, &sources, ring_bytes)).collect();
-            match rings {
+            // A process that runs another program is looked at while it is there: that is worth being woken.
+            let open = |cpu: &u32| {
+                let main = Ring::open(*cpu, &sources, ring_bytes, Wake::HalfFull)?;
+                Ok([main, Ring::open(*cpu, &[Source::Names], NAMES_BYTES, Wake::AtOnce)?])
+            };
+            let rings: Result<Vec<[Ring; 2]>, Errno> = processors.iter().map(open).collect();
+            match rings.map(|rings| rings.into_iter().flatten().collect()) {
                 Ok(rings) => return Ok(Events { rings, formats, buffer: Vec::new(), ring_bytes }),
                 Err(errno) => refused = errno,
             }
@@ -90,7 +96,7 @@ impl Events {
         self.ring_bytes
     }
 
-    /// Waits until a ring is half full or `wake` can be read, at most so long.
+    /// Waits until a ring is half full, a process has another name, or `wake` can be read, at most so long.
     pub fn wait(&self, patience: Duration, wake: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut fds: Vec<PollFd<'_>> = self.rings.iter().map(|ring| PollFd::new(ring, PollFlags::IN)).collect();
         fds.push(PollFd::from_borrowed_fd(wake, PollFlags::IN));

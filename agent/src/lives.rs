@@ -115,9 +115,11 @@ impl Lives {
         self.sockets.is_empty()
     }
 
-    /// The life of the open socket with this pair.
+    /// The life of the socket with this pair, open or just closed.
     pub fn find(&self, local: SocketAddr, peer: SocketAddr) -> Option<&Life> {
-        self.by_pair.get(&(local, peer)).and_then(|socket| self.sockets.get(socket)).map(|followed| &followed.life)
+        let pair = (local, peer);
+        let socket = self.by_pair.get(&pair).or_else(|| self.closed_by_pair.get(&pair))?;
+        self.sockets.get(socket).map(|followed| &followed.life)
     }
 
     /// When the socket with this pair was closed, if a process still holds what is left of it.
@@ -329,9 +331,14 @@ mod tests {
         scene.state(IN, Actor::Kernel, SynReceived, Established);
         scene.state(IN, Actor::Kernel, Established, None);
         let (local, peer) = (IN.1.parse().unwrap(), IN.2.parse().unwrap());
-        assert_eq!((scene.lives.find(local, peer), scene.lives.closed_ns(local, peer)), (None, Some(3)));
+        assert_eq!(scene.lives.closed_ns(local, peer), Some(3));
+        assert_eq!(
+            scene.lives.find(local, peer).unwrap().opened_ns,
+            Some(1),
+            "a walk may have seen it a moment before"
+        );
         scene.destroy((SERVER, "10.0.0.2:0", "0.0.0.0:0"), BOB, 8);
-        assert_eq!(scene.lives.closed_ns(local, peer), None);
+        assert_eq!((scene.lives.find(local, peer), scene.lives.closed_ns(local, peer)), (None, None));
         let [ended] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
         assert_eq!((ended.life.peer, ended.life.closer), (IN.2.parse().unwrap(), Some(2)));
         assert_eq!(ended.closed_ns, 3, "when it was reset, not when somebody noticed");

@@ -263,7 +263,12 @@ mod tests {
         for (access, known, findings, expected) in [
             (Access::Granted, 7, findings(0, 0), None),
             (Access::Refused, 0, findings(0, 0), None),
-            (Access::Refused, 1, findings(0, 0), Some("no CAP_SYS_ADMIN: sockets of 1 other network namespace are not seen")),
+            (
+                Access::Refused,
+                1,
+                findings(0, 0),
+                Some("no CAP_SYS_ADMIN: sockets of 1 other network namespace are not seen"),
+            ),
             (
                 Access::Refused,
                 2,

@@ -2,16 +2,16 @@
 
 use std::{sync::Arc, time::Instant};
 
-use fleetsock_proto::{batch::Change, host::BootId, time::Timestamp};
+use fleetsock_proto::{host::BootId, time::Timestamp};
 
 use self::{orders::Orders, schedule::Schedule};
 use crate::{
     capture::{SocketRow, WalkReport, Walker},
-    chronicle::Chronicle,
+    chronicle::{Chronicle, Look},
     config::Reach,
     losses::Loss,
     outbox::Outbox,
-    owners::{OwnerScan, Processes},
+    owners::{OwnerScan, Processes, Wanted},
     packing::{Content, Window, pack},
     table::{Comparison, Completeness, Search, Table, Walk},
 };
@@ -107,65 +107,64 @@ impl Round {
             tracing::info!("the socket table can be walked again");
             self.failing = false;
         }
-        let ended = self.take_ended();
+        let wanted = self.table.wanted(&self.rows, search);
+        let scan = match wanted.is_empty() {
+            true => OwnerScan::default(),
+            false => self.observer.processes.scan(&wanted),
+        };
+        self.count(report, search, &scan);
+        let completeness = if report == WalkReport::default() { Completeness::Whole } else { Completeness::Partial };
         let at = (self.observer.clock)();
         let since = self.table.observed_since().unwrap_or(began).min(at);
-        let mut comparison = self.compare(began, at, search, report);
-        // What ended comes first, as it did.
-        comparison.changes.splice(0..0, ended);
+        let walk = Walk { rows: &[], began, at, completeness };
+        let comparison = self.compare(walk, &wanted, &scan);
         self.keep(Window { boot_id: self.observer.boot_id, since, until: at }, comparison, now);
         self.observer.outbox.observed(at);
         true
     }
 
-    /// Lives that ended since the walk before, as events tell of them. Afterwards nothing is unknown that happened before
-    /// the walk was done.
-    fn take_ended(&mut self) -> Vec<Change> {
-        let Some(chronicle) = &self.observer.chronicle else { return Vec::new() };
-        if !chronicle.catch_up() {
-            tracing::debug!("events are behind the walk");
-        }
-        let (told, lost) = chronicle.take();
-        let losses = self.observer.outbox.losses();
-        losses.add(Loss::Events, lost.records);
-        losses.add(Loss::Lives, lost.lives);
-        let (reach, home) = (self.observer.reach, self.observer.walker.netns());
-        let told = told.into_iter().filter(|told| reach == Reach::Host || told.key.netns == home);
-        told.filter_map(|told| self.table.end(told)).collect()
-    }
-
-    fn compare(&mut self, began: Timestamp, at: Timestamp, search: Search, report: WalkReport) -> Comparison {
+    fn count(&mut self, report: WalkReport, search: Search, scan: &OwnerScan) {
         let losses = self.observer.outbox.losses();
         // The same sockets are above the limit at every walk: only what is more than before is new.
         losses.add(Loss::Walk, report.overflow.saturating_sub(self.report.overflow));
         losses.add(Loss::Walk, report.unreadable.saturating_sub(self.report.unreadable));
         losses.add(Loss::Walk, report.interrupted);
         self.report = report;
-        let wanted = self.table.wanted(&self.rows, search);
-        let scan = match wanted.is_empty() {
-            true => OwnerScan::default(),
-            false => self.observer.processes.scan(&wanted),
-        };
-        let completeness = if report == WalkReport::default() { Completeness::Whole } else { Completeness::Partial };
-        let walk = Walk { rows: &self.rows, began, at, completeness };
-        let comparison = match &self.observer.chronicle {
-            Some(chronicle) => self.table.apply(walk, &wanted, &scan, &chronicle.origins()),
-            None => self.table.apply(walk, &wanted, &scan, &()),
-        };
-        let losses = self.observer.outbox.losses();
-        losses.add(Loss::Table, comparison.sockets_lost);
         if search == Search::Unknown {
             // The referee sees the same owners again and again.
-            losses.add(Loss::Detail, scan.owners_cut + comparison.owners_lost);
+            losses.add(Loss::Detail, scan.owners_cut);
         }
+    }
+
+    /// What changed, by the walk and by the events before it.
+    fn compare(&mut self, walk: Walk<'_>, wanted: &Wanted, scan: &OwnerScan) -> Comparison {
+        let walk = Walk { rows: &self.rows, ..walk };
+        let chronicle = self.observer.chronicle.clone();
+        if chronicle.as_ref().is_some_and(|chronicle| !chronicle.catch_up()) {
+            tracing::debug!("events are behind the walk");
+        }
+        // One look for all: what ended after it is still open for this walk.
+        let mut look = chronicle.as_deref().map(Chronicle::look);
+        let (told, lost) = look.as_mut().map(Look::take).unwrap_or_default();
+        let (reach, home) = (self.observer.reach, self.observer.walker.netns());
+        for told in told.into_iter().filter(|told| reach == Reach::Host || told.key.netns == home) {
+            self.table.end(told);
+        }
+        let comparison = self.table.apply(walk, wanted, scan, &look);
+        let losses = self.observer.outbox.losses();
+        losses.add(Loss::Events, lost.records);
+        losses.add(Loss::Lives, lost.lives);
+        losses.add(Loss::Table, comparison.sockets_lost);
+        losses.add(Loss::Detail, comparison.owners_lost);
         comparison
     }
 
     /// Puts what changed into the spool, and a snapshot when one is due.
     fn keep(&mut self, window: Window, comparison: Comparison, now: Instant) {
         let changes = pack(Content::Changes, window, comparison.changes);
-        let appended = !changes.drafts.is_empty();
-        self.observer.outbox.losses().add(Loss::Detail, changes.details_lost);
+        let unseen = pack(Content::Changes, window, comparison.unseen);
+        let appended = !changes.drafts.is_empty() || !unseen.drafts.is_empty();
+        self.observer.outbox.losses().add(Loss::Detail, changes.details_lost + unseen.details_lost);
         let begins = self.observer.outbox.with(|spool| {
             // Before the snapshot of a numbering nothing else can be told; the snapshot contains it.
             spool.append(Content::Changes, changes.drafts).is_err() || spool.wants_snapshot()
@@ -178,6 +177,10 @@ impl Round {
                 tracing::error!(%error, "a snapshot was not taken for one");
             }
             self.observer.schedule.wrote_snapshot(now);
+        }
+        // After the snapshot, which does not contain them.
+        if let Err(error) = self.observer.outbox.with(|spool| spool.append(Content::Changes, unseen.drafts)) {
+            tracing::error!(%error, "short connections were not taken");
         }
         if appended || snapshot {
             self.observer.outbox.notify();

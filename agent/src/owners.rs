@@ -26,11 +26,11 @@ use rustix::{
 };
 
 use self::known::Known;
-use crate::ancestry::Described;
 pub(crate) use self::{
     placement::Placement,
     process::{Folder, buffer, cut, pid},
 };
+use crate::ancestry::Described;
 
 /// Bytes of folder entries that are read at once.
 const ENTRIES: usize = 32 * 1024;

@@ -130,8 +130,11 @@ fn broken(part: &'static str, problem: impl ToString) -> RunError {
     RunError::Broken { part, problem: problem.to_string() }
 }
 
+/// What events tell, and who reads them.
+type Listening = (Arc<Chronicle>, Reader);
+
 /// Listens to the kernel, where it lets us.
-fn listen() -> Result<(Hearing, Option<(Arc<Chronicle>, Reader)>), RunError> {
+fn listen() -> Result<(Hearing, Option<Listening>), RunError> {
     let events = match Events::open() {
         Ok(events) => events,
         Err(error) => return Ok((Hearing::Nothing(error.to_string()), None)),

@@ -67,6 +67,8 @@ pub struct Walk<'a> {
 pub struct Comparison {
     /// Closed ones first, then updated, then opened ones; a key that changed its role closes before it opens.
     pub changes: Vec<Change>,
+    /// Lives that began and ended without any walk that saw them: no snapshot names them either.
+    pub unseen: Vec<Change>,
     /// Sockets beyond [`TABLE_SOCKETS_LIMIT`] that were not beyond it before.
     pub sockets_lost: u64,
     /// Owners beyond [`SOCKET_OWNERS_LIMIT`] of a socket.
@@ -81,6 +83,8 @@ pub struct Table {
     /// Network namespaces of open sockets, with how many each has.
     namespaces: HashMap<u64, usize>,
     endings: Endings,
+    /// What ended since the last walk.
+    ended: Comparison,
     limit: usize,
     /// Number of the walk that is being applied.
     walk: u64,
@@ -146,6 +150,7 @@ impl Table {
             listeners: Listeners::default(),
             namespaces: HashMap::new(),
             endings: Endings::default(),
+            ended: Comparison::default(),
             limit,
             walk: 0,
             whole_at: None,
@@ -192,7 +197,7 @@ impl Table {
     pub fn apply(&mut self, walk: Walk<'_>, wanted: &Wanted, scan: &OwnerScan, insight: &impl Insight) -> Comparison {
         self.walk += 1;
         let search = Found { wanted, scan };
-        let mut comparison = Comparison::default();
+        let mut comparison = std::mem::take(&mut self.ended);
         let mut updated = Vec::new();
         // Listeners that close now still explain sessions that were accepted before.
         let mut closed_listeners = Vec::new();
@@ -329,7 +334,7 @@ impl Table {
             *self.namespaces.entry(row.key.netns).or_default() += 1;
             self.open.insert(row.key, Open { socket, inode: row.inode, walk: self.walk });
         }
-        comparison.sockets_lost = beyond.saturating_sub(self.beyond);
+        comparison.sockets_lost += beyond.saturating_sub(self.beyond);
         self.beyond = beyond;
     }
 

@@ -153,7 +153,8 @@ impl Uplink {
     async fn open(&self, identity: Identity) -> Result<Stream, Ending> {
         let mut client = AgentClient::connect(&identity).await.map_err(of_connect)?;
         let facts = Arc::clone(&self.facts);
-        let facts = tokio::task::spawn_blocking(move || facts()).await.map_err(|error| Ending::Lost(error.to_string()))?;
+        let facts =
+            tokio::task::spawn_blocking(move || facts()).await.map_err(|error| Ending::Lost(error.to_string()))?;
         let given = self.outbox.ask(|spool| spool.given()).await.map_err(|error| Ending::Lost(error.to_string()))?;
         let (outgoing, messages) = mpsc::channel(stream::OUTGOING);
         let hello = Hello {
@@ -166,8 +167,7 @@ impl Uplink {
         let gone = |_| Ending::Lost("the stream ended before it began".to_owned());
         outgoing.send(AgentMessage::Hello(hello)).await.map_err(gone)?;
         let silent = |_| Ending::Lost(format!("the server said nothing for {} s", CALL_TIMEOUT.as_secs()));
-        let mut incoming =
-            timeout(CALL_TIMEOUT, client.session(messages)).await.map_err(silent)?.map_err(of_call)?;
+        let mut incoming = timeout(CALL_TIMEOUT, client.session(messages)).await.map_err(silent)?.map_err(of_call)?;
         let welcome = match timeout(CALL_TIMEOUT, incoming.next()).await.map_err(silent)?.map_err(of_call)? {
             Some(ServerMessage::Welcome(welcome)) if welcome.protocol_version == PROTOCOL_VERSION => welcome,
             Some(ServerMessage::Welcome(Welcome { protocol_version, .. })) => {

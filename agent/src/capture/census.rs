@@ -78,7 +78,9 @@ mod tests {
     fn both_families_are_counted() {
         let mut census = Census::default();
         census.add(SOCKSTAT).unwrap();
-        census.add(b"TCP6: inuse 2\nUDP6: inuse 5\nUDPLITE6: inuse 8\nRAW6: inuse 9\nFRAG6: inuse 0 memory 0\n").unwrap();
+        census
+            .add(b"TCP6: inuse 2\nUDP6: inuse 5\nUDPLITE6: inuse 8\nRAW6: inuse 9\nFRAG6: inuse 0 memory 0\n")
+            .unwrap();
         assert_eq!(census, Census { tcp: 6, udp4: 3, udp6: 5 });
     }
 

@@ -175,9 +175,8 @@ impl Destructions {
             (Ok(inode), Ok(list)) => dropped(&list, inode),
             (Err(_), _) | (_, Err(_)) => None,
         };
-        let before = self.dropped;
-        self.dropped = told.unwrap_or(before + 1);
-        self.dropped.saturating_sub(before).max(1)
+        let Some(told) = told else { return 1 };
+        told.saturating_sub(std::mem::replace(&mut self.dropped, told))
     }
 }
 

@@ -104,9 +104,16 @@ fn udp(family: u8) -> Vec<u8> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Unreadable;
 
+/// idiag_timer of what the kernel keeps of a closed connection (inet_twsk_diag_fill of net/ipv4/inet_diag.c). It is shown
+/// as FIN-WAIT-2 where the peer did not close yet, with a cookie of its own, and is no socket any more.
+const TIMEWAIT: u8 = 3;
+
 /// The socket in the body of an answer (struct inet_diag_msg and attributes); none when it is not one to report: UDP
-/// that has no port yet. Scope ids of link-local addresses are dropped.
+/// that has no port yet, or what is left of a closed connection. Scope ids of link-local addresses are dropped.
 pub(super) fn row(body: &[u8], protocol: Protocol, netns: u64) -> Result<Option<SocketRow>, Unreadable> {
+    if protocol == Protocol::Tcp && body.get(2) == Some(&TIMEWAIT) {
+        return Ok(None);
+    }
     parse(body, protocol, netns)
         .ok_or(Unreadable)
         .map(|row| Some(row).filter(|row| protocol != Protocol::Udp || row.local.port() != 0))
@@ -247,6 +254,17 @@ mod tests {
             assert_eq!((row.family, row.peer), (family, None), "{address} {v6only:?}");
             assert_eq!(row.local, SocketAddr::new(normalise(v6(address).into()), 80));
         }
+    }
+
+    #[test]
+    fn what_is_left_of_a_closed_connection_is_no_socket() {
+        let peer = (v6("::ffff:127.0.0.1"), 443);
+        let answer = Answer { family: AF_INET, state: 5, local: (v6("::ffff:127.0.0.1"), 80), peer, v6only: None };
+        let mut bytes = answer.bytes();
+        bytes[2] = TIMEWAIT;
+        assert_eq!(row(&bytes, Protocol::Tcp, 9), Ok(None));
+        bytes[2] = 0;
+        assert!(row(&bytes, Protocol::Tcp, 9).unwrap().is_some());
     }
 
     #[test]

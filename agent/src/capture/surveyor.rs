@@ -41,8 +41,10 @@ impl Coverage {
 /// Why a survey is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occasion {
-    /// Time passed.
+    /// Time passed, and events told of nothing that a walk has to look at.
     Steady,
+    /// Connections were opened that are still open: only a walk tells their cookies, owners' inodes and control groups.
+    Opened,
     /// Everything is to be checked, or something was lost.
     Referee,
 }
@@ -66,13 +68,14 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// Where events tell of connections, others' connections are walked by the referee only.
+    /// Where events tell of connections, nobody's are walked without a reason, and others' by the referee only.
     pub fn of(occasion: Occasion, connections: Connections) -> Extent {
-        let foreign = match (occasion, connections) {
-            (Occasion::Steady, Connections::FromEvents) => Coverage::Listeners,
-            (Occasion::Referee, _) | (_, Connections::FromWalks) => Coverage::Everything,
-        };
-        Extent { home: Coverage::Everything, foreign }
+        use Coverage::{Everything, Listeners};
+        match (occasion, connections) {
+            (Occasion::Steady, Connections::FromEvents) => Extent { home: Listeners, foreign: Listeners },
+            (Occasion::Opened, Connections::FromEvents) => Extent { home: Everything, foreign: Listeners },
+            (Occasion::Referee, _) | (_, Connections::FromWalks) => Extent { home: Everything, foreign: Everything },
+        }
     }
 }
 
@@ -126,9 +129,9 @@ impl SurveyReport {
     /// Whether such a socket of this namespace, if it is open, is among the rows: only then its absence means that it
     /// closed.
     pub fn would_show(&self, netns: u64, protocol: Protocol, state: SocketState) -> bool {
-        self.walked.get(&netns).is_some_and(|walked| {
-            walked.report == WalkReport::default() && walked.coverage.includes(protocol, state)
-        })
+        self.walked
+            .get(&netns)
+            .is_some_and(|walked| walked.report == WalkReport::default() && walked.coverage.includes(protocol, state))
     }
 
     /// What all walks together could not tell.
@@ -180,7 +183,8 @@ impl Surveyor {
             }
         }
         if namespaces.iter().len() > 0 {
-            let travels = namespaces.visit(|visitor| self.travel(visitor, namespaces, extent.foreign, rows, &mut report));
+            let travels =
+                namespaces.visit(|visitor| self.travel(visitor, namespaces, extent.foreign, rows, &mut report));
             report.stranded = travels.err();
         }
         report
@@ -292,17 +296,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_of_others_are_walked_by_the_referee_and_where_no_event_tells_of_them() {
+    fn connections_are_walked_when_nothing_else_tells_of_them_and_others_by_the_referee() {
         use Connections::{FromEvents, FromWalks};
-        use Occasion::{Referee, Steady};
-        for (occasion, connections, foreign) in [
-            (Steady, FromEvents, Coverage::Listeners),
-            (Steady, FromWalks, Coverage::Everything),
-            (Referee, FromEvents, Coverage::Everything),
-            (Referee, FromWalks, Coverage::Everything),
+        use Coverage::{Everything, Listeners};
+        use Occasion::{Opened, Referee, Steady};
+        for (occasion, connections, home, foreign) in [
+            (Steady, FromEvents, Listeners, Listeners),
+            (Opened, FromEvents, Everything, Listeners),
+            (Referee, FromEvents, Everything, Everything),
+            (Steady, FromWalks, Everything, Everything),
+            (Opened, FromWalks, Everything, Everything),
+            (Referee, FromWalks, Everything, Everything),
         ] {
-            let expected = Extent { home: Coverage::Everything, foreign };
-            assert_eq!(Extent::of(occasion, connections), expected, "{occasion:?} {connections:?}");
+            assert_eq!(Extent::of(occasion, connections), Extent { home, foreign }, "{occasion:?} {connections:?}");
         }
     }
 

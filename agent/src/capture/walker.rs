@@ -34,6 +34,14 @@ pub enum CaptureError {
         #[source]
         cause: NetlinkError,
     },
+    /// A list of sockets in /proc cannot be read.
+    #[error("cannot read {path}: {kind}")]
+    List {
+        /// Which one.
+        path: &'static str,
+        /// Why.
+        kind: std::io::ErrorKind,
+    },
 }
 
 /// What a walk could not tell.
@@ -103,8 +111,8 @@ pub(super) fn append<'a>(
 ) -> Result<WalkReport, CaptureError> {
     let mut report = WalkReport::default();
     for query in queries {
-        report += dump(netlink, query, netns, rows)
-            .map_err(|cause| CaptureError::Dump { about: query.about, cause })?;
+        report +=
+            dump(netlink, query, netns, rows).map_err(|cause| CaptureError::Dump { about: query.about, cause })?;
     }
     Ok(report)
 }

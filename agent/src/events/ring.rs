@@ -18,8 +18,19 @@ use rustix::{
 pub(super) enum Source {
     /// A tracepoint, by its id.
     Tracepoint(u64),
-    /// Names, forks and exits of processes.
-    Processes,
+    /// Forks and exits of processes.
+    Lives,
+    /// Names of processes, given by exec(3) among others.
+    Names,
+}
+
+/// When whoever waits for a ring is woken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wake {
+    /// When it is half full.
+    HalfFull,
+    /// By every record.
+    AtOnce,
 }
 
 // Numbers of include/uapi/linux/perf_event.h.
@@ -95,12 +106,17 @@ impl AsFd for Ring {
 
 impl Ring {
     /// Lets the kernel write what the sources tell of one processor into a ring of `bytes`, a power of two.
-    pub(super) fn open(cpu: u32, sources: &[Source], bytes: usize) -> Result<Ring, Errno> {
+    pub(super) fn open(cpu: u32, sources: &[Source], bytes: usize, wake: Wake) -> Result<Ring, Errno> {
         let page = page_size();
         assert!(!sources.is_empty() && bytes.is_power_of_two() && bytes >= page, "a ring of {bytes} bytes");
         let cpu = libc::c_int::try_from(cpu).map_err(|_| Errno::INVAL)?;
+        let watermark = match wake {
+            Wake::HalfFull => bytes / 2,
+            Wake::AtOnce => 1,
+        };
+        let watermark = u32::try_from(watermark).unwrap_or(u32::MAX);
         let events: Vec<OwnedFd> =
-            sources.iter().map(|source| open_event(*source, cpu, bytes)).collect::<Result<_, _>>()?;
+            sources.iter().map(|source| open_event(*source, cpu, watermark)).collect::<Result<_, _>>()?;
         // SAFETY: the kernel chooses the address, so no other mapping is touched; a failure is an error, not a pointer.
         let memory = unsafe {
             mmap(ptr::null_mut(), page + bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &events[0], 0)?
@@ -162,10 +178,11 @@ fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
-fn open_event(source: Source, cpu: libc::c_int, ring_bytes: usize) -> Result<OwnedFd, Errno> {
+fn open_event(source: Source, cpu: libc::c_int, wakeup_watermark: u32) -> Result<OwnedFd, Errno> {
     let (kind, config, period, flags) = match source {
         Source::Tracepoint(id) => (TYPE_TRACEPOINT, id, 1, 0),
-        Source::Processes => (TYPE_SOFTWARE, SOFTWARE_DUMMY, 0, FLAG_COMM | FLAG_COMM_EXEC | FLAG_TASK),
+        Source::Lives => (TYPE_SOFTWARE, SOFTWARE_DUMMY, 0, FLAG_TASK),
+        Source::Names => (TYPE_SOFTWARE, SOFTWARE_DUMMY, 0, FLAG_COMM | FLAG_COMM_EXEC),
     };
     let attributes = Attributes {
         kind,
@@ -174,7 +191,7 @@ fn open_event(source: Source, cpu: libc::c_int, ring_bytes: usize) -> Result<Own
         sample_period: period,
         sample_type: SAMPLE_TID | SAMPLE_TIME | SAMPLE_RAW,
         flags: flags | FLAG_SAMPLE_ID_ALL | FLAG_WATERMARK | FLAG_USE_CLOCKID,
-        wakeup_watermark: u32::try_from(ring_bytes / 2).unwrap_or(u32::MAX),
+        wakeup_watermark,
         clockid: libc::CLOCK_MONOTONIC,
         ..Attributes::default()
     };

@@ -129,13 +129,6 @@ mod tests {
         );
     }
 
-    #[test]
-    fn the_list_is_read_once_while_nothing_changes() {
-        let mut mounts = Mounts::open().unwrap();
-        assert_eq!(mounts.look().unwrap(), 0);
-        assert_eq!(mounts.read, Some(0));
-    }
-
     proptest! {
         #[test]
         fn no_bytes_make_reading_fail(bytes in proptest::collection::vec(any::<u8>(), 0..300), tail in "[ \\\\0-9a:\\[\\]/\n-]{0,80}") {

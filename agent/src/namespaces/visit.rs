@@ -80,8 +80,7 @@ impl Visitor<'_> {
 
     /// Goes a way; whether it led there. What is refused stays to be told.
     fn take(&self, way: Result<OwnedFd, Errno>, netns: u64, result: &mut Result<(), EnterError>) -> bool {
-        let entered =
-            way.and_then(|way| move_into_link_name_space(way.as_fd(), Some(LinkNameSpaceType::Network)));
+        let entered = way.and_then(|way| move_into_link_name_space(way.as_fd(), Some(LinkNameSpaceType::Network)));
         match entered {
             Ok(()) => *result = Ok(()),
             Err(Errno::NOENT | Errno::SRCH) => {}

@@ -14,21 +14,15 @@ pub struct Schedule {
     referee: Duration,
     last_walk: Option<Instant>,
     last_referee: Option<Instant>,
-    last_snapshot: Option<Instant>,
+    /// The last snapshot that was asked for; those that begin a numbering do not keep one waiting.
+    last_asked: Option<Instant>,
     snapshot_wanted: bool,
 }
 
 impl Schedule {
     /// Walks every `interval` and looks for all owners every `referee`; the first walk is due at once.
     pub fn new(interval: Duration, referee: Duration) -> Schedule {
-        Schedule {
-            interval,
-            referee,
-            last_walk: None,
-            last_referee: None,
-            last_snapshot: None,
-            snapshot_wanted: false,
-        }
+        Schedule { interval, referee, last_walk: None, last_referee: None, last_asked: None, snapshot_wanted: false }
     }
 
     /// Walks in another rhythm from the last walk on.
@@ -45,7 +39,7 @@ impl Schedule {
     pub fn due_in(&self, now: Instant) -> Duration {
         let Some(last) = self.last_walk else { return Duration::ZERO };
         let walk = last + self.interval;
-        let due = match self.last_snapshot {
+        let due = match self.last_asked {
             _ if !self.snapshot_wanted => walk,
             Some(last) => walk.min(last + SNAPSHOT_PAUSE),
             None => now,
@@ -65,13 +59,14 @@ impl Schedule {
 
     /// Whether a snapshot that was asked for is to be written now.
     pub fn snapshot_due(&self, now: Instant) -> bool {
-        self.snapshot_wanted && self.last_snapshot.is_none_or(|last| now >= last + SNAPSHOT_PAUSE)
+        self.snapshot_wanted && self.last_asked.is_none_or(|last| now >= last + SNAPSHOT_PAUSE)
     }
 
     /// A snapshot was written.
     pub fn wrote_snapshot(&mut self, now: Instant) {
-        self.last_snapshot = Some(now);
-        self.snapshot_wanted = false;
+        if std::mem::take(&mut self.snapshot_wanted) {
+            self.last_asked = Some(now);
+        }
     }
 }
 
@@ -99,6 +94,11 @@ mod tests {
         let start = Instant::now();
         let mut schedule = Schedule::new(3600 * SECOND, 3600 * SECOND);
         schedule.begin_walk(start);
+        schedule.wrote_snapshot(start);
+        for _ in 0..2 {
+            schedule.want_snapshot();
+            assert!(schedule.snapshot_due(start) && schedule.due_in(start).is_zero());
+        }
         schedule.wrote_snapshot(start);
         schedule.want_snapshot();
         assert_eq!(schedule.due_in(start + SECOND), SNAPSHOT_PAUSE - SECOND);

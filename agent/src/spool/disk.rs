@@ -8,12 +8,18 @@ use std::{
 };
 
 use fleetsock_proto::{
-    answer::GapReason, batch::BatchKind, private::PrivateFileError, stream::BatchNumber, stream::GapReport,
-    time::Timestamp,
+    answer::GapReason, private::PrivateFileError, stream::BatchNumber, stream::GapReport, time::Timestamp,
 };
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, params};
 
-use super::{Dropping, Head, SpoolError, Stored, gaps::Gaps};
+use self::rows::{gap, head, number, signed, time};
+use super::{
+    SpoolError,
+    gaps::Gaps,
+    stored::{Dropping, Head, Stored},
+};
+
+mod rows;
 
 /// Acknowledged numbers whose time is remembered, for a server that forgot them (a backup that was restored).
 pub(super) const MARKS_LIMIT: i64 = 16_384;
@@ -109,50 +115,6 @@ pub(super) struct Dropped {
     pub(super) since: Timestamp,
     pub(super) until: Timestamp,
     pub(super) changes: u64,
-}
-
-fn signed(number: u64) -> i64 {
-    // Numbers begin with 1 and grow by one.
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn number(row: &Row<'_>, column: &str) -> Result<u64, rusqlite::Error> {
-    row.get::<_, i64>(column).map(|value| u64::try_from(value).unwrap_or(0))
-}
-
-fn time(row: &Row<'_>, column: &str) -> Result<Timestamp, rusqlite::Error> {
-    row.get(column).map(Timestamp::from_micros)
-}
-
-fn word<T>(row: &Row<'_>, column: &str, from: impl Fn(i32) -> Option<T>) -> Result<T, rusqlite::Error> {
-    let value: i32 = row.get(column)?;
-    from(value).ok_or_else(|| rusqlite::Error::IntegralValueOutOfRange(0, value.into()))
-}
-
-fn batch_number(row: &Row<'_>) -> Result<BatchNumber, rusqlite::Error> {
-    Ok(BatchNumber { epoch: number(row, "epoch")?, seq: number(row, "seq")? })
-}
-
-fn head(row: &Row<'_>) -> Result<Head, rusqlite::Error> {
-    Ok(Head {
-        number: batch_number(row)?,
-        kind: word(row, "kind", BatchKind::from_number)?,
-        changes: number(row, "changes")?,
-        since: time(row, "since_us")?,
-        until: time(row, "until_us")?,
-        length: number(row, "length")?,
-    })
-}
-
-fn gap(row: &Row<'_>) -> Result<GapReport, rusqlite::Error> {
-    let seqs = (number(row, "first_seq")?, number(row, "last_seq")?);
-    Ok(GapReport {
-        epoch: number(row, "epoch")?,
-        seqs: Some(seqs).filter(|(first, _)| *first != 0),
-        since: time(row, "since_us")?,
-        until: time(row, "until_us")?,
-        reason: word(row, "reason", GapReason::from_number)?,
-    })
 }
 
 /// Makes the file for nobody else to read, or refuses one that others could have read.

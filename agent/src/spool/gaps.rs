@@ -6,7 +6,7 @@ use fleetsock_proto::{
     time::Timestamp,
 };
 
-use super::Head;
+use super::stored::Head;
 
 /// Most gaps that are kept. Neighbours are one, so that each further one stands for another start of the agent.
 pub const GAPS_LIMIT: usize = 1024;

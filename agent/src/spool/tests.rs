@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::{PermissionsExt, symlink},
 };
 
-use fleetsock_proto::host::BootId;
+use fleetsock_proto::{batch::BatchKind, host::BootId};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;

@@ -60,6 +60,16 @@ impl Insight for () {
     }
 }
 
+impl<I: Insight> Insight for Option<I> {
+    fn origin(&self, local: SocketAddr, peer: SocketAddr) -> Option<Origin> {
+        self.as_ref().and_then(|insight| insight.origin(local, peer))
+    }
+
+    fn closed_at(&self, local: SocketAddr, peer: SocketAddr) -> Option<Timestamp> {
+        self.as_ref().and_then(|insight| insight.closed_at(local, peer))
+    }
+}
+
 /// Ends that walks and events tell of alike, so that each is told once.
 #[derive(Debug, Default)]
 pub(super) struct Endings {
@@ -95,13 +105,16 @@ impl Endings {
 }
 
 impl Table {
-    /// Takes the end of a life. The change that tells of it; `None` when a walk told it before.
-    pub fn end(&mut self, told: Told) -> Option<Change> {
+    /// Takes the end of a life, before the walk is applied after which it was told. A walk may have told it before.
+    pub fn end(&mut self, told: Told) {
         self.endings.told.insert(told.key.cookie, told.closed_at);
         match self.take_by_cookie(told.key) {
-            Some(open) => Some(close(open, told)),
-            None if self.endings.expected.remove(&told.key.cookie).is_some() => None,
-            None => Some(self.whole(told)),
+            Some(open) => self.ended.changes.push(close(open, told)),
+            None if self.endings.expected.remove(&told.key.cookie).is_some() => {}
+            None => {
+                let whole = self.whole(told);
+                self.ended.unseen.push(whole);
+            }
         }
     }
 

@@ -2,7 +2,10 @@
 
 use std::{fs, net::TcpListener, path::Path, process::Command, time::Duration};
 
-use fleetsock_agent::spool::{Item, Spool};
+use fleetsock_agent::{
+    config::Config as AgentConfig,
+    spool::{Item, Spool},
+};
 use fleetsock_proto::{
     answer::GapReason,
     host::HostState,
@@ -88,21 +91,23 @@ fn gaps_in_spool(state: &Path) -> Vec<GapReport> {
 async fn a_full_spool_is_a_gap_that_both_sides_count_alike() {
     let mut fleet = Fleet::start().await;
     let state = fleet.enrol("web1").await;
-    let config = || {
-        let mut config = eager("web1");
-        config.spool_bytes = 2048;
-        config
-    };
-    let agent = Agent::start(&state, config(), Timestamp::now);
-    until("the host reports", async || fleet.host().await.filter(|host| host.state == HostState::Online)).await;
+    let agent = Agent::start(&state, eager("web1"), Timestamp::now);
+    let (first, first_port) = listen();
+    appears(&fleet, first_port).await;
+    drop(first);
+    // Nothing is on the way: an answer that is lost would make the server know more than the agent.
+    agent.stop().await;
     fleet.stop().await;
+    let small = AgentConfig { spool_bytes: 2048, ..eager("web1") };
+    let agent = Agent::start(&state, small, Timestamp::now);
     let (_kept, port) = listen();
     churn(8).await;
     agent.stop().await;
     let [told] = gaps_in_spool(&state)[..] else { panic!("{:?}", gaps_in_spool(&state)) };
     let (first, last) = told.seqs.unwrap();
 
-    let agent = Agent::start(&state, config(), Timestamp::now);
+    // With room, so that nothing more is dropped before the server is back.
+    let agent = Agent::start(&state, eager("web1"), Timestamp::now);
     fleet.come_back().await;
     appears(&fleet, port).await;
     let full = until("the gap is known", async || {
@@ -134,6 +139,13 @@ async fn a_server_from_an_older_backup_gets_what_is_still_held_and_a_gap_for_the
     let (_forgotten, forgotten_port) = listen();
     appears(&fleet, forgotten_port).await;
     disappears(&fleet, before_port).await;
+    // And acknowledged: later changes came by the same stream.
+    for _ in 0..3 {
+        let (listener, port) = listen();
+        appears(&fleet, port).await;
+        drop(listener);
+        disappears(&fleet, port).await;
+    }
     fleet.stop().await;
     fs::remove_dir_all(&history).unwrap();
     fs::rename(&backup, &history).unwrap();

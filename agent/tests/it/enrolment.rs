@@ -70,7 +70,11 @@ fn a_join_file_that_others_could_have_read_or_swapped_is_refused_and_stays() {
     symlink(&file, &link).unwrap();
     let state = folder.path().join("state");
     let refused = |path: &Path| error(&agent(&["enroll", "--join-file", path.to_str().unwrap()], &state));
-    assert!(refused(&file).contains("join has mode 0644: others could have read it; set it to 0600"), "{}", refused(&file));
+    assert!(
+        refused(&file).contains("join has mode 0644: others could have read it; set it to 0600"),
+        "{}",
+        refused(&file)
+    );
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     assert!(refused(&link).ends_with("link is not a regular file\n"), "{}", refused(&link));
     assert!(refused(&folder.path().join("absent")).contains("absent: No such file"));

@@ -30,8 +30,13 @@ use fleetsock_server::{
     serve::{self, ServeError, serve},
     setup,
 };
-use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long anything may take to become true. Reached only when it never does.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,9 +54,46 @@ pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask:
     answered.await.unwrap_or_else(|_| panic!("never: {what}"))
 }
 
+/// The wire between agents and the server. Cutting it is what they notice first of a server that stops, so that they
+/// come back by their own patience and not after the longer pause that a stopping server asks for.
+struct Wire {
+    whole: watch::Sender<bool>,
+    carrying: JoinHandle<()>,
+}
+
+impl Wire {
+    fn new(listener: TcpListener, server: SocketAddr) -> Wire {
+        let (whole, watched) = watch::channel(true);
+        let carrying = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut watched = watched.clone();
+                connections.spawn(async move {
+                    let carry = async {
+                        let mut far = TcpStream::connect(server).await?;
+                        copy_bidirectional(&mut near, &mut far).await
+                    };
+                    tokio::select! {
+                        _ = watched.wait_for(|whole| !whole) => {}
+                        _ = carry => {}
+                    }
+                });
+            }
+        });
+        Wire { whole, carrying }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.carrying.abort();
+    }
+}
+
 /// A fleet whose server runs or not.
 pub(crate) struct Fleet {
     pub(crate) folder: tempfile::TempDir,
+    wire: Wire,
     address: SocketAddr,
     running: Option<Running>,
 }
@@ -68,13 +110,15 @@ impl Fleet {
         let folder = super::enrolment::folder();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let wire = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let outside = wire.local_addr().unwrap();
         let fleet = NewFleet {
             trust_domain: "fleetsock.internal".parse().unwrap(),
             listen: address,
-            address: address.to_string().parse().unwrap(),
+            address: outside.to_string().parse().unwrap(),
         };
         setup::init(&folder.path().join("server"), &fleet, Timestamp::now()).unwrap();
-        let mut fleet = Fleet { folder, address, running: None };
+        let mut fleet = Fleet { folder, wire: Wire::new(wire, address), address, running: None };
         fleet.serve(listener).await;
         fleet
     }
@@ -103,6 +147,7 @@ impl Fleet {
     /// Stops the server and waits until everything that it began is over.
     pub(crate) async fn stop(&mut self) {
         let Running { store, stop, serving } = self.running.take().unwrap();
+        self.wire.whole.send_replace(false);
         stop.cancel();
         serving.await.unwrap().unwrap();
         store.close().await.unwrap();
@@ -112,6 +157,7 @@ impl Fleet {
     pub(crate) async fn come_back(&mut self) {
         let listener = TcpListener::bind(self.address).await.unwrap();
         self.serve(listener).await;
+        self.wire.whole.send_replace(true);
     }
 
     async fn try_local(&self) -> Option<OperatorClient> {
@@ -132,8 +178,7 @@ impl Fleet {
     pub(crate) async fn enrol(&self, name: &str) -> PathBuf {
         let state = self.folder.path().join(name);
         let join = JoinSource::Text(self.join().await);
-        let enrolment =
-            Enrolment { state: state.clone(), join, name: name.to_owned(), existing: Existing::Keep };
+        let enrolment = Enrolment { state: state.clone(), join, name: name.to_owned(), existing: Existing::Keep };
         enrolment.run().await.unwrap();
         state
     }
@@ -145,8 +190,7 @@ impl Fleet {
     }
 
     pub(crate) async fn host(&self) -> Option<Host> {
-        let (rows, _) =
-            self.local().await.list_hosts(HostSelector::default()).await.unwrap().collect().await.unwrap();
+        let (rows, _) = self.local().await.list_hosts(HostSelector::default()).await.unwrap().collect().await.unwrap();
         rows.into_iter().next()
     }
 
@@ -158,7 +202,8 @@ impl Fleet {
 
 /// An agent in this process.
 pub(crate) struct Agent {
-    stop: CancellationToken,
+    // Dropped by a test that fails, it ends the agent's thread, which the runtime waits for.
+    stop: DropGuard,
     running: JoinHandle<Result<(), RunError>>,
 }
 
@@ -167,22 +212,18 @@ impl Agent {
         let stop = CancellationToken::new();
         let foundation = Foundation { state: state.to_owned(), config, clock };
         let running = tokio::spawn(run(foundation, stop.clone(), || {}));
-        Agent { stop, running }
+        Agent { stop: stop.drop_guard(), running }
     }
 
     pub(crate) async fn stop(self) {
-        self.stop.cancel();
+        drop(self.stop);
         self.running.await.unwrap().unwrap();
     }
 }
 
 /// Walks often, so that tests are short.
 pub(crate) fn eager(name: &str) -> AgentConfig {
-    AgentConfig {
-        walk: Duration::from_millis(100),
-        name: Some(name.parse().unwrap()),
-        ..AgentConfig::default()
-    }
+    AgentConfig { walk: Duration::from_millis(100), name: Some(name.parse().unwrap()), ..AgentConfig::default() }
 }
 
 /// The identity in a folder.

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "in a test, unwrap is the assertion")]
 
 mod delivery;
+mod destroyed;
 mod enrolment;
 mod fleet;
 mod listeners;
+mod namespaces;
 mod spool;

@@ -19,8 +19,13 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// A server on the first host, and an agent on each of the others.
+    /// A server on the first host, and an agent on each of the others, each for its own network namespace.
     pub(crate) fn start(hosts: &[&'static str]) -> Option<Fleet> {
+        Fleet::start_with(hosts, "namespaces = \"own\"")
+    }
+
+    /// The same with other settings of the agents.
+    pub(crate) fn start_with(hosts: &[&'static str], agent_settings: &str) -> Option<Fleet> {
         let network = Network::new(hosts)?;
         let home = Home::new();
         let state = home.path().join("state");
@@ -39,7 +44,7 @@ impl Fleet {
         let login = fleet.ask(&["login", "--local", &socket, "--name", "alice"]);
         assert_eq!(login.code, 0, "{}", login.err);
         for host in &hosts[1..] {
-            fleet.enrol(host);
+            fleet.enrol(host, agent_settings);
             fleet.report(host);
         }
         for host in &hosts[1..] {
@@ -92,7 +97,7 @@ impl Fleet {
         self.server.take().unwrap().stop();
     }
 
-    fn enrol(&self, host: &str) {
+    fn enrol(&self, host: &str, settings: &str) {
         let token = self.ask(&["tokens", "create", "--label", "role=test"]);
         assert_eq!(token.code, 0, "{}", token.err);
         let folder = self.folder(host);
@@ -100,7 +105,7 @@ impl Fleet {
         enrol.args(["enroll", "--state", &folder, "--name", host]).env("FLEETSOCK_JOIN", token.out.trim());
         let enrolled = Ran::from(enrol.output().unwrap());
         assert_eq!(enrolled.code, 0, "{}", enrolled.err);
-        fs::write(self.state.join(host).join("agent.toml"), "walk_ms = 200\nnamespaces = \"own\"\n").unwrap();
+        fs::write(self.state.join(host).join("agent.toml"), format!("walk_ms = 200\n{settings}\n")).unwrap();
     }
 
     /// Starts the agent of a host.

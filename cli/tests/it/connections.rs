@@ -1,0 +1,94 @@
+//! No connection is missed: thousands that live for less than a millisecond, counted in fleetctl's answer.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+};
+
+use serde_json::Value;
+
+use crate::{fleet::Fleet, network::until};
+
+const MODES: [&str; 9] =
+    ["client-first", "server-first", "client-reset", "server-reset", "fork", "exec", "ipv6", "mapped", "hold"];
+
+/// Connections of each mode: enough to fill rings, few enough for every day. FLEETSOCK_LONG=1 makes 40,000 in all.
+fn count() -> usize {
+    if std::env::var_os("FLEETSOCK_LONG").is_some() { 5000 } else { 500 }
+}
+
+fn pids(run: &Value, side: &str) -> BTreeSet<u64> {
+    run[side].as_array().unwrap().iter().map(|pid| pid.as_u64().unwrap()).collect()
+}
+
+#[test]
+fn every_short_connection_is_known_at_both_ends_with_its_process_and_direction() {
+    // Of all namespaces: that of a process which is gone at once is not always known.
+    let Some(fleet) = Fleet::start_with(&["server", "web1"], "namespaces = \"all\"") else { return };
+    let (hosts, _) = fleet.items(&["hosts"]);
+    if hosts[0]["tier"] != "T2" {
+        eprintln!("skipped: the agent does not hear events here: {}", hosts[0]["tier_reason"]);
+        return;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/connections.py");
+    for mode in MODES {
+        // A shell takes a millisecond or two to start, and there is one for each of these.
+        let count = if mode == "exec" { count() / 5 } else { count() };
+        let ran =
+            fleet.network.command("web1", "python3").arg(&script).args([mode, &count.to_string(), "10000"]).output();
+        let ran = ran.unwrap();
+        assert!(ran.status.success(), "{mode}: {}", String::from_utf8_lossy(&ran.stderr));
+        let run: Value = serde_json::from_slice(&ran.stdout).unwrap();
+        let port = run["port"].to_string();
+        eprintln!("{mode}: {count} connections, {} per second", run["per_second"]);
+
+        let ask = || fleet.items(&["sessions", "--since", "1h", "--port", &port]).0;
+        let sessions = until("all sessions are known", || {
+            let sessions = ask();
+            let over = sessions.iter().filter(|session| !session["closed_at"].is_null()).count();
+            (over >= 2 * count).then_some(sessions)
+        });
+        assert_eq!(sessions.len(), 2 * count, "{mode}: {}", fleet.log("web1"));
+        let mut ends: HashMap<&str, u64> = HashMap::new();
+        for session in &sessions {
+            let direction = session["direction"].as_str().unwrap();
+            *ends.entry(direction).or_default() += 1;
+            let (side, known) = if direction == "out" { ("clients", "exact") } else { ("servers", "closer") };
+            let pid = session["pid"].as_u64().unwrap_or(0);
+            assert!(pids(&run, side).contains(&pid), "{mode}: {session} is not of {run}");
+            // A walk can have come by while it was open, and then knows its holder.
+            assert!([known, "exact"].contains(&session["owner_known"].as_str().unwrap()), "{mode}: {session}");
+            assert_eq!(session["opened_known"], "event", "{mode}: {session}");
+        }
+        assert_eq!((ends["in"], ends["out"]), (count as u64, count as u64), "{mode}");
+    }
+    let (hosts, _) = fleet.items(&["hosts"]);
+    assert_eq!(hosts[0]["losses"], 0, "{}", hosts[0]);
+}
+
+#[test]
+fn a_pair_that_is_used_again_and_again_is_as_many_sessions_as_there_were() {
+    let Some(fleet) = Fleet::start_with(&["server", "web1"], "namespaces = \"all\"") else { return };
+    if fleet.items(&["hosts"]).0[0]["tier"] != "T2" {
+        eprintln!("skipped: the agent does not hear events here");
+        return;
+    }
+    // Reset by the client, so that the port is free at once.
+    let text = "
+import socket, struct
+l = socket.socket(); l.bind(('127.0.0.1', 4000)); l.listen(64)
+for _ in range(2000):
+    c = socket.socket(); c.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    c.bind(('127.0.0.1', 4001)); c.connect(('127.0.0.1', 4000))
+    s, _ = l.accept()
+    c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); c.close(); s.close()
+";
+    let ran = fleet.network.command("web1", "python3").args(["-c", text]).output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let sessions = until("all are known", || {
+        let sessions = fleet.items(&["sessions", "--since", "1h", "--port", "4000"]).0;
+        (sessions.len() >= 4000).then_some(sessions)
+    });
+    assert_eq!(sessions.len(), 4000);
+    assert!(sessions.iter().all(|session| session["process"] == "python3" && !session["closed_at"].is_null()));
+}
