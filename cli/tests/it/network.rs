@@ -31,6 +31,7 @@ fn ip(arguments: &[&str]) {
 
 impl Network {
     /// The hosts, when this machine lets us make them; else says why not.
+    #[expect(clippy::print_stderr, reason = "a test that skips says why")]
     pub(crate) fn new(hosts: &[&'static str]) -> Option<Network> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: network namespaces need root");
