@@ -9,4 +9,5 @@ mod formats;
 mod help;
 mod network;
 mod program;
+mod readme;
 mod usage;
