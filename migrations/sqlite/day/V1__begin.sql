@@ -71,5 +71,7 @@ CREATE TABLE cursors (
     observed_until_us INTEGER NOT NULL,
     -- Number of the last snapshot, and whether parts of it are still to come.
     snapshot INTEGER NOT NULL,
-    snapshot_unfinished INTEGER NOT NULL
+    snapshot_unfinished INTEGER NOT NULL,
+    -- The last walk before it began.
+    observed_before_us INTEGER NOT NULL
 ) STRICT;

@@ -142,6 +142,14 @@ CREATE TABLE listeners (
 CREATE INDEX listeners_open ON listeners (host_id, port) WHERE closed_at_us IS NULL;
 CREATE INDEX listeners_past ON listeners (host_id, opened_at_us);
 
+-- How far the listeners and gaps of each host go. They are committed before the file of the day is, so a batch whose
+-- second half was not stored comes again, and its first half must not be stored twice.
+CREATE TABLE listener_cursors (
+    host_id INTEGER PRIMARY KEY,
+    epoch INTEGER NOT NULL,
+    seq INTEGER NOT NULL
+) STRICT;
+
 -- Ranges that were not observed.
 CREATE TABLE gaps (
     id INTEGER PRIMARY KEY,

@@ -22,6 +22,8 @@ pub struct Cursor {
     pub snapshot: i64,
     /// Whether parts of it are still to come.
     pub unfinished: bool,
+    /// The last walk before it began. What it has not named so far was last known to be open then.
+    pub observed_before: Timestamp,
 }
 
 /// What is done with a batch.
@@ -65,7 +67,7 @@ impl Cursor {
         }
         let begins = matches!(batch.kind, BatchKind::SnapshotBegin | BatchKind::SnapshotWhole);
         let expected = if number.epoch == self.number.epoch {
-            BatchNumber { epoch: number.epoch, seq: self.number.seq + 1 }
+            BatchNumber { epoch: number.epoch, seq: self.number.seq.saturating_add(1) }
         } else {
             BatchNumber { epoch: number.epoch, seq: 1 }
         };
@@ -90,20 +92,32 @@ impl Cursor {
             BatchKind::SnapshotBegin | BatchKind::SnapshotPart | BatchKind::Changes => false,
         };
         let known_before = self.boot_id.is_some();
+        let last_observed = if self.unfinished { self.observed_before } else { self.observed_until };
+        let observed_before = match batch.kind {
+            BatchKind::SnapshotBegin => last_observed,
+            _ => self.observed_before,
+        };
         Step {
             rebooted: self.boot_id.is_some_and(|boot| boot != batch.boot_id),
             ends_snapshot,
-            last_observed: self.observed_until,
+            last_observed,
             gap: (new_epoch && known_before && self.observed_until < observed_until)
                 .then_some((self.observed_until, observed_until)),
-            after: Cursor { number, boot_id: Some(batch.boot_id), observed_until, snapshot, unfinished },
+            after: Cursor {
+                number,
+                boot_id: Some(batch.boot_id),
+                observed_until,
+                snapshot,
+                unfinished,
+                observed_before,
+            },
         }
     }
 
     /// The cursor after numbers that will never come.
     pub fn over(&self, epoch: u64, (first, last): (u64, u64)) -> Option<Cursor> {
         let follows = if epoch == self.number.epoch {
-            first <= self.number.seq + 1 && last > self.number.seq
+            first <= self.number.seq.saturating_add(1) && last > self.number.seq
         } else {
             epoch > self.number.epoch && first == 1
         };
@@ -135,6 +149,7 @@ mod tests {
             observed_until: Timestamp::from_micros(50_000_000),
             snapshot: 3,
             unfinished: false,
+            observed_before: Timestamp::from_micros(40_000_000),
         }
     }
 
@@ -178,6 +193,8 @@ mod tests {
         assert_eq!((part.ends_snapshot, part.after.snapshot, part.after.unfinished), (false, 4, true));
         let end = step(&part.after, &batch(1, 4, BatchKind::SnapshotEnd));
         assert_eq!((end.ends_snapshot, end.after.snapshot, end.after.unfinished), (true, 4, false));
+        let walks = [&begin, &part, &end].map(|step| step.last_observed.as_micros() / 1_000_000);
+        assert_eq!(walks, [50, 50, 50], "the last one before the snapshot, not the one that its parts tell of");
         let headless = step(&cursor(1, 1), &batch(1, 2, BatchKind::SnapshotEnd));
         assert_eq!((headless.ends_snapshot, headless.after.snapshot), (false, 3));
     }

@@ -1,8 +1,8 @@
 //! The history in SQLite: one writer, readers that never wait for it, and a folder of files.
 //!
-//! `main.db` holds what is small and idempotent by key: hosts, certificates, listeners, gaps. A `day-<id>.db` holds what
-//! must be committed together: sessions, open and closed, and the cursor of each host. A batch is first applied to the
-//! one and then to the other, so that a crash between the two leaves work that is done again without effect.
+//! `main.db` holds what is small: hosts, certificates, listeners, gaps. A `day-<id>.db` holds what there is much of:
+//! sessions, open and closed. Each keeps a cursor of every host, in the transaction of the rows that it counts. A batch is
+//! first applied to the one and then to the other; after a crash between the two it comes again, and the first leaves it.
 
 use std::{
     path::Path,

@@ -3,7 +3,12 @@
 
 mod access;
 mod authority;
+mod engine;
+mod faults;
 mod fleet;
+mod history;
+mod model;
+mod scene;
 
 use fleetsock_proto::time::Timestamp;
 

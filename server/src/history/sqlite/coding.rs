@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use fleetsock_proto::{owner::Owner, time::Timestamp};
+use fleetsock_proto::{owner::Owner, socket::OwnerKnown, time::Timestamp};
 use rusqlite::{Row, types::Type};
 
 /// Bytes of one packed owner: pid, start, program.
@@ -86,9 +86,10 @@ pub(super) fn unsigned(row: &Row<'_>, column: &'static str) -> Result<u64, rusql
     row.get(column).map(i64::cast_unsigned)
 }
 
-/// Who holds a socket, in columns: the primary owner in three, the others packed.
+/// Who holds a socket and how that is known, in columns: the primary owner in three, the others packed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct OwnerColumns {
+    pub(super) known: i32,
     pub(super) pid: u32,
     pub(super) started_at_us: i64,
     pub(super) program_id: i64,
@@ -106,10 +107,14 @@ pub(super) struct StoredOwner {
 impl OwnerColumns {
     /// The columns for these owners.
     pub(super) fn new(
+        known: OwnerKnown,
         owners: &[Arc<Owner>],
         mut program_id: impl FnMut(&Arc<Owner>) -> Result<i64, rusqlite::Error>,
     ) -> Result<OwnerColumns, rusqlite::Error> {
-        let Some((primary, others)) = owners.split_first() else { return Ok(OwnerColumns::default()) };
+        let known = known.number();
+        let Some((primary, others)) = owners.split_first() else {
+            return Ok(OwnerColumns { known, ..OwnerColumns::default() });
+        };
         let started_at_us = |owner: &Owner| owner.started_at.map_or(0, Timestamp::as_micros);
         let mut more = Vec::with_capacity(others.len() * OWNER_BYTES);
         for owner in others {
@@ -118,6 +123,7 @@ impl OwnerColumns {
             more.extend(program_id(owner)?.to_le_bytes());
         }
         Ok(OwnerColumns {
+            known,
             pid: primary.pid,
             started_at_us: started_at_us(primary),
             program_id: program_id(primary)?,
@@ -128,6 +134,7 @@ impl OwnerColumns {
     /// Reads the columns of a row.
     pub(super) fn read(row: &Row<'_>) -> Result<OwnerColumns, rusqlite::Error> {
         Ok(OwnerColumns {
+            known: row.get("owner_known")?,
             pid: row.get("pid")?,
             started_at_us: row.get("started_at_us")?,
             program_id: row.get("program_id")?,
@@ -138,6 +145,12 @@ impl OwnerColumns {
     /// Whether nobody is known.
     pub(super) fn is_empty(&self) -> bool {
         self.program_id == 0
+    }
+
+    /// These owners, or those of `before`: whoever held a socket is not forgotten because nobody can be seen holding it
+    /// now.
+    pub(super) fn or(self, before: OwnerColumns) -> OwnerColumns {
+        if self.is_empty() && !before.is_empty() { before } else { self }
     }
 
     /// The owners, the primary one first.
@@ -187,7 +200,8 @@ mod tests {
     fn owners_read_as_they_were_written() {
         for pids in [vec![], vec![7], vec![7, u32::MAX, 1]] {
             let owners: Vec<_> = pids.iter().map(|pid| owner(*pid, i64::from(*pid) - 1)).collect();
-            let columns = OwnerColumns::new(&owners, |owner| Ok(i64::from(owner.pid) << 20)).unwrap();
+            let columns =
+                OwnerColumns::new(OwnerKnown::Exact, &owners, |owner| Ok(i64::from(owner.pid) << 20)).unwrap();
             let expected: Vec<_> = owners
                 .iter()
                 .map(|owner| StoredOwner {

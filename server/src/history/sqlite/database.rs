@@ -190,6 +190,14 @@ fn lock(folder: &Path) -> Result<File, OpenError> {
 }
 
 fn open_for_writing(path: &Path, runner: refinery::Runner) -> Result<Connection, OpenError> {
+    // First by a connection that cannot write, because even closing one that can would fold the log into the file. What
+    // else that one meets (a creation that was broken off) is for the one that can write.
+    if path.exists()
+        && let Ok(reader) = open_for_reading(path)
+        && let Err(error @ OpenError::Newer { .. }) = refuse_newer(path, &reader, &runner)
+    {
+        return Err(error);
+    }
     let mut connection = Connection::open(path).map_err(|error| engine(path, &error))?;
     refuse_newer(path, &connection, &runner)?;
     let settle = || {

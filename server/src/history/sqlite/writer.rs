@@ -12,7 +12,10 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use self::programs::{ProgramIds, Programs};
+use self::{
+    programs::{ProgramIds, Programs},
+    sessions::Sessions,
+};
 use super::{
     coding,
     database::{Database, is_fatal},
@@ -175,7 +178,7 @@ impl Writer {
         }
     }
 
-    /// Stores a group: first what is idempotent, then what is counted by the cursor.
+    /// Stores a group: first what `main.db` keeps, then what the file of the day keeps, with the cursors that count.
     fn store(&mut self, admitted: &[Admitted]) -> Result<(), rusqlite::Error> {
         if admitted.is_empty() {
             return Ok(());
@@ -190,6 +193,9 @@ impl Writer {
                 let mut ids = Vec::with_capacity(admitted.len());
                 for one in admitted {
                     ids.push(self.programs.learn(&transaction, &one.batch)?);
+                    if !listeners::concern(one) || !listeners::is_next(&transaction, one)? {
+                        continue;
+                    }
                     listeners::store(&transaction, one, &ids[ids.len() - 1])?;
                     if let Some(range) = one.step.gap {
                         store_range(&transaction, one.host, range, BETWEEN_EPOCHS.number(), 0)?;
@@ -201,9 +207,12 @@ impl Writer {
         };
         let transaction = day.transaction()?;
         let before = sessions::last_id(&transaction)?;
-        for (one, ids) in admitted.iter().zip(&ids) {
-            sessions::store(&transaction, one, ids)?;
-            store_cursor(&transaction, one.host, &one.step.after)?;
+        {
+            let mut table = Sessions::of(&transaction)?;
+            for (one, ids) in admitted.iter().zip(&ids) {
+                table.store(one, ids)?;
+                store_cursor(&transaction, one.host, &one.step.after)?;
+            }
         }
         sessions::note_zone(&transaction, before)?;
         transaction.commit()
@@ -262,6 +271,7 @@ fn load_cursor(day: &Connection, host: i64) -> Result<Option<Cursor>, rusqlite::
                 observed_until: coding::time(row, "observed_until_us")?,
                 snapshot: row.get("snapshot")?,
                 unfinished: row.get("snapshot_unfinished")?,
+                observed_before: coding::time(row, "observed_before_us")?,
             })
         })
         .optional()
@@ -270,8 +280,9 @@ fn load_cursor(day: &Connection, host: i64) -> Result<Option<Cursor>, rusqlite::
 fn store_cursor(transaction: &Transaction<'_>, host: i64, cursor: &Cursor) -> Result<(), rusqlite::Error> {
     transaction
         .prepare_cached(
-            "REPLACE INTO cursors (host_id, epoch, seq, boot_id, observed_until_us, snapshot, snapshot_unfinished)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "REPLACE INTO cursors (host_id, epoch, seq, boot_id, observed_until_us, snapshot, snapshot_unfinished,
+                 observed_before_us)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?
         .execute(params![
             host,
@@ -281,6 +292,7 @@ fn store_cursor(transaction: &Transaction<'_>, host: i64, cursor: &Cursor) -> Re
             cursor.observed_until.as_micros(),
             cursor.snapshot,
             cursor.unfinished,
+            cursor.observed_before.as_micros(),
         ])
         .map(drop)
 }

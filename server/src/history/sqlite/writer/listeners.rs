@@ -1,14 +1,15 @@
-//! Lives of listeners, in `main.db`. Everything here can be done twice without effect.
+//! Lives of listeners, in `main.db`, with a cursor of their own that tells what is stored here already.
 
 use fleetsock_proto::{
     batch::{Change, Op, Role, Socket},
     socket::Known,
+    stream::BatchNumber,
     time::Timestamp,
 };
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{Admitted, programs::ProgramIds};
-use crate::history::sqlite::coding::{OwnerColumns, address_bytes, signed, time};
+use crate::history::sqlite::coding::{OwnerColumns, address_bytes, signed, time, unsigned};
 
 /// Whether a batch has anything to do here.
 pub(super) fn concern(one: &Admitted) -> bool {
@@ -36,6 +37,22 @@ pub(super) fn store(
     Ok(())
 }
 
+/// Whether a batch was not stored here before: it was when the other half of it failed.
+pub(super) fn is_next(transaction: &Transaction<'_>, one: &Admitted) -> Result<bool, rusqlite::Error> {
+    let number = one.step.after.number;
+    let stored = transaction
+        .prepare_cached("SELECT epoch, seq FROM listener_cursors WHERE host_id = ?1")?
+        .query_row([one.host], |row| Ok(BatchNumber { epoch: unsigned(row, "epoch")?, seq: unsigned(row, "seq")? }))
+        .optional()?;
+    if stored.is_some_and(|stored| number <= stored) {
+        return Ok(false);
+    }
+    transaction
+        .prepare_cached("REPLACE INTO listener_cursors (host_id, epoch, seq) VALUES (?1, ?2, ?3)")?
+        .execute(params![one.host, signed(number.epoch), signed(number.seq)])?;
+    Ok(true)
+}
+
 /// The open row of a socket.
 struct Open {
     opened_at: Timestamp,
@@ -50,25 +67,19 @@ fn apply(
     programs: &ProgramIds,
 ) -> Result<(), rusqlite::Error> {
     let socket = &change.socket;
-    let owners = OwnerColumns::new(&socket.owners, |owner| Ok(programs.of(owner)))?;
-    let open = find(transaction, one.host, socket)?;
-    match (change.op, open) {
-        (Op::Closed { at, known }, Some(open)) => {
-            close(transaction, one.host, socket, open.opened_at, (one.corrected(at), known))
-        }
-        (Op::Closed { at, known }, None) => insert(transaction, one, socket, &owners, Some((one.corrected(at), known))),
-        (Op::Opened | Op::Updated | Op::Present, Some(open)) if open.is_same => {
-            // Whoever held it is not forgotten because nobody can be seen holding it now.
-            let owners = if owners.is_empty() { open.owners } else { owners };
-            update(transaction, one, socket, open.opened_at, &owners)
-        }
-        (Op::Opened | Op::Updated | Op::Present, open) => {
+    let owners = OwnerColumns::new(socket.owner_known, &socket.owners, |owner| Ok(programs.of(owner)))?;
+    let closed = match change.op {
+        Op::Closed { at, known } => Some((one.corrected(at), known)),
+        Op::Opened | Op::Updated | Op::Present => None,
+    };
+    match find(transaction, one.host, socket)? {
+        Some(open) if open.is_same => update(transaction, one, socket, open.opened_at, &owners.or(open.owners), closed),
+        open => {
             if let Some(open) = open {
                 // The identity of a socket is never used again, so this is another life of an unconnected one.
-                let lost = (one.step.last_observed, Known::Lost);
-                close(transaction, one.host, socket, open.opened_at, lost)?;
+                lose(transaction, one, socket, open.opened_at)?;
             }
-            insert(transaction, one, socket, &owners, None)
+            insert(transaction, one, socket, &owners, closed)
         }
     }
 }
@@ -76,7 +87,7 @@ fn apply(
 fn find(transaction: &Transaction<'_>, host: i64, socket: &Socket) -> Result<Option<Open>, rusqlite::Error> {
     transaction
         .prepare_cached(
-            "SELECT opened_at_us, protocol, address, port, pid, started_at_us, program_id, more_owners
+            "SELECT opened_at_us, protocol, address, port, owner_known, pid, started_at_us, program_id, more_owners
              FROM listeners WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3 AND closed_at_us IS NULL",
         )?
         .query_row(params![host, signed(socket.key.netns), signed(socket.key.cookie)], |row| {
@@ -88,6 +99,7 @@ fn find(transaction: &Transaction<'_>, host: i64, socket: &Socket) -> Result<Opt
         .optional()
 }
 
+/// Stores a life. One that was stored with the same beginning is the same one, and goes on as it is told now.
 fn insert(
     transaction: &Transaction<'_>,
     one: &Admitted,
@@ -98,11 +110,10 @@ fn insert(
     let opened_at = one.corrected(socket.opened_at);
     transaction
         .prepare_cached(
-            "INSERT INTO listeners (host_id, netns, cookie, opened_at_us, opened_known, closed_at_us, closed_known,
+            "REPLACE INTO listeners (host_id, netns, cookie, opened_at_us, opened_known, closed_at_us, closed_known,
                  protocol, family, state, address, port, owner_known, pid, started_at_us, program_id, more_owners,
                  snapshot)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)
-             ON CONFLICT DO NOTHING",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
         )?
         .execute(params![
             one.host,
@@ -117,7 +128,7 @@ fn insert(
             socket.state.number(),
             address_bytes(socket.local.ip()),
             socket.local.port(),
-            socket.owner_known.number(),
+            owners.known,
             owners.pid,
             owners.started_at_us,
             owners.program_id,
@@ -133,11 +144,12 @@ fn update(
     socket: &Socket,
     opened_at: Timestamp,
     owners: &OwnerColumns,
+    closed: Option<(Timestamp, Known)>,
 ) -> Result<(), rusqlite::Error> {
     transaction
         .prepare_cached(
-            "UPDATE listeners SET state = ?5, family = ?6, owner_known = iif(?8 = 0, owner_known, ?7), pid = ?9,
-                 started_at_us = ?10, program_id = ?8, more_owners = ?11, snapshot = ?12
+            "UPDATE listeners SET state = ?5, family = ?6, owner_known = ?7, pid = ?8, started_at_us = ?9,
+                 program_id = ?10, more_owners = ?11, snapshot = ?12, closed_at_us = ?13, closed_known = ?14
              WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3 AND opened_at_us = ?4",
         )?
         .execute(params![
@@ -147,22 +159,24 @@ fn update(
             opened_at.as_micros(),
             socket.state.number(),
             socket.family.number(),
-            socket.owner_known.number(),
-            owners.program_id,
+            owners.known,
             owners.pid,
             owners.started_at_us,
+            owners.program_id,
             owners.more,
             one.step.after.snapshot,
+            closed.map(|(at, _)| at.max(opened_at).as_micros()),
+            closed.map(|(_, known)| known.number()),
         ])
         .map(drop)
 }
 
-fn close(
+/// Closes the open row of a socket whose end nobody saw.
+fn lose(
     transaction: &Transaction<'_>,
-    host: i64,
+    one: &Admitted,
     socket: &Socket,
     opened_at: Timestamp,
-    (at, known): (Timestamp, Known),
 ) -> Result<(), rusqlite::Error> {
     transaction
         .prepare_cached(
@@ -170,12 +184,12 @@ fn close(
              WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3 AND opened_at_us = ?4",
         )?
         .execute(params![
-            host,
+            one.host,
             signed(socket.key.netns),
             signed(socket.key.cookie),
             opened_at.as_micros(),
-            at.as_micros(),
-            known.number(),
+            one.step.last_observed.as_micros(),
+            Known::Lost.number(),
         ])
         .map(drop)
 }

@@ -1,6 +1,10 @@
 //! The dictionary of programs: what many owners share is stored once.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 use fleetsock_proto::{batch::Batch, owner::Owner};
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -8,21 +12,28 @@ use rusqlite::{OptionalExtension, Transaction, params};
 /// Programs that are remembered; beyond them the memory starts anew and the dictionary is asked again.
 const REMEMBERED: usize = 100_000;
 
-/// The part of an owner that many processes share.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Program {
-    process: String,
-    exe: String,
-    uid: u32,
-    user: String,
-    container: String,
-    unit: String,
+/// The part of an owner that many processes share: two are the same when that part is.
+#[derive(Debug)]
+struct Program(Arc<Owner>);
+
+impl Program {
+    fn shared(&self) -> (&str, &str, u32, &str, &str, &str) {
+        let Owner { process, exe, uid, user, container, unit, .. } = self.0.as_ref();
+        (process, exe, *uid, user, container, unit)
+    }
 }
 
-impl From<&Owner> for Program {
-    fn from(owner: &Owner) -> Program {
-        let Owner { process, exe, uid, user, container, unit, .. } = owner.clone();
-        Program { process, exe, uid, user, container, unit }
+impl PartialEq for Program {
+    fn eq(&self, other: &Program) -> bool {
+        self.shared() == other.shared()
+    }
+}
+
+impl Eq for Program {}
+
+impl Hash for Program {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.shared().hash(state);
     }
 }
 
@@ -63,7 +74,7 @@ impl Programs {
 
     /// The numbers of a batch's owners, when all are known.
     pub(super) fn ids(&self, batch: &Batch) -> Option<ProgramIds> {
-        let id = |(place, owner): (usize, &Arc<Owner>)| Some((place, *self.ids.get(&Program::from(owner.as_ref()))?));
+        let id = |(place, owner): (usize, &Arc<Owner>)| Some((place, *self.ids.get(&Program(Arc::clone(owner)))?));
         owners(batch).into_iter().map(id).collect::<Option<_>>().map(ProgramIds)
     }
 
@@ -75,12 +86,15 @@ impl Programs {
     ) -> Result<ProgramIds, rusqlite::Error> {
         let mut ids = HashMap::new();
         for (place, owner) in owners(batch) {
-            let program = Program::from(owner.as_ref());
+            let program = Program(Arc::clone(owner));
             let id = match self.ids.get(&program) {
                 Some(id) => *id,
-                None => find(transaction, &program)?,
+                None => {
+                    let id = find(transaction, &program)?;
+                    self.ids.insert(program, id);
+                    id
+                }
             };
-            self.ids.insert(program, id);
             ids.insert(place, id);
         }
         Ok(ProgramIds(ids))
@@ -88,7 +102,7 @@ impl Programs {
 }
 
 fn find(transaction: &Transaction<'_>, program: &Program) -> Result<i64, rusqlite::Error> {
-    let Program { process, exe, uid, user, container, unit } = program;
+    let (process, exe, uid, user, container, unit) = program.shared();
     let columns = params![process, exe, uid, user, container, unit];
     let known = transaction
         .prepare_cached(

@@ -7,7 +7,7 @@ use fleetsock_proto::{
     socket::{Direction, Known},
     time::Timestamp,
 };
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{CachedStatement, OptionalExtension, Transaction, params};
 
 use super::{Admitted, programs::ProgramIds};
 use crate::history::sqlite::coding::{OwnerColumns, address_bytes, signed, time, word};
@@ -15,25 +15,44 @@ use crate::history::sqlite::coding::{OwnerColumns, address_bytes, signed, time, 
 /// Rows of a zone, about: fewer make the table of zones long, more make a search read what it does not need.
 const ZONE_ROWS: i64 = 1024;
 
-pub(super) fn store(
-    transaction: &Transaction<'_>,
-    one: &Admitted,
-    programs: &ProgramIds,
-) -> Result<(), rusqlite::Error> {
-    if one.step.rebooted {
-        // No snapshot has a negative number, so that none of those that are open was named by it.
-        close_unnamed(transaction, one, -1)?;
+/// The table of sessions within a transaction. Its statements are prepared once: for every row again, looking them up
+/// would cost as much as some of them do.
+pub(super) struct Sessions<'a> {
+    transaction: &'a Transaction<'a>,
+    find: CachedStatement<'a>,
+    begin: CachedStatement<'a>,
+    forget: CachedStatement<'a>,
+    end: CachedStatement<'a>,
+}
+
+impl<'a> Sessions<'a> {
+    pub(super) fn of(transaction: &'a Transaction<'a>) -> Result<Sessions<'a>, rusqlite::Error> {
+        Ok(Sessions {
+            transaction,
+            find: transaction.prepare_cached(FIND)?,
+            begin: transaction.prepare_cached(BEGIN)?,
+            forget: transaction.prepare_cached(FORGET)?,
+            end: transaction.prepare_cached(END)?,
+        })
     }
-    for change in &one.batch.changes {
-        if let Role::Session { direction, peer } = change.socket.role {
-            let owners = OwnerColumns::new(&change.socket.owners, |owner| Ok(programs.of(owner)))?;
-            Life { transaction, one, socket: &change.socket, direction, peer, owners }.apply(change)?;
+
+    pub(super) fn store(&mut self, one: &Admitted, programs: &ProgramIds) -> Result<(), rusqlite::Error> {
+        if one.step.rebooted {
+            // No snapshot has a negative number, so that none of those that are open was named by it.
+            close_unnamed(self.transaction, one, -1)?;
         }
+        for change in &one.batch.changes {
+            if let Role::Session { direction, peer } = change.socket.role {
+                let socket = &change.socket;
+                let owners = OwnerColumns::new(socket.owner_known, &socket.owners, |owner| Ok(programs.of(owner)))?;
+                Life { one, socket, direction, peer, owners }.apply(self, change)?;
+            }
+        }
+        if one.step.ends_snapshot {
+            close_unnamed(self.transaction, one, one.step.after.snapshot)?;
+        }
+        Ok(())
     }
-    if one.step.ends_snapshot {
-        close_unnamed(transaction, one, one.step.after.snapshot)?;
-    }
-    Ok(())
 }
 
 /// The number of the last session that is over.
@@ -68,14 +87,14 @@ pub(super) fn note_zone(transaction: &Transaction<'_>, before: i64) -> Result<()
 struct Open {
     opened_at: Timestamp,
     opened_known: Known,
-    owner_known: i32,
     owners: OwnerColumns,
+    bytes_sent: i64,
+    bytes_received: i64,
     is_same: bool,
 }
 
 /// A change of a session.
 struct Life<'a> {
-    transaction: &'a Transaction<'a>,
     one: &'a Admitted,
     socket: &'a Socket,
     direction: Direction,
@@ -84,63 +103,62 @@ struct Life<'a> {
 }
 
 impl Life<'_> {
-    fn apply(mut self, change: &Change) -> Result<(), rusqlite::Error> {
+    fn apply(self, table: &mut Sessions<'_>, change: &Change) -> Result<(), rusqlite::Error> {
         match change.op {
             Op::Closed { at, known } => {
-                let (open, at) = (self.take()?, self.one.corrected(at));
-                self.close(open, at, known)
+                let open = match self.find(table)? {
+                    Some(open) if open.is_same => {
+                        table.forget.execute(params![self.one.host, self.netns(), self.cookie()])?;
+                        Some(open)
+                    }
+                    Some(_) => {
+                        self.lose(table)?;
+                        None
+                    }
+                    None => None,
+                };
+                let at = self.one.corrected(at);
+                self.end(table, open, at, known)
             }
             // Nearly always it was not known before; looking would double the work.
-            Op::Opened | Op::Updated | Op::Present if self.insert()? => Ok(()),
-            Op::Opened | Op::Updated | Op::Present => match self.find()? {
-                Some(open) if open.is_same => {
-                    // Whoever held it is not forgotten because nobody can be seen holding it now.
-                    let mut owner_known = self.socket.owner_known.number();
-                    if self.owners.is_empty() && !open.owners.is_empty() {
-                        (owner_known, self.owners) = (open.owner_known, open.owners);
-                    }
-                    self.update(owner_known)
-                }
+            Op::Opened | Op::Updated | Op::Present if self.begin(table)? => Ok(()),
+            Op::Opened | Op::Updated | Op::Present => match self.find(table)? {
+                Some(open) if open.is_same => Life { owners: self.owners.or(open.owners), ..self }.update(table),
                 _ => {
-                    // The identity of a socket is never used again, so this is another life of an unconnected one.
-                    close_one(&self)?;
-                    self.insert().map(drop)
+                    self.lose(table)?;
+                    self.begin(table).map(drop)
                 }
             },
         }
     }
 
-    fn find(&self) -> Result<Option<Open>, rusqlite::Error> {
-        self.transaction
-            .prepare_cached("SELECT * FROM open_sessions WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3")?
-            .query_row(params![self.one.host, self.netns(), self.cookie()], |row| self.open(row))
+    fn find(&self, table: &mut Sessions<'_>) -> Result<Option<Open>, rusqlite::Error> {
+        let Life { one, socket, peer, .. } = self;
+        table
+            .find
+            .query_row(
+                params![
+                    one.host,
+                    self.netns(),
+                    self.cookie(),
+                    socket.protocol.number(),
+                    address_bytes(socket.local.ip()),
+                    socket.local.port(),
+                    address_bytes(peer.ip()),
+                    peer.port(),
+                ],
+                |row| {
+                    Ok(Open {
+                        opened_at: time(row, "opened_at_us")?,
+                        opened_known: word(row, "opened_known", Known::from_number)?,
+                        owners: OwnerColumns::read(row)?,
+                        bytes_sent: row.get("bytes_sent")?,
+                        bytes_received: row.get("bytes_received")?,
+                        is_same: row.get("is_same")?,
+                    })
+                },
+            )
             .optional()
-    }
-
-    fn take(&self) -> Result<Option<Open>, rusqlite::Error> {
-        self.transaction
-            .prepare_cached(
-                "DELETE FROM open_sessions WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3
-                 RETURNING opened_at_us, opened_known, protocol, local_address, local_port, peer_address, peer_port,
-                     owner_known, pid, started_at_us, program_id, more_owners",
-            )?
-            .query_row(params![self.one.host, self.netns(), self.cookie()], |row| self.open(row))
-            .optional()
-    }
-
-    fn open(&self, row: &Row<'_>) -> Result<Open, rusqlite::Error> {
-        let end = |address: &str, port: &str, end: SocketAddr| -> Result<bool, rusqlite::Error> {
-            Ok(row.get_ref(address)?.as_blob()? == address_bytes(end.ip()) && row.get::<_, u16>(port)? == end.port())
-        };
-        Ok(Open {
-            opened_at: time(row, "opened_at_us")?,
-            opened_known: word(row, "opened_known", Known::from_number)?,
-            owner_known: row.get("owner_known")?,
-            owners: OwnerColumns::read(row)?,
-            is_same: row.get::<_, i32>("protocol")? == self.socket.protocol.number()
-                && end("local_address", "local_port", self.socket.local)?
-                && end("peer_address", "peer_port", self.peer)?,
-        })
     }
 
     const fn netns(&self) -> i64 {
@@ -152,16 +170,10 @@ impl Life<'_> {
     }
 
     /// Stores an open session; whether there was none of this identity.
-    fn insert(&self) -> Result<bool, rusqlite::Error> {
-        let Life { one, socket, direction, peer, owners, .. } = self;
-        self.transaction
-            .prepare_cached(
-                "INSERT INTO open_sessions (host_id, netns, cookie, opened_at_us, opened_known, protocol, family,
-                     direction, state, local_address, local_port, peer_address, peer_port, owner_known, pid,
-                     started_at_us, program_id, more_owners, bytes_sent, bytes_received, snapshot)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)
-                 ON CONFLICT DO NOTHING",
-            )?
+    fn begin(&self, table: &mut Sessions<'_>) -> Result<bool, rusqlite::Error> {
+        let Life { one, socket, direction, peer, owners } = self;
+        table
+            .begin
             .execute(params![
                 one.host,
                 self.netns(),
@@ -176,7 +188,7 @@ impl Life<'_> {
                 socket.local.port(),
                 address_bytes(peer.ip()),
                 peer.port(),
-                socket.owner_known.number(),
+                owners.known,
                 owners.pid,
                 owners.started_at_us,
                 owners.program_id,
@@ -188,21 +200,17 @@ impl Life<'_> {
             .map(|rows| rows == 1)
     }
 
-    fn update(&self, owner_known: i32) -> Result<(), rusqlite::Error> {
+    fn update(&self, table: &Sessions<'_>) -> Result<(), rusqlite::Error> {
         let Life { one, socket, owners, .. } = self;
-        self.transaction
-            .prepare_cached(
-                "UPDATE open_sessions SET state = ?4, owner_known = ?5, pid = ?6, started_at_us = ?7, program_id = ?8,
-                     more_owners = ?9, bytes_sent = max(bytes_sent, ?10), bytes_received = max(bytes_received, ?11),
-                     snapshot = ?12
-                 WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3",
-            )?
+        table
+            .transaction
+            .prepare_cached(UPDATE)?
             .execute(params![
                 one.host,
                 self.netns(),
                 self.cookie(),
                 socket.state.number(),
-                owner_known,
+                owners.known,
                 owners.pid,
                 owners.started_at_us,
                 owners.program_id,
@@ -214,33 +222,45 @@ impl Life<'_> {
             .map(drop)
     }
 
-    /// Stores a session that is over. What was known when it opened is kept.
-    fn close(mut self, open: Option<Open>, at: Timestamp, known: Known) -> Result<(), rusqlite::Error> {
-        let mut owner_known = self.socket.owner_known.number();
-        let (mut opened_at, mut opened_known) = (self.one.corrected(self.socket.opened_at), self.socket.opened_known);
-        if let Some(open) = open.filter(|open| open.is_same) {
-            (opened_at, opened_known) = (open.opened_at, open.opened_known);
-            if self.owners.is_empty() && !open.owners.is_empty() {
-                (owner_known, self.owners) = (open.owner_known, open.owners);
+    /// Closes the open row of another life of the same socket. The identity of a socket is never used again, so that
+    /// this can only be an unconnected one that connected elsewhere; when, nobody saw.
+    fn lose(&self, table: &mut Sessions<'_>) -> Result<(), rusqlite::Error> {
+        let (at, known) = (self.one.step.last_observed.as_micros(), Known::Lost.number());
+        let key = (self.one.host, self.netns(), self.cookie());
+        table.transaction.prepare_cached(LOSE_ONE)?.execute(params![key.0, at, known, key.1, key.2])?;
+        table.forget.execute(key).map(drop)
+    }
+
+    /// Stores a session that is over. What was known while it was open is kept.
+    fn end(
+        self,
+        table: &mut Sessions<'_>,
+        open: Option<Open>,
+        at: Timestamp,
+        known: Known,
+    ) -> Result<(), rusqlite::Error> {
+        let Life { one, socket, direction, peer, mut owners } = self;
+        let (mut opened_at, mut opened_known) = (one.corrected(socket.opened_at), socket.opened_known);
+        let (mut sent, mut received) = (signed(socket.bytes_sent), signed(socket.bytes_received));
+        if let Some(open) = open {
+            // An event told later is better than what a walk knew.
+            if open.opened_known == Known::Event || opened_known != Known::Event {
+                (opened_at, opened_known) = (open.opened_at, open.opened_known);
             }
+            (sent, received) = (sent.max(open.bytes_sent), received.max(open.bytes_received));
+            owners = owners.or(open.owners);
         }
-        let Life { one, socket, direction, peer, owners, .. } = &self;
-        self.transaction
-            .prepare_cached(
-                "INSERT INTO sessions (host_id, closed_at_us, duration_us, opened_known, closed_known, netns, cookie,
-                     protocol, family, direction, state, local_address, local_port, peer_address, peer_port,
-                     owner_known, pid, started_at_us, program_id, more_owners, bytes_sent, bytes_received)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
-                     ?22)",
-            )?
+        let closed_at = at.max(opened_at);
+        table
+            .end
             .execute(params![
                 one.host,
-                at.max(opened_at).as_micros(),
-                at.max(opened_at).as_micros() - opened_at.as_micros(),
+                closed_at.as_micros(),
+                closed_at.as_micros() - opened_at.as_micros(),
                 opened_known.number(),
                 known.number(),
-                self.netns(),
-                self.cookie(),
+                signed(socket.key.netns),
+                signed(socket.key.cookie),
                 socket.protocol.number(),
                 socket.family.number(),
                 direction.number(),
@@ -249,49 +269,64 @@ impl Life<'_> {
                 socket.local.port(),
                 address_bytes(peer.ip()),
                 peer.port(),
-                owner_known,
+                owners.known,
                 owners.pid,
                 owners.started_at_us,
                 owners.program_id,
                 owners.more,
-                signed(socket.bytes_sent),
-                signed(socket.bytes_received),
+                sent,
+                received,
             ])
             .map(drop)
     }
 }
 
-const MOVE_LOST: &str = "INSERT INTO sessions (host_id, closed_at_us, duration_us, opened_known, closed_known, netns,
-        cookie, protocol, family, direction, state, local_address, local_port, peer_address, peer_port, owner_known, pid,
-        started_at_us, program_id, more_owners, bytes_sent, bytes_received)
-    SELECT host_id, max(opened_at_us, ?2), max(opened_at_us, ?2) - opened_at_us, opened_known, ?3, netns,
-        cookie, protocol, family, direction, state, local_address, local_port, peer_address, peer_port, owner_known, pid,
-        started_at_us, program_id, more_owners, bytes_sent, bytes_received
-    FROM open_sessions WHERE host_id = ?1";
+const FIND: &str = "SELECT opened_at_us, opened_known, owner_known, pid, started_at_us, program_id, more_owners,
+        bytes_sent, bytes_received,
+        protocol = ?4 AND local_address = ?5 AND local_port = ?6 AND peer_address = ?7 AND peer_port = ?8 AS is_same
+    FROM open_sessions WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3";
 
-/// Closes the open row of a socket whose end nobody saw.
-fn close_one(life: &Life<'_>) -> Result<(), rusqlite::Error> {
-    let Life { transaction, one, .. } = life;
-    let lost = (one.step.last_observed.as_micros(), Known::Lost.number());
-    transaction.prepare_cached(&format!("{MOVE_LOST} AND netns = ?4 AND cookie = ?5"))?.execute(params![
-        one.host,
-        lost.0,
-        lost.1,
-        life.netns(),
-        life.cookie()
-    ])?;
-    transaction
-        .prepare_cached("DELETE FROM open_sessions WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3")?
-        .execute(params![one.host, life.netns(), life.cookie()])
-        .map(drop)
+const BEGIN: &str = "INSERT INTO open_sessions (host_id, netns, cookie, opened_at_us, opened_known, protocol, family,
+        direction, state, local_address, local_port, peer_address, peer_port, owner_known, pid, started_at_us,
+        program_id, more_owners, bytes_sent, bytes_received, snapshot)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)
+    ON CONFLICT DO NOTHING";
+
+const UPDATE: &str = "UPDATE open_sessions SET state = ?4, owner_known = ?5, pid = ?6, started_at_us = ?7,
+        program_id = ?8, more_owners = ?9, bytes_sent = max(bytes_sent, ?10), bytes_received = max(bytes_received, ?11),
+        snapshot = ?12
+    WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3";
+
+const FORGET: &str = "DELETE FROM open_sessions WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3";
+
+const END: &str = "INSERT INTO sessions (host_id, closed_at_us, duration_us, opened_known, closed_known, netns, cookie,
+        protocol, family, direction, state, local_address, local_port, peer_address, peer_port, owner_known, pid,
+        started_at_us, program_id, more_owners, bytes_sent, bytes_received)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)";
+
+/// A statement that stores open sessions as over, with the condition that says which.
+macro_rules! lose {
+    ($which:literal) => {
+        concat!(
+            "INSERT INTO sessions (host_id, closed_at_us, duration_us, opened_known, closed_known, netns, cookie,
+                 protocol, family, direction, state, local_address, local_port, peer_address, peer_port, owner_known,
+                 pid, started_at_us, program_id, more_owners, bytes_sent, bytes_received)
+             SELECT host_id, max(opened_at_us, ?2), max(opened_at_us, ?2) - opened_at_us, opened_known, ?3, netns, cookie,
+                 protocol, family, direction, state, local_address, local_port, peer_address, peer_port, owner_known,
+                 pid, started_at_us, program_id, more_owners, bytes_sent, bytes_received
+             FROM open_sessions WHERE host_id = ?1 AND ",
+            $which
+        )
+    };
 }
+
+const LOSE_ONE: &str = lose!("netns = ?4 AND cookie = ?5");
+const LOSE_UNNAMED: &str = lose!("snapshot <> ?4");
 
 /// Closes what is open and was not named by a snapshot: when, nobody saw.
 fn close_unnamed(transaction: &Transaction<'_>, one: &Admitted, snapshot: i64) -> Result<(), rusqlite::Error> {
     let lost = (one.step.last_observed.as_micros(), Known::Lost.number());
-    transaction
-        .prepare_cached(&format!("{MOVE_LOST} AND snapshot <> ?4"))?
-        .execute(params![one.host, lost.0, lost.1, snapshot])?;
+    transaction.prepare_cached(LOSE_UNNAMED)?.execute(params![one.host, lost.0, lost.1, snapshot])?;
     transaction
         .prepare_cached("DELETE FROM open_sessions WHERE host_id = ?1 AND snapshot <> ?2")?
         .execute(params![one.host, snapshot])

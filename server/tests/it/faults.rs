@@ -1,0 +1,6 @@
+//! What goes wrong around a server: other servers, other versions, disks that are full or read-only, kill -9.
+
+mod disk;
+mod files;
+mod kill;
+mod process;

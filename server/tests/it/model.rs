@@ -1,0 +1,276 @@
+//! Any sequence of what can happen to a fleet leaves the history that a simple model in memory has.
+//!
+//! More cases: `FLEETSOCK_LONG=1 cargo test -p fleetsock-server model`. A failure prints the shortest sequence that
+//! proptest finds, and keeps its seed for the next run.
+
+mod expected;
+mod simulated;
+
+use std::fmt::Debug;
+
+use fleetsock_proto::{
+    answer::GapReason,
+    batch::{Batch, BatchKind, Change},
+    listener::Listener,
+    question::{PortQuestion, SessionQuestion, SessionTime},
+    session::Session,
+    stream::GapReport,
+    time::Timestamp,
+};
+use fleetsock_server::history::{Applied, History, Presence};
+use proptest::{collection::vec, prelude::*};
+
+use self::{
+    expected::Expected,
+    simulated::{Event, Simulated, any_event},
+};
+use crate::{
+    engine::{Engine, Sqlite, World},
+    scene::{at, listener_line, session_line},
+};
+
+/// Simulated hosts, and how many seconds the clock of each is ahead: the second one too little to be corrected.
+const CLOCKS: [i64; 3] = [0, 1, -3 * 86_400];
+
+/// Something that happens.
+#[derive(Debug, Clone)]
+enum Step {
+    /// A host is walked; the batch about it arrives, perhaps after it was stored by half.
+    Walk { host: usize, events: Vec<Event>, hindered: bool },
+    /// Nothing changed, and the agent says so.
+    Heartbeat { host: usize },
+    /// A host's agent starts anew, with its host or without; meanwhile something happened that nobody saw.
+    Restart { host: usize, unseen: Vec<Event>, reboot: bool, parts: usize, interrupted: bool },
+    /// An agent sends a snapshot within its numbering.
+    Resync { host: usize, parts: usize },
+    /// Batches with these events were lost on the host, and the agent says so.
+    Lost { host: usize, events: Vec<Event> },
+    /// One of the batches so far arrives again.
+    Again { which: prop::sample::Index },
+    /// A batch arrives before the one that must come first.
+    TooEarly { host: usize },
+    /// The server is stopped and started.
+    Stop,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let host = || 0..CLOCKS.len();
+    let events = || vec(any_event(), 0..8);
+    prop_oneof![
+        8 => (host(), events(), prop::bool::weighted(0.1))
+            .prop_map(|(host, events, hindered)| Step::Walk { host, events, hindered }),
+        1 => host().prop_map(|host| Step::Heartbeat { host }),
+        2 => (host(), events(), prop::bool::weighted(0.3), 1..4_usize, any::<bool>())
+            .prop_map(|(host, unseen, reboot, parts, interrupted)| {
+                Step::Restart { host, unseen, reboot, parts, interrupted }
+            }),
+        1 => (host(), 1..4_usize).prop_map(|(host, parts)| Step::Resync { host, parts }),
+        1 => (host(), events()).prop_map(|(host, events)| Step::Lost { host, events }),
+        2 => any::<prop::sample::Index>().prop_map(|which| Step::Again { which }),
+        1 => host().prop_map(|host| Step::TooEarly { host }),
+        1 => Just(Step::Stop),
+    ]
+}
+
+/// A fleet, what the history has of it, and what the model has.
+struct Play<E: Engine> {
+    world: World<E>,
+    hosts: Vec<Simulated>,
+    expected: Vec<Expected>,
+    sent: Vec<(usize, Batch)>,
+    second: i64,
+}
+
+impl<E: Engine> Play<E> {
+    async fn begin() -> Play<E> {
+        let world = World::<E>::new().await;
+        let (mut hosts, mut expected) = (Vec::new(), Vec::new());
+        for (number, ahead) in CLOCKS.into_iter().enumerate() {
+            let name = format!("host{number}");
+            let agent = world.host(&name).await;
+            world.hello(agent.host, &name, at(0), ahead * 1_000_000).await;
+            expected.push(Expected::of(agent.host, &name, ahead));
+            hosts.push(Simulated::new(agent, ahead));
+        }
+        let mut play = Play { world, hosts, expected, sent: Vec::new(), second: 1 };
+        for host in 0..CLOCKS.len() {
+            play.snapshot(host, 1, false).await;
+        }
+        play
+    }
+
+    /// Sends a batch, which must be stored.
+    async fn send(&mut self, host: usize, batch: Batch) {
+        let outcome = self.world.store().apply(self.hosts[host].agent.host, batch.clone()).await.unwrap();
+        assert_eq!(outcome, Applied::Committed, "{batch:?}");
+        self.expected[host].apply(&batch);
+        self.sent.push((host, batch));
+    }
+
+    /// Sends what is open on a host.
+    async fn snapshot(&mut self, host: usize, parts: usize, interrupted: bool) {
+        let (kinds, mut rows) = (kinds(parts), self.hosts[host].snapshot());
+        for (index, kind) in kinds.iter().enumerate() {
+            let rest = rows.split_off(rows.len() / (kinds.len() - index));
+            let part = std::mem::replace(&mut rows, rest);
+            let batch = self.hosts[host].batch(*kind, self.second, part);
+            self.send(host, batch).await;
+            if interrupted {
+                self.world.restart().await;
+            }
+        }
+    }
+
+    async fn take(&mut self, step: Step) {
+        match step {
+            Step::Walk { host, events, hindered } => {
+                let changes = self.happen(host, events);
+                let batch = self.hosts[host].batch(BatchKind::Changes, self.second, changes);
+                if hindered {
+                    self.world.engine.hinder();
+                    let outcome = self.world.store().apply(self.hosts[host].agent.host, batch.clone()).await;
+                    self.world.engine.relieve();
+                    assert!(!matches!(outcome, Ok(Applied::Hole { .. })));
+                }
+                self.send(host, batch).await;
+            }
+            Step::Heartbeat { host } => {
+                let observed_until = Some(self.hosts[host].clock(self.second));
+                let presence = Presence { at: at(self.second), observed_until, cost: None };
+                self.world.store().record_presence(self.hosts[host].agent.host, presence);
+                self.expected[host].observed(self.hosts[host].clock(self.second));
+            }
+            Step::Restart { host, unseen, reboot, parts, interrupted } => {
+                self.happen(host, unseen);
+                self.hosts[host].restart(reboot, self.second);
+                self.snapshot(host, parts, interrupted).await;
+            }
+            Step::Resync { host, parts } => self.snapshot(host, parts, false).await,
+            Step::Lost { host, events } => {
+                self.happen(host, events);
+                let lost = self.hosts[host].batch(BatchKind::Changes, self.second, Vec::new());
+                let (since, until) = (lost.observed_since, lost.observed_until);
+                let seqs = Some((lost.seq, lost.seq));
+                let gap = GapReport { epoch: lost.epoch, seqs, since, until, reason: GapReason::SpoolFull };
+                for _ in 0..2 {
+                    self.world.store().record_gap(self.hosts[host].agent.host, gap).await.unwrap();
+                }
+                self.expected[host].lose(&lost);
+            }
+            Step::Again { which } => {
+                let (host, batch) = which.get(&self.sent).clone();
+                let outcome = self.world.store().apply(self.hosts[host].agent.host, batch).await;
+                assert_eq!(outcome.unwrap(), Applied::Committed);
+            }
+            Step::TooEarly { host } => {
+                let agent = &self.hosts[host].agent;
+                let early = agent.numbered(agent.last.epoch, agent.last.seq + 2, BatchKind::Changes, Vec::new());
+                let outcome = self.world.store().apply(agent.host, early).await.unwrap();
+                assert!(matches!(outcome, Applied::Hole { expected } if expected.seq == agent.last.seq + 1));
+            }
+            Step::Stop => self.world.restart().await,
+        }
+    }
+
+    fn happen(&mut self, host: usize, events: Vec<Event>) -> Vec<Change> {
+        events.into_iter().flat_map(|event| self.hosts[host].happen(event, self.second)).collect()
+    }
+
+    /// Compares what is open now.
+    async fn compare_now(&self) {
+        let now = at(self.second);
+        let ports = self.world.ports(PortQuestion::default(), now).await.unwrap().0;
+        same("ports now", ports.iter().map(port), self.listeners(None).iter().map(port));
+        let sessions = self.world.sessions(SessionQuestion::default(), now).await.unwrap().0;
+        same("sessions now", sessions.iter().map(connection), self.sessions(SessionTime::Now).iter().map(connection));
+    }
+
+    /// Compares all that ever was, and what was open at a moment.
+    async fn compare_past(&self, moment: Timestamp) {
+        let now = at(self.second);
+        let ports = self.world.ports(PortQuestion { at: Some(moment), ..PortQuestion::default() }, now).await;
+        same("ports then", ports.unwrap().0.iter().map(port), self.listeners(Some(moment)).iter().map(port));
+        for time in [
+            SessionTime::At(moment),
+            SessionTime::Within { since: moment, until: Some(Timestamp::from_micros(moment.as_micros() + 9_000_000)) },
+            SessionTime::Within { since: Timestamp::MIN, until: None },
+        ] {
+            let answer = self.world.sessions(SessionQuestion { time, ..SessionQuestion::default() }, now).await;
+            let answer = answer.unwrap().0;
+            same("sessions then", answer.iter().map(connection), self.sessions(time).iter().map(connection));
+        }
+    }
+
+    fn listeners(&self, moment: Option<Timestamp>) -> Vec<Listener> {
+        self.expected.iter().flat_map(|host| host.listeners(moment)).collect()
+    }
+
+    fn sessions(&self, time: SessionTime) -> Vec<Session> {
+        self.expected.iter().flat_map(|host| host.sessions(time)).collect()
+    }
+
+    async fn compare_gaps(&self) {
+        let stored = self.world.gaps().await;
+        let stored = stored.iter().map(|gap| format!("{} {:?} {:?} {}", gap.host, gap.since, gap.until, gap.reason));
+        same("gaps", stored, self.expected.iter().flat_map(Expected::gaps));
+    }
+}
+
+fn kinds(parts: usize) -> Vec<BatchKind> {
+    match parts {
+        1 => vec![BatchKind::SnapshotWhole],
+        parts => {
+            let between = std::iter::repeat_n(BatchKind::SnapshotPart, parts - 2);
+            [BatchKind::SnapshotBegin].into_iter().chain(between).chain([BatchKind::SnapshotEnd]).collect()
+        }
+    }
+}
+
+fn port(row: &Listener) -> String {
+    format!("{} {} {} {}", listener_line(row), row.family, row.owner_known, row.netns)
+}
+
+fn connection(row: &Session) -> String {
+    let bytes = (row.bytes_sent, row.bytes_received);
+    format!("{} {} {} {} {bytes:?}", session_line(row), row.family, row.state, row.owner_known)
+}
+
+/// The order of rows is tested elsewhere; here it is which there are.
+fn same<T: Ord + Debug>(what: &str, found: impl Iterator<Item = T>, expected: impl Iterator<Item = T>) {
+    let (mut found, mut expected): (Vec<T>, Vec<T>) = (found.collect(), expected.collect());
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected, "{what}: stored on the left, expected on the right");
+}
+
+async fn play<E: Engine>(steps: Vec<(Step, i64)>, moments: Vec<prop::sample::Index>) {
+    let mut play = Play::<E>::begin().await;
+    for (step, seconds) in steps {
+        play.second += seconds;
+        play.take(step).await;
+        play.compare_now().await;
+    }
+    for moment in moments {
+        let second = moment.index(usize::try_from(play.second + 10).unwrap());
+        play.compare_past(at(i64::try_from(second).unwrap())).await;
+    }
+    play.compare_gaps().await;
+    play.world.stop().await;
+}
+
+fn cases() -> u32 {
+    if std::env::var_os("FLEETSOCK_LONG").is_some() { 10_000 } else { 128 }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_the_history_is_that_of_the_model(
+        steps in vec((any_step(), 1..20_i64), 1..40),
+        moments in vec(any::<prop::sample::Index>(), 4),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(play::<Sqlite>(steps, moments));
+    }
+}

@@ -1,0 +1,230 @@
+//! What the history must have of one host, by the plainest means: a list of lives.
+
+use std::collections::BTreeSet;
+
+use fleetsock_proto::{
+    answer::GapReason,
+    batch::{Batch, BatchKind, Role, Socket},
+    host::{BootId, HostId, HostState},
+    listener::Listener,
+    question::SessionTime,
+    session::Session,
+    socket::{Known, SocketKey},
+    time::Timestamp,
+};
+
+use super::simulated::end_of;
+
+/// One life of a socket.
+#[derive(Debug, Clone)]
+struct Life {
+    /// As it was told last, but for what is kept from earlier: the opening, owners, counts.
+    socket: Socket,
+    closed: Option<(Timestamp, Known)>,
+}
+
+/// A host.
+#[derive(Debug)]
+pub(super) struct Expected {
+    id: HostId,
+    name: String,
+    ahead: i64,
+    lives: Vec<Life>,
+    gaps: Vec<(Timestamp, Timestamp, GapReason)>,
+    epoch: u64,
+    boot: Option<BootId>,
+    walked: Timestamp,
+    /// What the snapshot on its way named so far, and the last walk before it began.
+    naming: Option<(BTreeSet<(bool, SocketKey)>, Timestamp)>,
+}
+
+fn is_session(socket: &Socket) -> bool {
+    socket.role != Role::Listener
+}
+
+/// Whether both are one life: nothing of what cannot change within one differs.
+fn same_life(one: &Socket, other: &Socket) -> bool {
+    let peer = |socket: &Socket| match socket.role {
+        Role::Listener => None,
+        Role::Session { peer, .. } => Some(peer),
+    };
+    (one.protocol, one.local, peer(one)) == (other.protocol, other.local, peer(other))
+}
+
+impl Expected {
+    pub(super) fn of(id: HostId, name: &str, ahead: i64) -> Expected {
+        Expected {
+            id,
+            name: name.to_owned(),
+            ahead,
+            lives: Vec::new(),
+            gaps: Vec::new(),
+            epoch: 0,
+            boot: None,
+            walked: Timestamp::default(),
+            naming: None,
+        }
+    }
+
+    /// By the server's clock, if the difference is more than a message on its way explains.
+    fn corrected(&self, at: Timestamp) -> Timestamp {
+        if self.ahead.abs() < 2 { at } else { Timestamp::from_micros(at.as_micros() - self.ahead * 1_000_000) }
+    }
+
+    /// A walk that changed nothing.
+    pub(super) fn observed(&mut self, until: Timestamp) {
+        self.walked = self.walked.max(self.corrected(until));
+    }
+
+    /// A batch that will never come.
+    pub(super) fn lose(&mut self, batch: &Batch) {
+        let range = (self.corrected(batch.observed_since), self.corrected(batch.observed_until));
+        self.gaps.push((range.0, range.1, GapReason::SpoolFull));
+    }
+
+    /// The last moment at which what was not named since is known to have been open.
+    fn last_known(&self) -> Timestamp {
+        self.naming.as_ref().map_or(self.walked, |(_, before)| *before)
+    }
+
+    pub(super) fn apply(&mut self, batch: &Batch) {
+        let walk = self.corrected(batch.observed_until);
+        let last_known = self.last_known();
+        if batch.epoch > self.epoch && self.boot.is_some() && self.walked < walk {
+            self.gaps.push((self.walked, walk, GapReason::AgentDown));
+        }
+        if self.boot.is_some_and(|boot| boot != batch.boot_id) {
+            self.lose_where(last_known, |_| true);
+        }
+        match batch.kind {
+            BatchKind::SnapshotBegin => self.naming = Some((BTreeSet::new(), last_known)),
+            BatchKind::SnapshotWhole => self.naming = Some((BTreeSet::new(), last_known)),
+            BatchKind::SnapshotPart | BatchKind::SnapshotEnd | BatchKind::Changes => {}
+        }
+        for change in &batch.changes {
+            let mut socket = change.socket.clone();
+            socket.opened_at = self.corrected(socket.opened_at);
+            let closed = end_of(change.op).map(|(at, known)| (self.corrected(at), known));
+            if let Some((named, _)) = &mut self.naming {
+                named.insert((is_session(&socket), socket.key));
+            }
+            self.live(socket, closed, last_known);
+        }
+        if matches!(batch.kind, BatchKind::SnapshotWhole | BatchKind::SnapshotEnd)
+            && let Some((named, _)) = self.naming.take()
+        {
+            self.lose_where(last_known, |socket| !named.contains(&(is_session(socket), socket.key)));
+        }
+        (self.epoch, self.boot, self.walked) = (batch.epoch, Some(batch.boot_id), walk);
+    }
+
+    fn live(&mut self, told: Socket, closed: Option<(Timestamp, Known)>, last_known: Timestamp) {
+        let (key, session) = (told.key, is_session(&told));
+        let same_key =
+            |life: &&mut Life| life.closed.is_none() && life.socket.key == key && is_session(&life.socket) == session;
+        match self.lives.iter_mut().find(same_key) {
+            Some(life) if same_life(&life.socket, &told) => {
+                let before = life.socket.clone();
+                let (owners, owner_known) = if told.owners.is_empty() && !before.owners.is_empty() {
+                    (before.owners, before.owner_known)
+                } else {
+                    (told.owners.clone(), told.owner_known)
+                };
+                life.socket = Socket {
+                    opened_at: before.opened_at,
+                    opened_known: before.opened_known,
+                    owners,
+                    owner_known,
+                    bytes_sent: told.bytes_sent.max(before.bytes_sent),
+                    bytes_received: told.bytes_received.max(before.bytes_received),
+                    ..told
+                };
+                life.closed = closed.map(|(at, known)| (at.max(before.opened_at), known));
+            }
+            other => {
+                if let Some(life) = other {
+                    life.closed = Some((last_known.max(life.socket.opened_at), Known::Lost));
+                }
+                let closed = closed.map(|(at, known)| (at.max(told.opened_at), known));
+                self.lives.push(Life { socket: told, closed });
+            }
+        }
+    }
+
+    fn lose_where(&mut self, at: Timestamp, which: impl Fn(&Socket) -> bool) {
+        for life in self.lives.iter_mut().filter(|life| life.closed.is_none() && which(&life.socket)) {
+            life.closed = Some((at.max(life.socket.opened_at), Known::Lost));
+        }
+    }
+
+    /// The listeners that were open then, or are now.
+    pub(super) fn listeners(&self, moment: Option<Timestamp>) -> Vec<Listener> {
+        let meant = |life: &&Life| {
+            !is_session(&life.socket)
+                && match moment {
+                    None => life.closed.is_none(),
+                    Some(at) => life.socket.opened_at <= at && life.closed.is_none_or(|(end, _)| end > at),
+                }
+        };
+        let row = |life: &Life| Listener {
+            host_id: self.id,
+            host: self.name.clone(),
+            host_state: HostState::Online,
+            protocol: life.socket.protocol,
+            family: life.socket.family,
+            address: life.socket.local.ip(),
+            port: life.socket.local.port(),
+            netns: life.socket.key.netns,
+            owner_known: life.socket.owner_known,
+            owners: life.socket.owners.iter().map(|owner| owner.as_ref().clone()).collect(),
+            opened_at: life.socket.opened_at,
+            opened_known: life.socket.opened_known,
+            closed: life.closed,
+        };
+        self.lives.iter().filter(meant).map(row).collect()
+    }
+
+    /// The sessions of a time.
+    pub(super) fn sessions(&self, time: SessionTime) -> Vec<Session> {
+        let meant = |life: &Life| match time {
+            SessionTime::Now => life.closed.is_none(),
+            SessionTime::At(at) => life.socket.opened_at <= at && life.closed.is_none_or(|(end, _)| end > at),
+            SessionTime::Within { since, until } => {
+                until.is_none_or(|until| life.socket.opened_at <= until)
+                    && life.closed.is_none_or(|(end, _)| end >= since)
+            }
+        };
+        self.lives.iter().filter(|life| meant(life)).filter_map(|life| self.session(life)).collect()
+    }
+
+    fn session(&self, life: &Life) -> Option<Session> {
+        let Role::Session { direction, peer } = life.socket.role else { return None };
+        Some(Session {
+            host_id: self.id,
+            host: self.name.clone(),
+            host_state: HostState::Online,
+            protocol: life.socket.protocol,
+            family: life.socket.family,
+            direction,
+            local: life.socket.local,
+            peer,
+            peer_host: String::new(),
+            state: life.socket.state,
+            netns: life.socket.key.netns,
+            owner_known: life.socket.owner_known,
+            owners: life.socket.owners.iter().map(|owner| owner.as_ref().clone()).collect(),
+            opened_at: life.socket.opened_at,
+            opened_known: life.socket.opened_known,
+            closed: life.closed,
+            bytes_sent: life.socket.bytes_sent,
+            bytes_received: life.socket.bytes_received,
+        })
+    }
+
+    pub(super) fn gaps(&self) -> Vec<String> {
+        let line = |(since, until, reason): &(Timestamp, Timestamp, GapReason)| {
+            format!("{} {since:?} {:?} {reason}", self.name, Some(*until))
+        };
+        self.gaps.iter().map(line).collect()
+    }
+}
