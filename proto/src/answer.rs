@@ -18,6 +18,8 @@ words! {
         KernelLoss = 3 "kernel-loss",
         /// Batches with earlier numbers never arrived.
         Delivery = 4 "delivery",
+        /// Before the host's first report. Only in answers.
+        NotYetObserved = 5 "not-yet-observed",
     }
 }
 

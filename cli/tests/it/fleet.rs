@@ -158,6 +158,12 @@ fn set(expected: &[(&str, u64)]) -> BTreeSet<(String, u64)> {
     expected.iter().map(|(host, port)| ((*host).to_owned(), *port)).collect()
 }
 
+/// Hosts that were not observed for this reason.
+fn gaps(meta: &Value, reason: &str) -> Vec<String> {
+    let gaps = meta["gaps"].as_array().unwrap().iter().filter(|gap| gap["reason"] == reason);
+    gaps.map(|gap| gap["host"].as_str().unwrap().to_owned()).collect()
+}
+
 #[test]
 fn every_host_answers_filters_select_and_a_stopped_agent_is_stale_and_not_closed() {
     let Some(mut fleet) = Fleet::start(&["server", "web1", "db1"]) else { return };
@@ -210,11 +216,10 @@ fn every_host_answers_filters_select_and_a_stopped_agent_is_stale_and_not_closed
     // It comes back, and what it was not there to see is said.
     fleet.report("web1");
     fleet.heard("web1");
-    let (gaps, _) = until("the gap is known", || {
-        let answer = fleet.items(&["sessions", "--since", "10m"]);
-        (answer.1["gaps"].as_array().is_some_and(|gaps| !gaps.is_empty())).then_some(answer)
+    until("the gap is known", || {
+        let (_, meta) = fleet.items(&["sessions", "--since", "10m"]);
+        gaps(&meta, "agent-down").contains(&"web1".to_owned()).then_some(())
     });
-    drop(gaps);
     let (items, _) = fleet.items(&["ports", "--class", "well-known", "--host", "web1"]);
     assert_eq!(items.len(), 3, "they are the same listeners: {}", fleet.log("web1"));
 }
@@ -319,7 +324,8 @@ fn what_an_agent_saw_while_the_server_was_away_arrives_when_it_is_back() {
         (!items.is_empty()).then_some(())
     });
     let (items, meta) = fleet.items(&["sessions", "--since", "10m"]);
-    assert!(meta["gaps"].as_array().unwrap().is_empty(), "the agent watched all the time: {meta}, {items:?}");
+    assert_eq!(gaps(&meta, "agent-down"), [""; 0], "the agent watched all the time: {items:?}");
+    assert_eq!(gaps(&meta, "not-yet-observed"), ["web1"], "before it enrolled nobody did");
     let hosts = fleet.items(&["hosts"]).0;
     assert_eq!(hosts[0]["losses"], 0);
 }

@@ -9,7 +9,8 @@ CREATE TABLE hosts (
     revoked_reason TEXT,
     -- What follows is NULL until the host first speaks.
     last_seen_at_us INTEGER,
-    -- The last walk that it told of, by the server's clock.
+    -- The first walk that it told of, and the last, by the server's clock.
+    observed_since_us INTEGER,
     observed_until_us INTEGER,
     clock_offset_us INTEGER NOT NULL DEFAULT 0,
     os TEXT,

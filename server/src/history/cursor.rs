@@ -48,6 +48,8 @@ pub struct Step {
     pub ends_snapshot: bool,
     /// When what is not open any more was last known to be: its closing is lost.
     pub last_observed: Timestamp,
+    /// It is the first of its host.
+    pub first: bool,
     /// The range before it that nobody observed.
     pub gap: Option<(Timestamp, Timestamp)>,
 }
@@ -101,6 +103,7 @@ impl Cursor {
             rebooted: self.boot_id.is_some_and(|boot| boot != batch.boot_id),
             ends_snapshot,
             last_observed,
+            first: !known_before,
             gap: (new_epoch && known_before && self.observed_until < observed_until)
                 .then_some((self.observed_until, observed_until)),
             after: Cursor {

@@ -73,6 +73,7 @@ macro_rules! conformance {
                 a_gap_moves_the_numbering_over_what_will_never_come
                 gaps_are_listed_newest_first_within_window_and_hosts
                 an_answer_tells_the_gaps_of_its_moment_or_window
+                what_lies_before_the_first_report_was_not_observed
             }
             cases! { $engine, sessions:
                 a_moment_shows_what_was_open_then

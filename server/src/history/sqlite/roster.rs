@@ -35,6 +35,8 @@ pub(super) struct HostEntry {
     pub(super) revoked: bool,
     pub(super) facts: Option<HostFacts>,
     pub(super) last_seen_at: Option<Timestamp>,
+    /// The first walk that was told of, by the server's clock.
+    pub(super) observed_since: Option<Timestamp>,
     /// The last walk that a sign of life told of, by the server's clock.
     pub(super) observed_until: Option<Timestamp>,
     pub(super) skew: Skew,
@@ -55,6 +57,7 @@ impl HostEntry {
             revoked: false,
             facts: None,
             last_seen_at: None,
+            observed_since: None,
             observed_until: None,
             skew: Skew::default(),
             cost: AgentCost::default(),
@@ -174,6 +177,13 @@ impl Roster {
             entry.facts = Some(contact.facts);
             entry.last_seen_at = Some(contact.at);
             entry.skew = Skew { offset_us: contact.clock_offset_us };
+        }
+    }
+
+    /// A host told of its first walk.
+    pub(super) fn note_first(&self, id: i64, at: Timestamp) {
+        if let Some(entry) = self.write().by_id.values_mut().find(|entry| entry.id == id) {
+            entry.observed_since = Some(at);
         }
     }
 
@@ -323,6 +333,7 @@ fn entry(row: &Row<'_>, labels: Labels) -> Result<HostEntry, rusqlite::Error> {
         revoked: row.get::<_, Option<i64>>("revoked_at_us")?.is_some(),
         facts,
         last_seen_at: coding::time_or_null(row, "last_seen_at_us")?,
+        observed_since: coding::time_or_null(row, "observed_since_us")?,
         observed_until: coding::time_or_null(row, "observed_until_us")?,
         skew: Skew { offset_us: row.get("clock_offset_us")? },
         cost: AgentCost {

@@ -200,8 +200,14 @@ impl Writer {
                     if let Some(range) = one.step.gap {
                         store_range(&transaction, one.host, range, BETWEEN_EPOCHS.number(), 0)?;
                     }
+                    if one.step.first {
+                        store_first(&transaction, one.host, one.step.after.observed_until)?;
+                    }
                 }
                 transaction.commit()?;
+                for one in admitted.iter().filter(|one| one.step.first) {
+                    self.roster.note_first(one.host, one.step.after.observed_until);
+                }
                 ids
             }
         };
@@ -294,6 +300,13 @@ fn store_cursor(transaction: &Transaction<'_>, host: i64, cursor: &Cursor) -> Re
             cursor.unfinished,
             cursor.observed_before.as_micros(),
         ])
+        .map(drop)
+}
+
+fn store_first(transaction: &Transaction<'_>, host: i64, at: Timestamp) -> Result<(), rusqlite::Error> {
+    transaction
+        .prepare_cached("UPDATE hosts SET observed_since_us = ?2 WHERE id = ?1 AND observed_since_us IS NULL")?
+        .execute(params![host, at.as_micros()])
         .map(drop)
 }
 

@@ -11,7 +11,7 @@ use fleetsock_server::history::{Applied, BETWEEN_EPOCHS, History, HistoryError};
 
 use crate::{
     engine::{Engine, World},
-    scene::at,
+    scene::{Agent, at},
 };
 
 fn report(epoch: u64, seqs: Option<(u64, u64)>, since: i64, until: i64, reason: GapReason) -> GapReport {
@@ -29,6 +29,15 @@ async fn lines<E: Engine>(world: &World<E>, question: CoverageQuestion) -> Vec<S
         format!("{} {since}..{until} {} {}", gap.host, gap.reason, gap.batches_lost)
     };
     gaps.iter().map(line).collect()
+}
+
+/// Two hosts that were observed from the beginning.
+async fn observed<E: Engine>(world: &World<E>) -> (Agent, Agent) {
+    let (mut web, mut db) = (world.host("web1").await, world.host("db1").await);
+    for agent in [&mut web, &mut db] {
+        world.tell(agent, SnapshotWhole, 0, Vec::new()).await;
+    }
+    (web, db)
 }
 
 async fn all<E: Engine>(world: &World<E>) -> Vec<String> {
@@ -107,7 +116,7 @@ pub(super) async fn a_gap_moves_the_numbering_over_what_will_never_come<E: Engin
 
 pub(super) async fn gaps_are_listed_newest_first_within_window_and_hosts<E: Engine>() {
     let world = World::<E>::new().await;
-    let (web, db) = (world.host("web1").await, world.host("db1").await);
+    let (web, db) = observed(&world).await;
     for (agent, since, until) in [(&web, 10, 20), (&db, 5, 30), (&web, 25, 40), (&web, 1, 3)] {
         let gap = report(1, None, since, until, GapReason::KernelLoss);
         world.store().record_gap(agent.host, gap).await.unwrap();
@@ -144,7 +153,7 @@ pub(super) async fn gaps_are_listed_newest_first_within_window_and_hosts<E: Engi
 
 pub(super) async fn an_answer_tells_the_gaps_of_its_moment_or_window<E: Engine>() {
     let world = World::<E>::new().await;
-    let (web, db) = (world.host("web1").await, world.host("db1").await);
+    let (web, db) = observed(&world).await;
     for (agent, since, until) in [(&web, 10, 20), (&db, 15, 30)] {
         let gap = report(1, None, since, until, GapReason::KernelLoss);
         world.store().record_gap(agent.host, gap).await.unwrap();
@@ -169,4 +178,26 @@ pub(super) async fn an_answer_tells_the_gaps_of_its_moment_or_window<E: Engine>(
     let hosts = HostSelector { globs: vec!["db1".to_owned()], ..HostSelector::default() };
     let (_, meta) = world.store().list_hosts(hosts, at(17)).await.unwrap();
     assert_eq!(meta.hosts_total, 1);
+}
+
+pub(super) async fn what_lies_before_the_first_report_was_not_observed<E: Engine>() {
+    let mut world = World::<E>::new().await;
+    let mut agent = world.host("web1").await;
+    let gaps = async |world: &World<E>, since: i64| {
+        let time = SessionTime::Within { since: at(since), until: None };
+        let (_, meta) = world.sessions(SessionQuestion { time, ..SessionQuestion::default() }, at(100)).await.unwrap();
+        meta.gaps.into_iter().map(|gap| (gap.since, gap.until, gap.reason)).collect::<Vec<_>>()
+    };
+    let not_yet = |since, until| vec![(at(since), until, GapReason::NotYetObserved)];
+    assert_eq!(gaps(&world, 5).await, not_yet(5, None), "a host that enrolled and never spoke");
+    let (_, meta) = world.ports(PortQuestion::default(), at(7)).await.unwrap();
+    assert_eq!((meta.gaps_total, meta.hosts_stale_total), (1, 0));
+    world.tell(&mut agent, SnapshotWhole, 10, Vec::new()).await;
+    world.tell(&mut agent, Changes, 20, Vec::new()).await;
+    world.restart().await;
+    assert_eq!(gaps(&world, 5).await, not_yet(5, Some(at(10))));
+    assert_eq!(gaps(&world, 10).await, []);
+    let question = PortQuestion { at: Some(at(9)), ..PortQuestion::default() };
+    assert_eq!(world.ports(question, at(100)).await.unwrap().1.gaps_total, 1);
+    assert_eq!(all(&world).await, [""; 0], "without a window there is no beginning");
 }

@@ -91,6 +91,12 @@ fn each_gap(
         "SELECT host_id, since_us, until_us, reason, batches_lost FROM gaps
          WHERE until_us > ?1 AND since_us < ?2 ORDER BY until_us DESC, id DESC",
     )?;
+    for host in &selection.hosts {
+        if let Some(gap) = not_yet(host, since) {
+            total += 1;
+            show(gap);
+        }
+    }
     // A window of one moment lies within a gap, it does not only touch its ends.
     let mut rows = statement.query(params![since.as_micros(), until.max(since).as_micros()])?;
     while let Some(row) = rows.next()? {
@@ -100,6 +106,20 @@ fn each_gap(
         }
     }
     Ok(total)
+}
+
+/// The beginning of a window that lies before the first report of a host.
+fn not_yet(host: &Selected, since: Timestamp) -> Option<Gap> {
+    let first = host.entry.observed_since;
+    let begins = since > Timestamp::MIN && first.is_none_or(|first| since < first);
+    begins.then(|| Gap {
+        host: host.entry.name.clone(),
+        host_id: host.entry.host_id,
+        since,
+        until: first,
+        reason: GapReason::NotYetObserved,
+        batches_lost: 0,
+    })
 }
 
 fn gap(row: &Row<'_>, hosts: &HashMap<i64, &Selected>) -> Result<Option<Gap>, rusqlite::Error> {

@@ -15,7 +15,8 @@ use fleetsock_proto::{
     socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketState},
     time::Timestamp,
 };
-use rusqlite::{Row, params};
+use ipnet::IpNet;
+use rusqlite::{Row, params_from_iter, types::Value};
 
 use super::{
     Programs, Reader, coverage, names,
@@ -52,6 +53,7 @@ pub(in crate::history::sqlite) fn list(
         hosts: selection.by_number(),
         places,
         question,
+        narrowed: Narrowed::new(&matcher, question),
         matcher,
         window,
         programs: Programs::new(reader),
@@ -95,12 +97,44 @@ impl Window {
     }
 }
 
+/// When the session of a row closed, and how that is known.
+fn closed(row: &Row<'_>) -> Result<(Timestamp, Known), rusqlite::Error> {
+    Ok((coding::time(row, "closed_at_us")?, coding::word(row, "closed_known", Known::from_number)?))
+}
+
+/// Conditions that SQLite can hold against a row before anything is read of it. They let through whatever is meant.
+struct Narrowed {
+    /// With unnumbered parameters, which follow the numbered ones.
+    sql: String,
+    values: Vec<Value>,
+}
+
+impl Narrowed {
+    fn new(matcher: &Matcher, question: &SessionQuestion) -> Narrowed {
+        let (first, last) = matcher.port_bounds();
+        let mut sql = "TRUE".to_owned();
+        let mut values = Vec::new();
+        if (first, last) != (0, u16::MAX) {
+            sql += &format!(" AND iif(direction = {}, local_port, peer_port) BETWEEN ? AND ?", Direction::In.number());
+            values.extend([Value::from(i64::from(first)), Value::from(i64::from(last))]);
+        }
+        if !question.peers.is_empty() {
+            let ranges = vec!["peer_address BETWEEN ? AND ?"; question.peers.len()].join(" OR ");
+            sql += &format!(" AND ({ranges})");
+            let ends = |prefix: &IpNet| [prefix.network(), prefix.broadcast()];
+            values.extend(question.peers.iter().flat_map(ends).map(|end| Value::from(coding::address_bytes(end))));
+        }
+        Narrowed { sql, values }
+    }
+}
+
 struct Search<'a> {
     reader: &'a Reader,
     hosts: HashMap<i64, &'a Selected>,
     places: &'a Places,
     question: &'a SessionQuestion,
     matcher: Matcher,
+    narrowed: Narrowed,
     window: Window,
     programs: Programs<'a>,
 }
@@ -113,6 +147,10 @@ struct Next {
 
 enum What {
     Session(Box<Session>),
+    /// One that is read when its turn comes: most of a zone's never do.
+    Row {
+        id: i64,
+    },
     /// Sessions of a host that closed before this one.
     Host {
         host: i64,
@@ -142,7 +180,7 @@ impl PartialOrd for Next {
 impl Ord for Next {
     fn cmp(&self, other: &Next) -> Ordering {
         // At the same moment a page comes before a row: it may hold rows of that moment.
-        let is_page = |next: &Next| !matches!(next.what, What::Session(_));
+        let is_page = |next: &Next| !matches!(next.what, What::Session(_) | What::Row { .. });
         self.latest.cmp(&other.latest).then_with(|| is_page(self).cmp(&is_page(other)))
     }
 }
@@ -190,6 +228,13 @@ impl Search<'_> {
                         break;
                     }
                 }
+                What::Row { id } => {
+                    if let Some(session) = self.read_row(id)?
+                        && outlet.push(session)? == Wanted::NoMore
+                    {
+                        break;
+                    }
+                }
                 What::Host { host, before_id } => self.read_host(host, (latest, before_id), &mut heap)?,
                 What::Zone { first, last } => self.read_zone(first, last, &mut heap)?,
             }
@@ -211,17 +256,34 @@ impl Search<'_> {
         Ok(heap)
     }
 
+    /// Finds what may be meant in a zone, without reading it.
     fn read_zone(&mut self, first: i64, last: i64, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
-        let mut statement = self.reader.day.prepare_cached(
-            "SELECT *, closed_at_us - duration_us AS opened_at_us FROM sessions
-             WHERE id BETWEEN ?1 AND ?2 AND closed_at_us > ?3 AND closed_at_us - duration_us <= ?4",
-        )?;
+        let mut statement = self.reader.day.prepare_cached(&format!(
+            "SELECT id, host_id, closed_at_us FROM sessions
+             WHERE id BETWEEN ?1 AND ?2 AND closed_at_us > ?3 AND closed_at_us - duration_us <= ?4 AND {}",
+            self.narrowed.sql
+        ))?;
         let Window { opened_until, closed_after, .. } = self.window;
-        let mut rows = statement.query(params![first, last, closed_after.as_micros(), opened_until.as_micros()])?;
+        let bounds = [first, last, closed_after.as_micros(), opened_until.as_micros()].map(Value::from);
+        let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.narrowed.values)))?;
         while let Some(row) = rows.next()? {
-            self.push(row, heap)?;
+            if self.hosts.contains_key(&row.get("host_id")?) {
+                heap.push(Next { latest: row.get("closed_at_us")?, what: What::Row { id: row.get("id")? } });
+            }
         }
         Ok(())
+    }
+
+    fn read_row(&mut self, id: i64) -> Result<Option<Session>, rusqlite::Error> {
+        let mut statement = self
+            .reader
+            .day
+            .prepare_cached("SELECT *, closed_at_us - duration_us AS opened_at_us FROM sessions WHERE id = ?1")?;
+        let mut rows = statement.query([id])?;
+        match rows.next()? {
+            Some(row) => self.session(row, Some(closed(row)?)),
+            None => Ok(None),
+        }
     }
 
     /// Reads the next page of a host, and notes the one after it.
@@ -231,32 +293,26 @@ impl Search<'_> {
         (latest, before_id): (i64, i64),
         heap: &mut BinaryHeap<Next>,
     ) -> Result<(), rusqlite::Error> {
-        let mut statement = self.reader.day.prepare_cached(
+        let mut statement = self.reader.day.prepare_cached(&format!(
             "SELECT *, closed_at_us - duration_us AS opened_at_us FROM sessions
              WHERE host_id = ?1 AND closed_at_us > ?2 AND (closed_at_us, id) < (?3, ?4)
-             ORDER BY closed_at_us DESC, id DESC LIMIT ?5",
-        )?;
-        let after = self.window.closed_after.as_micros();
-        let mut rows = statement.query(params![host, after, latest, before_id, PAGE_ROWS])?;
+                 AND closed_at_us - duration_us <= ?5 AND {}
+             ORDER BY closed_at_us DESC, id DESC LIMIT {PAGE_ROWS}",
+            self.narrowed.sql
+        ))?;
+        let Window { opened_until, closed_after, .. } = self.window;
+        let bounds = [host, closed_after.as_micros(), latest, before_id, opened_until.as_micros()].map(Value::from);
+        let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.narrowed.values)))?;
         let (mut read, mut last) = (0, (0, 0));
         while let Some(row) = rows.next()? {
             read += 1;
             last = (row.get("closed_at_us")?, row.get("id")?);
-            if coding::time(row, "opened_at_us")? <= self.window.opened_until {
-                self.push(row, heap)?;
+            if let Some(session) = self.session(row, Some(closed(row)?))? {
+                heap.push(Next { latest: last.0, what: What::Session(Box::new(session)) });
             }
         }
         if read == PAGE_ROWS {
             heap.push(Next { latest: last.0, what: What::Host { host, before_id: last.1 } });
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, row: &Row<'_>, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
-        let at = coding::time(row, "closed_at_us")?;
-        let known = coding::word(row, "closed_known", Known::from_number)?;
-        if let Some(session) = self.session(row, Some((at, known)))? {
-            heap.push(Next { latest: at.as_micros(), what: What::Session(Box::new(session)) });
         }
         Ok(())
     }

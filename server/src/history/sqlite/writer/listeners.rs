@@ -15,6 +15,7 @@ use crate::history::sqlite::coding::{OwnerColumns, address_bytes, signed, time, 
 pub(super) fn concern(one: &Admitted) -> bool {
     one.step.ends_snapshot
         || one.step.rebooted
+        || one.step.first
         || one.step.gap.is_some()
         || one.batch.changes.iter().any(|change| change.socket.role == Role::Listener)
 }
