@@ -28,7 +28,7 @@ mod word;
 
 /// Generated from `fleetsock/v1/*.proto`. Named only here and at the edge of a process.
 #[expect(clippy::large_enum_variant, reason = "generated code")]
-#[allow(unused_qualifications, unreachable_pub, clippy::doc_markdown, reason = "generated code")]
+#[allow(unused_qualifications, unreachable_pub, clippy::doc_markdown, rustdoc::all, reason = "generated code")]
 pub mod wire {
     tonic::include_proto!("fleetsock.v1");
 

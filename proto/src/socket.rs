@@ -23,7 +23,7 @@ words! {
         Ipv4 = 4 "ipv4",
         /// AF_INET6.
         Ipv6 = 6 "ipv6",
-        /// A listener on [::] that IPv4 reaches too, because IPV6_V6ONLY is off (RFC 3493 section 5.3).
+        /// A listener on `[::]` that IPv4 reaches too, because IPV6_V6ONLY is off (RFC 3493 section 5.3).
         Dual = 10 "dual",
     }
 }
