@@ -4,7 +4,8 @@ use anstream::ColorChoice;
 use clap::{Args, Command, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    completions, context, dev, doctor, hosts, login, ports, render::Format, sessions, tokens, topics, version,
+    audit, completions, context, dev, doctor, hosts, login, operators, ports, render::Format, sessions, tokens, topics,
+    version,
 };
 
 /// Examples stand before everything else.
@@ -34,7 +35,7 @@ pub struct Arguments {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum What {
-    /// List hosts, or show some of them.
+    /// List hosts, or show some of them; revoke and approve them.
     #[command(before_help = hosts::EXAMPLES)]
     Hosts(hosts::Arguments),
     /// List listening ports.
@@ -46,6 +47,12 @@ pub enum What {
     /// Make, list and revoke the tokens that hosts and operators enrol with.
     #[command(before_help = tokens::EXAMPLES)]
     Tokens(tokens::Arguments),
+    /// List and revoke operators.
+    #[command(before_help = operators::EXAMPLES)]
+    Operators(operators::Arguments),
+    /// Who did and asked what, and whether the log of that is whole.
+    #[command(before_help = audit::EXAMPLES)]
+    Audit(audit::Arguments),
     /// Get an identity from a server, and use it from now on.
     #[command(before_help = login::EXAMPLES)]
     Login(login::Arguments),

@@ -162,8 +162,12 @@ impl From<CallError> for Failure {
         };
         let text = error.to_string();
         // A server that knows a better word says so behind the error.
-        let (message, better) = match text.split_once("; did you mean ") {
-            Some((message, better)) => (message, Some(format!("did you mean {better}"))),
+        let behind = ["did you mean ", "try again in "];
+        let split = |word: &&str| {
+            text.rsplit_once(&format!("; {word}")).map(|(said, better)| (said, format!("{word}{better}")))
+        };
+        let (message, better) = match behind.iter().find_map(split) {
+            Some((message, better)) => (message, Some(better)),
             None => (text.as_str(), None),
         };
         let hint = better.or(hint.map(str::to_owned));
@@ -249,6 +253,8 @@ mod tests {
         let failure = Failure::from(CallError::NotFound("no host is called `web9`; did you mean `web1`?".to_owned()));
         assert_eq!(failure.message, "no host is called `web9`");
         assert_eq!(failure.clone().or_hint("fleetctl hosts").hint.as_deref(), Some("did you mean `web1`?"));
+        let failure = Failure::from(CallError::TooMuch("too many calls; try again in 2.0 s".to_owned()));
+        assert_eq!((failure.message.as_str(), failure.hint.as_deref()), ("too many calls", Some("try again in 2.0 s")));
         let failure = Failure::from(CallError::NotFound("no host is called `x`".to_owned()));
         assert_eq!(failure.or_hint("fleetctl hosts").hint.as_deref(), Some("fleetctl hosts"));
     }

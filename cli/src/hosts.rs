@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use fleetsock_proto::host::{Host, HostSelector};
 
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     listing::Listing,
     record::{Record, Times, View},
     render::Format,
+    sanitise::sanitise,
     server,
 };
 
@@ -23,15 +24,20 @@ Examples:
   fleetctl hosts web1                     all that is known of one
   fleetctl hosts 'web*' -o wide           with kernel, agent, clock, labels
   fleetctl hosts --label site=berlin -o name
+  fleetctl hosts approve web7             let a host report that waits for that
+  fleetctl hosts revoke web7 --reason 'stolen'
 
 ";
 
 /// Characters that make a name a glob.
 const GLOB_CHARACTERS: [char; 3] = ['*', '?', '['];
 
-/// Which hosts.
+/// Which hosts, or what to do with some.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Hosts by name, glob or id.
     #[arg(value_name = "HOST")]
     names: Vec<String>,
@@ -39,8 +45,52 @@ pub struct Arguments {
     filter: HostArguments,
 }
 
-/// Lists hosts; in a table, those that are named are shown whole.
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Refuse hosts from now on: their streams end at once, and nothing of them is stored any more. Their history stays.
+    Revoke {
+        /// Hosts by name or id.
+        #[arg(required = true, value_name = "HOST")]
+        hosts: Vec<String>,
+        /// Why, for the audit log.
+        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+        reason: String,
+    },
+    /// Let hosts report that wait for approval, or whose warning you have looked into.
+    Approve {
+        /// Hosts by name or id.
+        #[arg(required = true, value_name = "HOST")]
+        hosts: Vec<String>,
+    },
+}
+
+/// Does it.
 pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Exit, Ended> {
+    match &arguments.what {
+        None => list(invocation, arguments).await,
+        Some(What::Revoke { hosts, reason }) => {
+            let mut client = server::connect(invocation).await?;
+            for host in hosts {
+                let id = client.revoke_host(host, reason).await.map_err(|error| Failure::from(error).or_hint(HOSTS))?;
+                let host = sanitise(host);
+                invocation.console.note(&format!("host {host} ({id}) is revoked; it comes back only with a new token"));
+            }
+            Ok(Exit::Done)
+        }
+        Some(What::Approve { hosts }) => {
+            let mut client = server::connect(invocation).await?;
+            for host in hosts {
+                let id = client.approve_host(host).await.map_err(|error| Failure::from(error).or_hint(HOSTS))?;
+                let host = sanitise(host);
+                invocation.console.note(&format!("host {host} ({id}) is approved; it reports within half a minute"));
+            }
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// Lists hosts; in a table, those that are named are shown whole.
+async fn list(invocation: &mut Invocation, arguments: Arguments) -> Result<Exit, Ended> {
     let listing = Listing::<Host>::new(invocation, &[])?;
     let mut selector = arguments.filter.selector()?;
     let named = selector == HostSelector::default() && !arguments.names.is_empty();

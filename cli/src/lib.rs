@@ -19,6 +19,7 @@ use crate::{
 };
 
 pub mod arguments;
+pub mod audit;
 pub mod clock;
 pub mod completions;
 pub mod console;
@@ -34,6 +35,7 @@ pub mod hosts;
 pub mod listing;
 pub mod login;
 pub mod moment;
+pub mod operators;
 pub mod ports;
 pub mod record;
 pub mod render;
@@ -96,6 +98,8 @@ fn perform(invocation: &mut Invocation, command: What) -> Result<Exit, Ended> {
             What::Ports(arguments) => ports::run(invocation, arguments).await,
             What::Sessions(arguments) => sessions::run(invocation, arguments).await,
             What::Tokens(arguments) => tokens::run(invocation, arguments).await,
+            What::Operators(arguments) => operators::run(invocation, arguments).await,
+            What::Audit(arguments) => audit::run(invocation, arguments).await,
             What::Login(arguments) => login::run(invocation, arguments).await,
             What::Context(arguments) => context::run(invocation, arguments),
             What::Doctor => doctor::run(invocation).await,

@@ -16,8 +16,10 @@ use crate::{
     sanitise::sanitise,
 };
 
+pub mod audit;
 pub mod context;
 pub mod host;
+pub mod operator;
 pub mod port;
 pub mod session;
 pub mod token;
@@ -146,15 +148,22 @@ pub struct Marks {
     between_walks: bool,
     first_seen: bool,
     lost: bool,
+    warning: bool,
 }
 
 impl Marks {
+    /// The mark of a host that a person should look at.
+    pub fn warning() -> Marks {
+        Marks { warning: true, ..Marks::default() }
+    }
+
     /// The mark of a moment known so.
     pub fn of(known: Known) -> Marks {
         Marks {
             between_walks: known == Known::BetweenWalks,
             first_seen: known == Known::FirstSeen,
             lost: known == Known::Lost,
+            warning: false,
         }
     }
 
@@ -165,6 +174,7 @@ impl Marks {
             between_walks: self.between_walks || other.between_walks,
             first_seen: self.first_seen || other.first_seen,
             lost: self.lost || other.lost,
+            warning: self.warning || other.warning,
         }
     }
 
@@ -174,6 +184,7 @@ impl Marks {
             (self.between_walks, "~ it happened between two walks of the socket table"),
             (self.first_seen, "≥ ≤ it was open when observation began: it opened then or earlier"),
             (self.lost, "? it closed while nobody looked"),
+            (self.warning, "! somebody should look at it: fleetctl hosts HOST says why"),
         ]
         .into_iter()
         .filter_map(|(shown, text)| shown.then_some(text))

@@ -4,12 +4,14 @@ use std::{collections::BTreeMap, io::Write};
 
 use clap::{Args, Subcommand};
 use fleetsock_proto::token::{
-    Label, NewToken, Operator, Role, TOKEN_LIFETIME_S, TOKEN_NOTE_LIMIT, TOKEN_USES_LIMIT, Token, TokenPurpose,
+    Approval, Conditions, Label, NewToken, Operator, Role, TOKEN_LIFETIME_S, TOKEN_NOTE_LIMIT, TOKEN_USES_LIMIT, Token,
+    TokenPurpose,
 };
 
 use crate::{
     Invocation, clock,
     failure::{Ended, Exit, Failure},
+    filters::Peer,
     listing::Listing,
     moment,
     render::Format,
@@ -21,6 +23,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   fleetctl tokens create                                      one host may enrol within an hour
   fleetctl tokens create --uses 500 --lifetime 7d --label site=berlin > join
+  fleetctl tokens create --uses 50 --from 10.0.0.0/8 --approve
   fleetctl tokens create --operator alice --role viewer       what alice gives to fleetctl login
   fleetctl tokens list
   fleetctl tokens revoke 1f0c9a37d2e64b58
@@ -61,6 +64,12 @@ struct Create {
     /// A label for the hosts that enrol with it; may be repeated.
     #[arg(long, value_name = "KEY=VALUE", conflicts_with = "operator")]
     label: Vec<String>,
+    /// Admit only from addresses of this prefix, as in 10.0.0.0/8 or 203.0.113.7.
+    #[arg(long, value_name = "CIDR")]
+    from: Option<String>,
+    /// Hosts that enrol with it wait until `fleetctl hosts approve HOST`.
+    #[arg(long, conflicts_with = "operator")]
+    approve: bool,
     /// Enrol this operator, and no host.
     #[arg(long, value_name = "NAME")]
     operator: Option<String>,
@@ -94,6 +103,18 @@ pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Ex
 }
 
 impl Create {
+    fn conditions(&self) -> Result<Conditions, Failure> {
+        let from = match self.from.as_deref().map(|text| (text, text.parse::<Peer>())) {
+            None => None,
+            Some((_, Ok(Peer::Prefix(prefix)))) => Some(prefix),
+            Some((text, _)) => {
+                return Err(Failure::usage(format!("--from: `{text}` is no IP address or CIDR prefix"))
+                    .hint("--from 10.0.0.0/8, --from 203.0.113.7 or --from 2001:db8::/32"));
+            }
+        };
+        Ok(Conditions { from, approval: if self.approve { Approval::Needed } else { Approval::NotNeeded } })
+    }
+
     fn token(&self) -> Result<NewToken, Failure> {
         let usage = |message: String| Failure::usage(message).hint("fleetctl tokens create --help");
         let lifetime = moment::parse_lapse(&self.lifetime).map_err(|error| usage(format!("--lifetime: {error}")))?;
@@ -124,8 +145,8 @@ impl Create {
 }
 
 async fn create(invocation: &mut Invocation, create: Create) -> Result<Exit, Ended> {
-    let token = create.token()?;
-    let (token, join) = server::connect(invocation).await?.create_token(token).await?;
+    let (token, conditions) = (create.token()?, create.conditions()?);
+    let (token, join) = server::connect(invocation).await?.create_token_under(token, conditions).await?;
     let out = &mut invocation.console.out;
     match invocation.options.output {
         Format::Json | Format::Jsonl => {
@@ -146,7 +167,12 @@ async fn create(invocation: &mut Invocation, create: Create) -> Result<Exit, End
         TokenPurpose::Hosts { .. } => ("hosts".to_owned(), "fleetsock-agent enroll --join fsj1_..."),
     };
     let times = if token.uses_total == 1 { "once".to_owned() } else { format!("{} times", token.uses_total) };
-    invocation.console.note(&format!("token {} admits {who}, {times}, within {valid}; it is a secret", token.token_id));
+    let from = token.conditions.from.map(|prefix| format!(", from {prefix}")).unwrap_or_default();
+    let told = format!("token {} admits {who}{from}, {times}, within {valid}; it is a secret", token.token_id);
+    invocation.console.note(&told);
+    if token.conditions.approval == Approval::Needed {
+        invocation.console.note("each host then waits for: fleetctl hosts approve HOST");
+    }
     invocation.console.note(&format!("next, over there: {command}"));
     Ok(Exit::Done)
 }
@@ -160,6 +186,8 @@ mod tests {
             uses: 1,
             lifetime: "1h".to_owned(),
             label: Vec::new(),
+            from: None,
+            approve: false,
             operator: None,
             role: "viewer".to_owned(),
             note: String::new(),
@@ -176,6 +204,17 @@ mod tests {
         let token =
             Create { operator: Some("alice".to_owned()), role: "admin".to_owned(), ..create() }.token().unwrap();
         assert_eq!(token.purpose, TokenPurpose::Operator(Operator::new("alice", Role::Admin).unwrap()));
+    }
+
+    #[test]
+    fn a_token_holds_under_the_conditions_that_were_typed() {
+        assert_eq!(create().conditions().unwrap(), Conditions::default());
+        let given = Create { from: Some("10.1.2.3/8".to_owned()), approve: true, ..create() }.conditions().unwrap();
+        assert_eq!(given, Conditions { from: "10.0.0.0/8".parse().ok(), approval: Approval::Needed });
+        for text in ["10.0.0.0/33", "web1", "", "10.0.0"] {
+            let failure = Create { from: Some(text.to_owned()), ..create() }.conditions().unwrap_err();
+            assert!(failure.exit == Exit::Usage && failure.message.starts_with("--from: "), "{text}: {failure}");
+        }
     }
 
     #[test]

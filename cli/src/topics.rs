@@ -109,7 +109,13 @@ fn topic(name: &str) -> Option<String> {
 }
 
 fn column_lists() -> String {
-    use fleetsock_proto::{host::Host, listener::Listener, session::Session, token::Token};
+    use fleetsock_proto::{
+        audit::AuditRow,
+        host::Host,
+        listener::Listener,
+        session::Session,
+        token::{OperatorCertificate, Token},
+    };
 
     use crate::record::Record;
     fn list<T: Record>(noun: &str) -> String {
@@ -117,7 +123,15 @@ fn column_lists() -> String {
         let fields: Vec<&str> = T::fields().iter().map(|field| field.name).collect();
         format!("{noun}\n{}{}", wrapped("columns", &columns), wrapped("fields", &fields))
     }
-    [list::<Host>("hosts"), list::<Listener>("ports"), list::<Session>("sessions"), list::<Token>("tokens")].join("\n")
+    [
+        list::<Host>("hosts"),
+        list::<Listener>("ports"),
+        list::<Session>("sessions"),
+        list::<Token>("tokens"),
+        list::<OperatorCertificate>("operators"),
+        list::<AuditRow>("audit"),
+    ]
+    .join("\n")
 }
 
 /// Names behind a label, in lines of at most 100 columns.

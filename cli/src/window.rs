@@ -38,6 +38,23 @@ pub fn at(invocation: &Invocation, text: Option<&str>) -> Result<Option<Timestam
     Ok(Some(at))
 }
 
+/// The time of a question about a log, each end of which may be open.
+pub fn of_log(
+    invocation: &Invocation,
+    since: Option<&str>,
+    until: Option<&str>,
+) -> Result<(Option<Timestamp>, Option<Timestamp>), Failure> {
+    let parsed_since = since.map(|text| moment(invocation, "--since", text)).transpose()?;
+    let parsed_until = until.map(|text| moment(invocation, "--until", text)).transpose()?;
+    if let (Some(from), Some(to)) = (parsed_since, parsed_until)
+        && from > to
+    {
+        let hint = format!("--since {} --until {}", until.unwrap_or_default(), since.unwrap_or_default());
+        return Err(Failure::usage("--since lies after --until").hint(hint));
+    }
+    Ok((parsed_since, parsed_until))
+}
+
 /// The time of a question about sessions, and says what it was taken for.
 pub fn of_sessions(invocation: &Invocation, typed: Window<'_>) -> Result<SessionTime, Failure> {
     if let Some(at) = at(invocation, typed.at)? {

@@ -10,6 +10,7 @@ pub use crate::connection::{CONNECT_TIMEOUT, CallError, ConnectError, KEEP_ALIVE
 use crate::{
     InvalidMessage,
     answer::{AnswerMeta, Gap},
+    audit::{AuditMark, AuditQuestion, AuditRow, AuditVerdict},
     connection::{Connection, check_expiry},
     host::{Host, HostId, HostSelector},
     identity::{Identity, Key, pin_of},
@@ -20,7 +21,7 @@ use crate::{
     stream::{AgentMessage, ServerMessage},
     time::{self, Timestamp},
     tls,
-    token::{NewToken, Operator, Token},
+    token::{Conditions, NewToken, Operator, OperatorCertificate, RevokedOperator, Token},
     wire::{
         self, admin_client::AdminClient, agent_client, enrollment_client::EnrollmentClient,
         inventory_client::InventoryClient,
@@ -51,6 +52,27 @@ pub async fn enroll(join: &JoinString, host_name: &str, key: Key) -> Result<Iden
         return Err(CallError::from(InvalidMessage::new(field, "is not the CA of the join string")).into());
     }
     Ok(Identity::new(join.address.clone(), response.root_der, response.certificate_chain_der, key)?)
+}
+
+/// A new certificate for a new key in place of one that is over; the old key proves who asks. The server gives it for a
+/// while after the end, unless the host was revoked or another certificate took the old one's place; then, and for every
+/// other reason, it says [`CallError::Denied`] and only a new token helps.
+pub async fn renew_expired(identity: &Identity) -> Result<Identity, ConnectError> {
+    let name = identity.spiffe_id.trust_domain.enroll_name();
+    let connection = Connection::tls(&identity.address, name, tls::trusting(identity.root())).await?;
+    let key = Key::generate()?;
+    let csr_der = key.request_der()?;
+    let request = wire::RenewExpiredRequest {
+        certificate_der: identity.chain().first().map(|leaf| leaf.to_vec()).unwrap_or_default(),
+        signature: identity.sign_renewal(&csr_der)?,
+        csr_der,
+    };
+    let response = EnrollmentClient::new(connection.channel.clone())
+        .renew_expired(request)
+        .await
+        .map_err(|status| connection.call_error(status))?
+        .into_inner();
+    Ok(identity.renewed(response.certificate_chain_der, key)?)
 }
 
 async fn identified(identity: &Identity) -> Result<Connection, ConnectError> {
@@ -178,7 +200,16 @@ impl OperatorClient {
 
     /// Makes a token; the text is the join string, which is told only now.
     pub async fn create_token(&mut self, token: NewToken) -> Result<(Token, String), CallError> {
-        let response = self.admin.create_token(wire::CreateTokenRequest::from(token)).await;
+        self.create_token_under(token, Conditions::default()).await
+    }
+
+    /// The same for a token that admits only under conditions.
+    pub async fn create_token_under(
+        &mut self,
+        token: NewToken,
+        conditions: Conditions,
+    ) -> Result<(Token, String), CallError> {
+        let response = self.admin.create_token(wire::CreateTokenRequest::from((token, conditions))).await;
         let response = self.answered(response)?;
         let token = response.token.ok_or_else(|| InvalidMessage::missing("CreateTokenResponse.token"))?;
         Ok((Token::try_from(token)?, response.join))
@@ -215,6 +246,39 @@ impl OperatorClient {
         let request = wire::RevokeHostRequest { host: host.to_owned(), reason: reason.to_owned() };
         let response = self.admin.revoke_host(request).await;
         Ok(HostId::from_wire("RevokeHostResponse.host_id", &self.answered(response)?.host_id)?)
+    }
+
+    /// Lets a host speak that waits for approval.
+    pub async fn approve_host(&mut self, host: &str) -> Result<HostId, CallError> {
+        let response = self.admin.approve_host(wire::ApproveHostRequest { host: host.to_owned() }).await;
+        Ok(HostId::from_wire("ApproveHostResponse.host_id", &self.answered(response)?.host_id)?)
+    }
+
+    /// The certificates of operators, by name.
+    pub async fn list_operators(&mut self) -> Result<Vec<OperatorCertificate>, CallError> {
+        let response = self.admin.list_operators(wire::ListOperatorsRequest {}).await;
+        let certificates = self.answered(response)?.certificates;
+        Ok(certificates.into_iter().map(OperatorCertificate::try_from).collect::<Result<_, _>>()?)
+    }
+
+    /// Refuses an operator from now on.
+    pub async fn revoke_operator(&mut self, name: &str, reason: &str) -> Result<RevokedOperator, CallError> {
+        let request = wire::RevokeOperatorRequest { name: name.to_owned(), reason: reason.to_owned() };
+        let response = self.admin.revoke_operator(request).await;
+        let wire::RevokeOperatorResponse { certificates, tokens } = self.answered(response)?;
+        Ok(RevokedOperator { certificates, tokens })
+    }
+
+    /// Who did and asked what, newest first.
+    pub async fn list_audit(&mut self, question: AuditQuestion) -> Result<Answer<AuditRow>, CallError> {
+        let answer = self.admin.list_audit(wire::ListAuditRequest::from(question)).await;
+        self.answer(answer)
+    }
+
+    /// Whether each row of the audit log follows from the one before, and the row of `mark` is the one it was.
+    pub async fn verify_audit(&mut self, mark: Option<AuditMark>) -> Result<AuditVerdict, CallError> {
+        let response = self.admin.verify_audit(wire::VerifyAuditRequest::from(mark)).await;
+        Ok(AuditVerdict::try_from(self.answered(response)?)?)
     }
 
     fn answered<T>(&self, response: Result<tonic::Response<T>, Status>) -> Result<T, CallError> {
@@ -261,6 +325,7 @@ parts! {
     ListPortsResponse, ports, Listener;
     ListSessionsResponse, sessions, Session;
     ListCoverageResponse, gaps, Gap;
+    ListAuditResponse, rows, AuditRow;
 }
 
 /// An answer that arrives in chunks, and at its end what it covers.

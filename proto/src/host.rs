@@ -120,7 +120,7 @@ words! {
         Stale = 2 "stale",
         /// Its certificates are refused.
         Revoked = 3 "revoked",
-        /// Enrolled; it has not reported yet.
+        /// Enrolled; it has not reported yet, or waits for approval.
         Pending = 4 "pending",
     }
 }
@@ -181,6 +181,17 @@ pub struct Host {
     pub agent_rss_bytes: u64,
     /// The agent's clock less the server's, microseconds.
     pub clock_offset_us: i64,
+    /// What a person should look at, and when it was noticed.
+    pub warning: Option<Warning>,
+}
+
+/// Something about a host that a person should look at: it waits for approval, or its identity seems to be used twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// What, in a sentence.
+    pub text: String,
+    /// When it was last noticed.
+    pub at: Timestamp,
 }
 
 /// Which hosts a question is about; empty means all.
@@ -259,6 +270,7 @@ impl TryFrom<wire::HostFacts> for HostFacts {
 impl From<Host> for wire::Host {
     fn from(host: Host) -> wire::Host {
         let facts = host.facts.map(wire::HostFacts::from).unwrap_or_default();
+        let (warning, warned_at) = host.warning.map(|warning| (warning.text, warning.at)).unzip();
         wire::Host {
             host_id: host.host_id.as_bytes().to_vec(),
             name: host.name,
@@ -282,6 +294,8 @@ impl From<Host> for wire::Host {
             enrolled_at: host.enrolled_at.map(Into::into),
             ephemeral_ports: facts.ephemeral_ports,
             netns: facts.netns,
+            warning: warning.unwrap_or_default(),
+            warned_at: warned_at.map(Into::into),
         }
     }
 }
@@ -307,6 +321,10 @@ impl TryFrom<wire::Host> for Host {
                 netns: host.netns,
             })?)
         };
+        let warning = match time::optional("Host.warned_at", host.warned_at)? {
+            Some(at) if !host.warning.is_empty() => Some(Warning { text: host.warning, at }),
+            _ => None,
+        };
         Ok(Host {
             host_id: HostId::from_wire("Host.host_id", &host.host_id)?,
             name: host.name,
@@ -321,6 +339,7 @@ impl TryFrom<wire::Host> for Host {
             agent_cpu_millipercent: host.agent_cpu_millipercent,
             agent_rss_bytes: host.agent_rss_bytes,
             clock_offset_us: host.clock_offset_us,
+            warning,
         })
     }
 }

@@ -5,8 +5,9 @@
 
 use std::{fmt, path::Path};
 
+use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SigningKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -70,6 +71,16 @@ impl Key {
         let request = CertificateParams::default().serialize_request(&self.0).map_err(content)?;
         Ok(request.der().to_vec())
     }
+}
+
+/// What the key of a certificate signs to get the next one after that one is over: its purpose, so that no other
+/// signature of the key can stand for it, the certificate, and the request for the new key.
+pub fn renewal_statement(certificate_der: &[u8], csr_der: &[u8]) -> Vec<u8> {
+    let mut statement = b"fleetsock renew expired v1\0".to_vec();
+    for part in [certificate_der, csr_der] {
+        statement.extend_from_slice(digest::digest(&digest::SHA256, part).as_ref());
+    }
+    statement
 }
 
 /// What an agent or an operator proves itself with.
@@ -239,6 +250,12 @@ impl Identity {
         }
         private::write(&folder.join(IDENTITY_FILE), own.as_bytes())?;
         Ok(())
+    }
+
+    /// Our signature of a [`renewal_statement`]: ECDSA with SHA-256, ASN.1.
+    pub fn sign_renewal(&self, csr_der: &[u8]) -> Result<Vec<u8>, IdentityError> {
+        let leaf = self.chain.first().ok_or_else(|| content("there is no certificate"))?;
+        self.key.0.sign(&renewal_statement(leaf, csr_der)).map_err(content)
     }
 
     /// Leaf and issuing CA, as TLS shows them.

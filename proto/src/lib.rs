@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod answer;
+pub mod audit;
 pub mod batch;
 pub mod client;
 mod connection;

@@ -194,14 +194,7 @@ impl From<SessionQuestion> for wire::ListSessionsRequest {
             users: filter.users,
             directions: numbers(question.directions, Direction::number),
             states: numbers(question.states, SocketState::number),
-            peers: question
-                .peers
-                .into_iter()
-                .map(|prefix| wire::Prefix {
-                    address: address::to_bytes(prefix.addr()),
-                    length: prefix.prefix_len().into(),
-                })
-                .collect(),
+            peers: question.peers.into_iter().map(prefix_to_wire).collect(),
             families: numbers(filter.families, Family::number),
             since: since.map(Into::into),
             until: until.map(Into::into),
@@ -231,7 +224,7 @@ impl TryFrom<wire::ListSessionsRequest> for SessionQuestion {
             },
             directions: each("directions", request.directions, |n| Direction::from_wire("directions", n))?,
             states: each("states", request.states, |n| SocketState::from_wire("states", n))?,
-            peers: each("peers", request.peers, prefix)?,
+            peers: each("peers", request.peers, |peer| prefix("peers", peer))?,
             time: session_time(at, since, until)?,
             limit: limit(request.limit),
         })
@@ -253,14 +246,18 @@ fn session_time(
     }
 }
 
+pub(crate) fn prefix_to_wire(prefix: IpNet) -> wire::Prefix {
+    wire::Prefix { address: address::to_bytes(prefix.addr()), length: prefix.prefix_len().into() }
+}
+
 /// A prefix, its address normalised and cut to its length.
-fn prefix(prefix: wire::Prefix) -> Result<IpNet, InvalidMessage> {
-    let address = address::from_bytes("peers", &prefix.address)?;
+pub(crate) fn prefix(field: &'static str, prefix: wire::Prefix) -> Result<IpNet, InvalidMessage> {
+    let address = address::from_bytes(field, &prefix.address)?;
     u8::try_from(prefix.length)
         .ok()
         .and_then(|length| IpNet::new(address, length).ok())
         .map(|net| net.trunc())
-        .ok_or_else(|| InvalidMessage::new("peers", format!("{address}/{} is no prefix", prefix.length)))
+        .ok_or_else(|| InvalidMessage::new(field, format!("{address}/{} is no prefix", prefix.length)))
 }
 
 impl From<CoverageQuestion> for wire::ListCoverageRequest {

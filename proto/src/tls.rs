@@ -42,6 +42,17 @@ pub fn identified(identity: &Identity) -> Result<ClientConfig, Error> {
     Ok(hardened(config))
 }
 
+/// How one connects who knows the root and has nothing to show.
+pub fn trusting(root: &CertificateDer<'static>) -> Result<ClientConfig, Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(root.clone())?;
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(hardened(config))
+}
+
 /// How a newcomer connects, who has a pin and nothing else.
 pub fn pinned(pin: Pin) -> Result<ClientConfig, Error> {
     let verifier = PinVerifier { pin, provider: provider() };

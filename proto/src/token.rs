@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-use crate::{InvalidMessage, time, time::Timestamp, wire, word::words};
+use ipnet::IpNet;
+
+use crate::{InvalidMessage, question, time, time::Timestamp, wire, word::words};
 
 /// Longest name of an operator, bytes.
 pub const OPERATOR_NAME_LIMIT: usize = 64;
@@ -116,6 +118,25 @@ pub struct NewToken {
     pub note: String,
 }
 
+/// What else must hold before what a token admits may speak.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// Where the token may be used; absent means anywhere.
+    pub from: Option<IpNet>,
+    /// Whether a person looks at each host first.
+    pub approval: Approval,
+}
+
+/// Whether a host that enrolled may speak at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Approval {
+    /// It may.
+    #[default]
+    NotNeeded,
+    /// Nothing of it is stored before an admin approved it.
+    Needed,
+}
+
 /// A token as a list shows it. The secret is not kept, only its hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
@@ -135,6 +156,32 @@ pub struct Token {
     pub note: String,
     /// Whether somebody ended it early.
     pub revoked: bool,
+    /// What else must hold.
+    pub conditions: Conditions,
+}
+
+/// A certificate of an operator, as a list shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OperatorCertificate {
+    /// Whose.
+    pub operator: Operator,
+    /// Serial number, big-endian.
+    pub serial: Vec<u8>,
+    /// When it was made.
+    pub issued_at: Timestamp,
+    /// When it ends.
+    pub expires_at: Timestamp,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// What the revocation of an operator ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RevokedOperator {
+    /// Certificates that were good until then.
+    pub certificates: u32,
+    /// Tokens that could have made new ones.
+    pub tokens: u32,
 }
 
 impl From<Operator> for wire::OperatorName {
@@ -178,8 +225,8 @@ fn purpose(
     }
 }
 
-impl From<NewToken> for wire::CreateTokenRequest {
-    fn from(token: NewToken) -> wire::CreateTokenRequest {
+impl From<(NewToken, Conditions)> for wire::CreateTokenRequest {
+    fn from((token, conditions): (NewToken, Conditions)) -> wire::CreateTokenRequest {
         let (labels, operator) = match token.purpose {
             TokenPurpose::Hosts { labels } => (labels, None),
             TokenPurpose::Operator(operator) => (BTreeMap::new(), Some(operator.into())),
@@ -190,8 +237,26 @@ impl From<NewToken> for wire::CreateTokenRequest {
             labels: labels.into_iter().collect(),
             operator,
             note: token.note,
+            from: conditions.from.map(question::prefix_to_wire),
+            approval: conditions.approval == Approval::Needed,
         }
     }
+}
+
+fn conditions(from: Option<wire::Prefix>, approval: bool) -> Result<Conditions, InvalidMessage> {
+    Ok(Conditions {
+        from: from.map(|prefix| question::prefix("from", prefix)).transpose()?,
+        approval: if approval { Approval::Needed } else { Approval::NotNeeded },
+    })
+}
+
+/// A token to be made, and what else must hold.
+pub fn new_token(request: wire::CreateTokenRequest) -> Result<(NewToken, Conditions), InvalidMessage> {
+    let conditions = conditions(request.from.clone(), request.approval)?;
+    if conditions.approval == Approval::Needed && request.operator.is_some() {
+        return Err(InvalidMessage::new("approval", "is for hosts; an operator is admitted by name"));
+    }
+    Ok((NewToken::try_from(request)?, conditions))
 }
 
 impl TryFrom<wire::CreateTokenRequest> for NewToken {
@@ -233,6 +298,8 @@ impl From<Token> for wire::Token {
             operator,
             note: token.note,
             revoked: token.revoked,
+            from: token.conditions.from.map(question::prefix_to_wire),
+            approval: token.conditions.approval == Approval::Needed,
         }
     }
 }
@@ -249,7 +316,35 @@ impl TryFrom<wire::Token> for Token {
             purpose: purpose(token.operator, &token.labels)?,
             note: token.note,
             revoked: token.revoked,
+            conditions: conditions(token.from, token.approval)?,
             token_id: token.token_id,
+        })
+    }
+}
+
+impl From<OperatorCertificate> for wire::OperatorCertificate {
+    fn from(certificate: OperatorCertificate) -> wire::OperatorCertificate {
+        wire::OperatorCertificate {
+            operator: Some(certificate.operator.into()),
+            serial: certificate.serial,
+            issued_at: Some(certificate.issued_at.into()),
+            expires_at: Some(certificate.expires_at.into()),
+            revoked_at: certificate.revoked_at.map(Into::into),
+        }
+    }
+}
+
+impl TryFrom<wire::OperatorCertificate> for OperatorCertificate {
+    type Error = InvalidMessage;
+
+    fn try_from(certificate: wire::OperatorCertificate) -> Result<OperatorCertificate, InvalidMessage> {
+        let operator = certificate.operator.ok_or_else(|| InvalidMessage::missing("OperatorCertificate.operator"))?;
+        Ok(OperatorCertificate {
+            operator: operator.try_into()?,
+            serial: certificate.serial,
+            issued_at: time::required("OperatorCertificate.issued_at", certificate.issued_at)?,
+            expires_at: time::required("OperatorCertificate.expires_at", certificate.expires_at)?,
+            revoked_at: time::optional("OperatorCertificate.revoked_at", certificate.revoked_at)?,
         })
     }
 }

@@ -3,7 +3,12 @@
 //! `enroll.<trust domain>` asks for no certificate and leads to enrolment only; `server.<trust domain>` demands one,
 //! from the CA of its role. No session is ever resumed, because a resumed one skips the check of the certificate.
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::IpAddr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use fleetsock_proto::{
     identity::Leaf,
@@ -14,11 +19,12 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
     server::{
-        NoServerSessionStorage, WebPkiClientVerifier,
+        ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
+    sign::CertifiedKey,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -58,6 +64,7 @@ pub struct Incoming {
 #[derive(Debug)]
 pub struct Acceptor {
     trust_domain: TrustDomain,
+    shown: Shown,
     identified: Entrance,
     newcomers: Entrance,
     handshake: Duration,
@@ -77,15 +84,22 @@ impl Acceptor {
     pub fn new(authority: &Authority, limits: &Limits) -> Result<(Acceptor, Incoming), Error> {
         let (identified_ready, identified) = mpsc::channel(BACKLOG);
         let (newcomers_ready, newcomers) = mpsc::channel(BACKLOG);
+        let shown = Shown::new(authority)?;
         let acceptor = Acceptor {
             trust_domain: authority.trust_domain().clone(),
-            identified: Entrance { tls: Arc::new(identified_config(authority)?), ready: identified_ready },
-            newcomers: Entrance { tls: Arc::new(newcomers_config(authority)?), ready: newcomers_ready },
+            identified: Entrance { tls: Arc::new(identified_config(authority, &shown)?), ready: identified_ready },
+            newcomers: Entrance { tls: Arc::new(newcomers_config(&shown)?), ready: newcomers_ready },
+            shown,
             handshake: limits.handshake,
             handshakes: Gate::new(limits.handshakes, limits.handshakes_per_address),
             connections: Gate::new(limits.connections, limits.connections_per_address),
         };
         Ok((acceptor, Incoming { identified, newcomers }))
+    }
+
+    /// What it shows of the server, to be exchanged while it runs.
+    pub fn shown(&self) -> Shown {
+        self.shown.clone()
     }
 
     /// Accepts until told to stop; returns when the last handshake is over.
@@ -192,26 +206,72 @@ fn hardened(mut config: ServerConfig) -> ServerConfig {
     config
 }
 
-fn key(authority: &Authority) -> PrivateKeyDer<'static> {
-    authority.server_leaf().key.clone_key().into()
+/// The certificate that the server shows, under each of its names. Connections that are there keep the one that they
+/// were made with; new ones get the newest.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    identified: Arc<Current>,
+    newcomers: Arc<Current>,
 }
 
-fn identified_config(authority: &Authority) -> Result<ServerConfig, Error> {
+impl Shown {
+    fn new(authority: &Authority) -> Result<Shown, Error> {
+        let (identified, newcomers) = certified(authority)?;
+        Ok(Shown { identified: Arc::new(Current::new(identified)), newcomers: Arc::new(Current::new(newcomers)) })
+    }
+
+    /// From now on new connections are shown what the authority has now.
+    pub fn exchange(&self, authority: &Authority) -> Result<(), Error> {
+        let (identified, newcomers) = certified(authority)?;
+        self.identified.set(identified);
+        self.newcomers.set(newcomers);
+        Ok(())
+    }
+}
+
+/// The chains for callers with a certificate and for newcomers, who get the root as well, to find the one that their pin
+/// is of.
+fn certified(authority: &Authority) -> Result<(CertifiedKey, CertifiedKey), Error> {
+    let leaf = authority.server_leaf();
+    let mut with_root = leaf.chain.clone();
+    with_root.push(authority.root().clone());
+    let certified = |chain| CertifiedKey::from_der(chain, leaf.key.clone_key().into(), &provider());
+    Ok((certified(leaf.chain.clone())?, certified(with_root)?))
+}
+
+/// A certificate that can be exchanged.
+#[derive(Debug)]
+struct Current(RwLock<Arc<CertifiedKey>>);
+
+impl Current {
+    fn new(key: CertifiedKey) -> Current {
+        Current(RwLock::new(Arc::new(key)))
+    }
+
+    fn set(&self, key: CertifiedKey) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+    }
+}
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+fn identified_config(authority: &Authority, shown: &Shown) -> Result<ServerConfig, Error> {
     let config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(RoleVerifier::new(authority)?))
-        .with_single_cert(authority.server_leaf().chain.clone(), key(authority))?;
+        .with_cert_resolver(Arc::clone(&shown.identified) as _);
     Ok(hardened(config))
 }
 
-/// Newcomers get the root as well, to find the one that their pin is of.
-fn newcomers_config(authority: &Authority) -> Result<ServerConfig, Error> {
-    let mut chain = authority.server_leaf().chain.clone();
-    chain.push(authority.root().clone());
+fn newcomers_config(shown: &Shown) -> Result<ServerConfig, Error> {
     let config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
-        .with_single_cert(chain, key(authority))?;
+        .with_cert_resolver(Arc::clone(&shown.newcomers) as _);
     Ok(hardened(config))
 }
 

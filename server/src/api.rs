@@ -2,9 +2,11 @@
 
 pub mod admin;
 pub mod agent;
+pub mod answering;
 pub mod enrollment;
 pub mod inventory;
 pub(crate) mod status;
+mod wording;
 
 use fleetsock_proto::time::Timestamp;
 use tonic::{Request, Status};

@@ -6,6 +6,7 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -19,15 +20,16 @@ use fleetsock_proto::{
 };
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber, SubjectPublicKeyInfo,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use x509_parser::{
-    certification_request::X509CertificationRequest, der_parser::oid, prelude::FromDer,
-    x509::SubjectPublicKeyInfo as Spki,
-};
 
+pub use self::{leaf::ServerLeaf, proof::Proven, request::RequestedKey};
 use crate::history::{IssuedCertificate, Subject};
+
+mod leaf;
+mod proof;
+mod request;
 
 /// Life of the root.
 pub const ROOT_LIFE: Duration = days(3650);
@@ -77,7 +79,6 @@ impl Role {
 }
 
 const ROOT_FILE: &str = "root.pem";
-const LEAF_FILE: &str = "server-leaf.pem";
 
 /// Why the CA cannot be used, or did not issue.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +100,9 @@ pub enum AuthorityError {
     /// A request that cannot be honoured; for whoever sent it.
     #[error("the certificate request {0}")]
     Request(&'static str),
+    /// A proof that proves nothing; for the log.
+    #[error("the proof of an old key: {0}")]
+    Proof(String),
     /// Cryptography failed.
     #[error("{0}")]
     Crypto(String),
@@ -121,28 +125,13 @@ pub struct Authority {
     pin: Pin,
     agents: Ca,
     operators: Ca,
-    leaf: ServerLeaf,
-}
-
-/// The server's own certificate.
-pub struct ServerLeaf {
-    /// Leaf and issuing CA.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// Its key, PKCS #8.
-    pub key: PrivatePkcs8KeyDer<'static>,
-    /// End of its validity.
-    pub expires_at: Timestamp,
+    folder: PathBuf,
+    leaf: RwLock<Arc<ServerLeaf>>,
 }
 
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority").field("trust_domain", &self.trust_domain).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for ServerLeaf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerLeaf").field("expires_at", &self.expires_at).finish_non_exhaustive()
     }
 }
 
@@ -174,9 +163,10 @@ impl Authority {
         let root = certificate(&folder.join(ROOT_FILE))?;
         let pin = pin_of(&root).map_err(|source| AuthorityError::Content { path: folder.join(ROOT_FILE), source })?;
         let ca = |role: Role| load_ca(&folder.join(role.file()));
-        let leaf = server_leaf(folder, &ca(Role::Servers)?, trust_domain, now)?;
+        let leaf = leaf::load_or_make(folder, &ca(Role::Servers)?, trust_domain, now)?;
         let (agents, operators) = (ca(Role::Agents)?, ca(Role::Operators)?);
-        Ok(Authority { trust_domain: trust_domain.clone(), root, pin, agents, operators, leaf })
+        let (trust_domain, folder) = (trust_domain.clone(), folder.to_owned());
+        Ok(Authority { trust_domain, root, pin, agents, operators, folder, leaf: RwLock::new(Arc::new(leaf)) })
     }
 
     /// The fleet.
@@ -205,8 +195,20 @@ impl Authority {
     }
 
     /// The server's own certificate.
-    pub fn server_leaf(&self) -> &ServerLeaf {
-        &self.leaf
+    pub fn server_leaf(&self) -> Arc<ServerLeaf> {
+        Arc::clone(&self.leaf.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes the server's next certificate when less than a third of this one's life is left; whether it did. The key of
+    /// the CA is read from its file for that and is not kept.
+    pub fn renew_server_leaf(&self, now: Timestamp) -> Result<Option<Arc<ServerLeaf>>, AuthorityError> {
+        if self.server_leaf().has_time_left(now) {
+            return Ok(None);
+        }
+        let ca = load_ca(&self.folder.join(Role::Servers.file()))?;
+        let leaf = Arc::new(leaf::load_or_make(&self.folder, &ca, &self.trust_domain, now)?);
+        *self.leaf.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&leaf);
+        Ok(Some(leaf))
     }
 
     /// Makes a certificate for a subject and the key of a request.
@@ -228,7 +230,7 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let serial = params.serial_number.as_ref().map(SerialNumber::to_bytes).unwrap_or_default();
-        let leaf = params.signed_by(&key.0, &ca.issuer).map_err(crypto)?;
+        let leaf = params.signed_by(key.info(), &ca.issuer).map_err(crypto)?;
         Ok(IssuedCertificate {
             serial,
             chain_der: vec![leaf.der().to_vec(), ca.certificate.to_vec()],
@@ -236,49 +238,6 @@ impl Authority {
             spiffe_id,
         })
     }
-}
-
-/// A public key whose holder proved to have the private one.
-pub struct RequestedKey(SubjectPublicKeyInfo, [u8; 32]);
-
-impl fmt::Debug for RequestedKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RequestedKey(..)")
-    }
-}
-
-impl RequestedKey {
-    /// The key of a PKCS #10 request (RFC 2986), DER. Everything else that the request asks for is ignored.
-    pub fn of_request(der: &[u8]) -> Result<RequestedKey, AuthorityError> {
-        if der.len() > REQUEST_LIMIT {
-            return Err(AuthorityError::Request("is too long"));
-        }
-        let (rest, request) =
-            X509CertificationRequest::from_der(der).map_err(|_| AuthorityError::Request("cannot be read"))?;
-        if !rest.is_empty() {
-            return Err(AuthorityError::Request("has something behind it"));
-        }
-        let key = &request.certification_request_info.subject_pki;
-        if !is_p256(key) {
-            return Err(AuthorityError::Request("is not for a P-256 key"));
-        }
-        request.verify_signature().map_err(|_| AuthorityError::Request("is not signed by its own key"))?;
-        let hash = *Pin::of_public_key(key.raw).as_bytes();
-        let key =
-            SubjectPublicKeyInfo::from_der(key.raw).map_err(|_| AuthorityError::Request("has an unusable key"))?;
-        Ok(RequestedKey(key, hash))
-    }
-
-    /// SHA-256 of the key, by which a repeated request is known.
-    pub fn hash(&self) -> [u8; 32] {
-        self.1
-    }
-}
-
-/// id-ecPublicKey with the curve secp256r1 (RFC 5480).
-fn is_p256(key: &Spki<'_>) -> bool {
-    let parameters = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
-    key.algorithm.algorithm == oid!(1.2.840.10045.2.1) && parameters == Some(oid!(1.2.840.10045.3.1.7))
 }
 
 fn new_key() -> Result<KeyPair, AuthorityError> {
@@ -336,38 +295,4 @@ fn load_ca(path: &Path) -> Result<Ca, AuthorityError> {
 fn key_pair(key: &Key) -> Result<KeyPair, AuthorityError> {
     let der = PrivatePkcs8KeyDer::from(key.pkcs8_der());
     KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256).map_err(crypto)
-}
-
-/// The server's certificate: the one on disk while it has a third of its life left, else a new one.
-fn server_leaf(
-    folder: &Path,
-    ca: &Ca,
-    trust_domain: &TrustDomain,
-    now: Timestamp,
-) -> Result<ServerLeaf, AuthorityError> {
-    let path = folder.join(LEAF_FILE);
-    if path.exists() {
-        let text = private::read(&path)?;
-        let chain = identity::certificates(&text).map_err(content(&path))?;
-        let key = identity::private_key(&text).map_err(content(&path))?;
-        let expires_at = identity::expiry(&chain[0]).map_err(content(&path))?;
-        let made_by_this_ca = chain.get(1) == Some(&ca.certificate);
-        if made_by_this_ca && expires_at.since(now) > SERVER_LIFE / 3 {
-            return Ok(ServerLeaf { chain, key: key.pkcs8_der().to_vec().into(), expires_at });
-        }
-    }
-    let key = new_key()?;
-    let mut params = params(&trust_domain.server_name(), now, SERVER_LIFE)?;
-    for name in [trust_domain.server_name(), trust_domain.enroll_name()] {
-        params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into().map_err(crypto)?));
-    }
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    let leaf = params.signed_by(&key, &ca.issuer).map_err(crypto)?;
-    let text =
-        [pem("PRIVATE KEY", key.serialized_der()), pem("CERTIFICATE", leaf.der()), pem("CERTIFICATE", &ca.certificate)]
-            .concat();
-    private::write(&path, text.as_bytes())?;
-    let chain = vec![leaf.der().clone(), ca.certificate.clone()];
-    Ok(ServerLeaf { chain, key: key.serialize_der().into(), expires_at: now.plus(SERVER_LIFE) })
 }

@@ -13,6 +13,8 @@ use fleetsock_proto::{
 };
 use serde::Deserialize;
 
+use crate::rates::{Rate, RateLimits};
+
 /// Where a server keeps everything unless told otherwise.
 pub const DEFAULT_STATE: &str = "/var/lib/fleetsock/server";
 /// The fleet's name unless `init` is told another.
@@ -40,6 +42,12 @@ const CONNECTIONS: Bounds = Bounds { name: "limits.connections", least: 1, most:
 const CONNECTIONS_PER_ADDRESS: Bounds = Bounds { name: "limits.connections_per_address", least: 1, most: 1_000_000 };
 const ROWS: Bounds = Bounds { name: "limits.answer_rows", least: 1, most: 100_000_000 };
 const QUESTION_S: Bounds = Bounds { name: "limits.question_s", least: 1, most: 3_600 };
+const ENROLMENTS: Bounds = Bounds { name: "limits.enrolments_per_s", least: 1, most: 100_000 };
+const ENROLMENTS_PER_ADDRESS: Bounds =
+    Bounds { name: "limits.enrolments_per_address_per_min", least: 1, most: 6_000_000 };
+const RENEWALS: Bounds = Bounds { name: "limits.renewals_per_min", least: 1, most: 600 };
+const CALLS: Bounds = Bounds { name: "limits.operator_calls_per_s", least: 1, most: 10_000 };
+const RENEWABLE_DAYS: Bounds = Bounds { name: "renewable_days", least: 0, most: 365 };
 
 /// Settings of a server.
 #[derive(Debug, Clone)]
@@ -60,9 +68,16 @@ pub struct Config {
     pub stale_after: Duration,
     /// How often agents send a sign of life.
     pub heartbeat: Duration,
+    /// How long after its end an agent's certificate can be renewed by proof of its key.
+    pub renewable: Duration,
+    /// How often is looked whether the server's own certificate must be renewed.
+    pub renewal_check: Duration,
     /// What bounds its peers.
     pub limits: Limits,
 }
+
+/// How often a server looks whether its own certificate must be renewed: weeks before it has to be.
+const RENEWAL_CHECK: Duration = Duration::from_secs(3600);
 
 /// What bounds the peers of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +96,8 @@ pub struct Limits {
     pub answer_rows: u32,
     /// Longest time that a question may take.
     pub question: Duration,
+    /// How often each may ask.
+    pub rates: RateLimits,
 }
 
 impl Default for Limits {
@@ -93,6 +110,7 @@ impl Default for Limits {
             connections_per_address: 64,
             answer_rows: 1_000_000,
             question: Duration::from_secs(30),
+            rates: RateLimits::default(),
         }
     }
 }
@@ -131,6 +149,7 @@ struct File {
     admin_socket: Option<PathBuf>,
     stale_after_s: Option<u64>,
     heartbeat_s: Option<u64>,
+    renewable_days: Option<u64>,
     #[serde(default)]
     limits: FileLimits,
 }
@@ -145,6 +164,10 @@ struct FileLimits {
     connections_per_address: Option<u64>,
     answer_rows: Option<u64>,
     question_s: Option<u64>,
+    enrolments_per_s: Option<u64>,
+    enrolments_per_address_per_min: Option<u64>,
+    renewals_per_min: Option<u64>,
+    operator_calls_per_s: Option<u64>,
 }
 
 impl Bounds {
@@ -159,6 +182,13 @@ impl Bounds {
 
     fn seconds(self, value: Option<u64>, default: Duration) -> Result<Duration, String> {
         self.check(value, default.as_secs()).map(Duration::from_secs)
+    }
+
+    /// A rate with another number of times; what may be had at once grows with it.
+    fn rate(self, value: Option<u64>, default: Rate) -> Result<Rate, String> {
+        let times = u32::try_from(self.check(value, default.times.into())?).unwrap_or(u32::MAX);
+        let burst = u64::from(default.burst) * u64::from(times) / u64::from(default.times.max(1));
+        Ok(Rate { times, burst: u32::try_from(burst).unwrap_or(u32::MAX).max(1), ..default })
     }
 
     fn count(self, value: Option<u64>, default: usize) -> Result<usize, String> {
@@ -197,6 +227,8 @@ impl Config {
             admin_socket: file.admin_socket.unwrap_or_else(|| state.join(SOCKET_FILE)),
             stale_after,
             heartbeat,
+            renewable: Duration::from_secs(RENEWABLE_DAYS.check(file.renewable_days, 30)? * 86_400),
+            renewal_check: RENEWAL_CHECK,
             limits: Limits {
                 handshake: HANDSHAKE_S.seconds(limits.handshake_s, defaults.handshake)?,
                 handshakes: HANDSHAKES.count(limits.handshakes, defaults.handshakes)?,
@@ -208,6 +240,13 @@ impl Config {
                 answer_rows: u32::try_from(ROWS.check(limits.answer_rows, defaults.answer_rows.into())?)
                     .unwrap_or(u32::MAX),
                 question: QUESTION_S.seconds(limits.question_s, defaults.question)?,
+                rates: RateLimits {
+                    enrolments: ENROLMENTS.rate(limits.enrolments_per_s, defaults.rates.enrolments)?,
+                    enrolments_per_address: ENROLMENTS_PER_ADDRESS
+                        .rate(limits.enrolments_per_address_per_min, defaults.rates.enrolments_per_address)?,
+                    renewals: RENEWALS.rate(limits.renewals_per_min, defaults.rates.renewals)?,
+                    calls: CALLS.rate(limits.operator_calls_per_s, defaults.rates.calls)?,
+                },
             },
         })
     }
@@ -244,6 +283,8 @@ impl fmt::Display for NewFleet {
              # stale_after_s = 90\n\
              # How often agents send a sign of life when nothing else happens.\n\
              # heartbeat_s = 15\n\
+             # How long after its end a host's certificate can be renewed by proof of its key; then only a token helps.\n\
+             # renewable_days = 30\n\
              # The Unix socket (0600) of the local admin, by default in the state folder.\n\
              # admin_socket = \"/run/fleetsock/admin.sock\"\n\
              \n\
@@ -254,7 +295,11 @@ impl fmt::Display for NewFleet {
              # connections = {}\n\
              # connections_per_address = {}\n\
              # answer_rows = {}\n\
-             # question_s = {}\n",
+             # question_s = {}\n\
+             # enrolments_per_s = {}\n\
+             # enrolments_per_address_per_min = {}\n\
+             # renewals_per_min = {}\n\
+             # operator_calls_per_s = {}\n",
             limits.handshake.as_secs(),
             limits.handshakes,
             limits.handshakes_per_address,
@@ -262,6 +307,10 @@ impl fmt::Display for NewFleet {
             limits.connections_per_address,
             limits.answer_rows,
             limits.question.as_secs(),
+            limits.rates.enrolments.times,
+            limits.rates.enrolments_per_address.times,
+            limits.rates.renewals.times,
+            limits.rates.calls.times,
         )
     }
 }
@@ -298,10 +347,15 @@ mod tests {
         let written = Config::parse(Path::new("/s"), &fleet.to_string()).unwrap();
         assert_eq!(written.limits, Limits::default());
         assert_eq!(written.address.as_str(), "db1:5290");
-        let uncommented =
-            fleet.to_string().replace("# handshake", "handshake").replace("# stale_after_s", "stale_after_s");
-        let named = Config::parse(Path::new("/s"), &uncommented).unwrap();
+        let setting = |line: &str| line.contains(" = ") && !line.contains("admin_socket");
+        let uncommented: Vec<String> = fleet
+            .to_string()
+            .lines()
+            .map(|line| line.strip_prefix("# ").filter(|line| setting(line)).unwrap_or(line).to_owned())
+            .collect();
+        let named = Config::parse(Path::new("/s"), &uncommented.join("\n")).unwrap();
         assert_eq!((named.limits, named.stale_after), (written.limits, written.stale_after));
+        assert_eq!((named.heartbeat, named.renewable), (written.heartbeat, written.renewable));
     }
 
     #[test]
@@ -314,6 +368,8 @@ mod tests {
             ("[limits]\nconections = 1\n", "unknown field `conections`"),
             ("listen = \"nowhere\"\n", "duplicate key"),
             ("heartbeat_s = -1\n", "line 4"),
+            ("[limits]\nenrolments_per_s = 0\n", "limits.enrolments_per_s = 0 is not within 1 and 100000"),
+            ("renewable_days = 366\n", "renewable_days = 366"),
         ] {
             let problem = Config::parse(Path::new("/s"), &format!("{LEAST}{addition}")).unwrap_err();
             assert!(problem.contains(expected), "{addition}: {problem}");

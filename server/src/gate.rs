@@ -28,7 +28,7 @@ pub struct Place {
 }
 
 /// Whose limit an address counts against: a subscriber has at least a /64 of IPv6.
-fn counted(address: IpAddr) -> IpAddr {
+pub(crate) fn counted(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !(u128::from(u64::MAX)))),
         v4 => v4,

@@ -8,14 +8,15 @@ use std::{collections::BTreeMap, time::Duration};
 use async_trait::async_trait;
 use fleetsock_proto::{
     answer::{AnswerMeta, Gap, GapReason},
+    audit::{AuditMark, AuditQuestion, AuditRow, AuditVerdict},
     batch::Batch,
-    host::{Host, HostFacts, HostId, HostSelector},
+    host::{Host, HostFacts, HostId, HostSelector, Warning},
     listener::Listener,
     question::{CoverageQuestion, PortQuestion, SessionQuestion},
     session::Session,
     stream::{AgentCost, BatchNumber, GapReport},
     time::Timestamp,
-    token::{NewToken, Operator, Token, TokenPurpose},
+    token::{Conditions, NewToken, Operator, OperatorCertificate, RevokedOperator, Token, TokenPurpose},
 };
 use tokio::sync::mpsc;
 
@@ -140,6 +141,18 @@ pub trait Registry: Send + Sync + 'static {
         secret_hash: [u8; 32],
         token: NewToken,
         by: Actor,
+    ) -> Result<Token, HistoryError> {
+        self.create_token_under(token_id, secret_hash, token, Conditions::default(), by).await
+    }
+
+    /// The same for a token that admits only under conditions.
+    async fn create_token_under(
+        &self,
+        token_id: String,
+        secret_hash: [u8; 32],
+        token: NewToken,
+        conditions: Conditions,
+        by: Actor,
     ) -> Result<Token, HistoryError>;
 
     /// Every token that was not expired for longer than 30 days, newest first.
@@ -176,8 +189,62 @@ pub trait Registry: Send + Sync + 'static {
     /// What a certificate of an operator is worth.
     async fn operator_standing(&self, operator: Operator, serial: Serial) -> Result<Standing, HistoryError>;
 
-    /// Refuses a host from now on. Named by id or by a name that only one host has.
+    /// Writes down a host's next certificate in place of one that is over, which had this serial number. Refused with
+    /// what that one is worth unless it was good.
+    async fn renew_expired(
+        &self,
+        host: HostId,
+        over: Serial,
+        certificate: IssuedCertificate,
+        by: Actor,
+    ) -> Result<Standing, HistoryError>;
+
+    /// Refuses a host from now on: nothing of it is stored after this. Named by id or by a name that only one host has.
     async fn revoke_host(&self, host: String, reason: String, by: Actor) -> Result<HostId, HistoryError>;
+
+    /// A person looked at a host: it may speak if it waited for that, and has no warning any more.
+    async fn approve_host(&self, host: String, by: Actor) -> Result<HostId, HistoryError>;
+
+    /// What a host that waits for approval says of itself, so that a person can judge it.
+    async fn introduce(&self, host: HostId, contact: Contact) -> Result<(), HistoryError>;
+
+    /// A person should look at a host.
+    async fn warn_host(&self, host: HostId, warning: Warning) -> Result<(), HistoryError>;
+
+    /// The certificates of operators that are not over for longer than 30 days, by name.
+    async fn list_operators(&self) -> Result<Vec<OperatorCertificate>, HistoryError>;
+
+    /// Refuses every certificate and every unused token of an operator from now on.
+    async fn revoke_operator(&self, name: String, reason: String, by: Actor) -> Result<RevokedOperator, HistoryError>;
+
+    /// Writes entries into the audit log, in this order, all or none; durable when this returns.
+    async fn record(&self, entries: Vec<AuditEntry>) -> Result<(), HistoryError>;
+
+    /// Rows of the audit log, newest first.
+    async fn list_audit(
+        &self,
+        question: AuditQuestion,
+        now: Timestamp,
+    ) -> Result<(Vec<AuditRow>, AnswerMeta), HistoryError>;
+
+    /// Whether each row of the audit log follows from the one before, and the row of `mark` is the one it was.
+    async fn verify_audit(&self, mark: Option<AuditMark>) -> Result<AuditVerdict, HistoryError>;
+}
+
+/// Most rows of one answer about the audit log, whatever the question says.
+pub const AUDIT_ROWS_LIMIT: u32 = 100_000;
+
+/// Something for the audit log. Orders are written by what carries them out, in the transaction of their effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// Who, from where, when.
+    pub by: Actor,
+    /// What, in a few words.
+    pub action: &'static str,
+    /// The rest of it.
+    pub detail: String,
+    /// Rows that were answered; absent for orders, and for an answer that is still running.
+    pub rows: Option<u64>,
 }
 
 /// How long a used token still answers the same key with the same certificate.
@@ -243,6 +310,8 @@ pub enum Standing {
     Good,
     /// Its holder was revoked.
     Revoked,
+    /// Its holder waits for approval: it may say who it is, and nothing else of it is stored.
+    Waits,
     /// Another certificate took its place.
     Superseded,
     /// Nobody here made it, or its holder was removed.
@@ -261,6 +330,12 @@ pub enum HistoryError {
     /// A token that is unknown, wrong, expired, used up or revoked.
     #[error("the token is not valid")]
     TokenRefused,
+    /// The host was revoked.
+    #[error("revoked")]
+    Revoked,
+    /// The host waits for approval.
+    #[error("`{0}` waits for approval; nothing of it is stored before")]
+    Waits(String),
     /// The question took longer than it may.
     #[error("the question took longer than {} s; ask for fewer hosts, a shorter time or fewer rows", .0.as_secs())]
     TooSlow(Duration),

@@ -5,17 +5,21 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use fleetsock_proto::token::Role;
 use http::{Request, Response};
+use tokio::time::Instant;
 use tonic::Status;
 use tower::{Layer, Service};
 
 use crate::{
-    api::status,
+    api::{Clock, status},
     history::{Registry, Standing},
     peer::{Caller, Peer},
+    rates::Rates,
+    warnings::Warnings,
 };
 
 /// A kind of caller.
@@ -30,9 +34,13 @@ enum Who {
 
 use Who::{Admin, Agent, Anonymous, Local, Viewer};
 
+/// The call by which an agent gets its next certificate.
+const RENEWAL: &str = "/fleetsock.v1.Agent/RenewCertificate";
+
 /// Every call, and who may make it.
-const TABLE: [(&str, &[Who]); 12] = [
+const TABLE: [(&str, &[Who]); 18] = [
     ("/fleetsock.v1.Enrollment/Enroll", &[Anonymous]),
+    ("/fleetsock.v1.Enrollment/RenewExpired", &[Anonymous]),
     ("/fleetsock.v1.Agent/Session", &[Agent]),
     ("/fleetsock.v1.Agent/RenewCertificate", &[Agent]),
     ("/fleetsock.v1.Inventory/ListHosts", &[Viewer, Admin, Local]),
@@ -44,6 +52,11 @@ const TABLE: [(&str, &[Who]); 12] = [
     ("/fleetsock.v1.Admin/RevokeToken", &[Admin, Local]),
     ("/fleetsock.v1.Admin/IssueOperator", &[Admin, Local]),
     ("/fleetsock.v1.Admin/RevokeHost", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/ApproveHost", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/ListOperators", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/RevokeOperator", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/ListAudit", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/VerifyAudit", &[Admin, Local]),
 ];
 
 fn who(caller: &Caller) -> Who {
@@ -73,7 +86,8 @@ fn decide(path: &str, caller: &Caller) -> Result<(), Status> {
 /// What a certificate that is not good any more is told.
 fn refusal(standing: Standing) -> Option<&'static str> {
     match standing {
-        Standing::Good => None,
+        // What a host that waits for approval may do is decided where it speaks.
+        Standing::Good | Standing::Waits => None,
         Standing::Revoked => Some("revoked"),
         Standing::Superseded => Some("replaced by a newer one: two machines may be using one identity"),
         Standing::Unknown => Some("unknown to this server"),
@@ -84,6 +98,9 @@ fn refusal(standing: Standing) -> Option<&'static str> {
 #[derive(Clone)]
 pub struct Policy {
     registry: Arc<dyn Registry>,
+    rates: Arc<Rates>,
+    warnings: Arc<Warnings>,
+    clock: Clock,
 }
 
 impl std::fmt::Debug for Policy {
@@ -92,26 +109,70 @@ impl std::fmt::Debug for Policy {
     }
 }
 
+/// Words for somebody who asks too often.
+fn too_often(what: &str, wait: Duration) -> Status {
+    let seconds = wait.as_secs_f64();
+    Status::resource_exhausted(format!("too many {what}; try again in {seconds:.1} s"))
+}
+
 impl Policy {
     /// The policy, with the registry of certificates in use.
-    pub fn new(registry: Arc<dyn Registry>) -> Policy {
-        Policy { registry }
+    pub fn new(registry: Arc<dyn Registry>, rates: Rates, warnings: Arc<Warnings>, clock: Clock) -> Policy {
+        Policy { registry, rates: Arc::new(rates), warnings, clock }
     }
 
     async fn check(&self, path: &str, peer: Option<&Peer>) -> Result<(), Status> {
-        let caller = &peer.ok_or_else(|| Status::internal("a connection without a peer"))?.caller;
-        let standing = match caller {
-            Caller::Anonymous | Caller::Local => Standing::Good,
+        let peer = peer.ok_or_else(|| Status::internal("a connection without a peer"))?;
+        let standing = self.standing(peer).await?;
+        if let Some(reason) = refusal(standing) {
+            self.note(peer, standing).await;
+            return Err(Status::unauthenticated(reason));
+        }
+        decide(path, &peer.caller)?;
+        self.is_rare_enough(path, peer)
+    }
+
+    async fn standing(&self, peer: &Peer) -> Result<Standing, Status> {
+        match &peer.caller {
+            Caller::Anonymous | Caller::Local => Ok(Standing::Good),
             Caller::Agent { host, serial } => {
-                self.registry.host_standing(*host, serial.clone()).await.map_err(status::of)?
+                self.registry.host_standing(*host, serial.clone()).await.map_err(status::of)
             }
             Caller::Operator { operator, serial } => {
-                self.registry.operator_standing(operator.clone(), serial.clone()).await.map_err(status::of)?
+                self.registry.operator_standing(operator.clone(), serial.clone()).await.map_err(status::of)
             }
-        };
-        match refusal(standing) {
-            Some(reason) => Err(Status::unauthenticated(reason)),
-            None => decide(path, caller),
+        }
+    }
+
+    /// A certificate whose place another took is in use somewhere: a copy of the host's identity, or a restored backup.
+    async fn note(&self, peer: &Peer, standing: Standing) {
+        if let (Caller::Agent { host, .. }, Standing::Superseded) = (&peer.caller, standing) {
+            let from = peer.address.map(|address| address.to_string()).unwrap_or_default();
+            let text = format!(
+                "an older certificate of it was shown from {from}: its identity was copied, or restored from a backup"
+            );
+            self.warnings.warn(*host, text, (self.clock)()).await;
+        }
+    }
+
+    fn is_rare_enough(&self, path: &str, peer: &Peer) -> Result<(), Status> {
+        let now = Instant::now();
+        match &peer.caller {
+            Caller::Anonymous => {
+                let from = peer.address.map(|address| address.to_string()).unwrap_or_default();
+                self.rates
+                    .enrol(peer.address, now)
+                    .map_err(|wait| too_often(&format!("enrolments, from {from} or in all"), wait))
+            }
+            Caller::Agent { host, .. } if path == RENEWAL => {
+                self.rates.renew(*host, now).map_err(|wait| too_often("renewals of this host's certificate", wait))
+            }
+            Caller::Operator { operator, .. } => self
+                .rates
+                .call(operator.name(), now)
+                .map_err(|wait| too_often(&format!("calls of the operator {}", operator.name()), wait)),
+            // An agent's other call is one stream; the local admin is the owner of the machine.
+            Caller::Agent { .. } | Caller::Local => Ok(()),
         }
     }
 }

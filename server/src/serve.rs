@@ -22,16 +22,20 @@ use tonic::transport::Server;
 use tower::layer::util::{Identity, Stack};
 
 use crate::{
-    acceptor::Acceptor,
+    acceptor::{Acceptor, Shown},
     api::{
-        Clock, admin::AdminService, agent::AgentService, enrollment::EnrollmentService, inventory::InventoryService,
+        Clock, admin::AdminService, agent::AgentService, answering::Answering, enrollment::EnrollmentService,
+        inventory::InventoryService,
     },
     authority::Authority,
     config::Config,
     history::{History, Registry},
-    live::Live,
+    ledger::Ledger,
+    live::{Answers, Live},
     peer::{Caller, Peer, PeerStream},
     policy::Policy,
+    rates::Rates,
+    warnings::Warnings,
 };
 
 /// How long connections may take to end after the streams have.
@@ -91,30 +95,44 @@ pub async fn serve<S: History + Registry>(
     let (tasks, live) = (TaskTracker::new(), Arc::new(Live::default()));
     let registry: Arc<dyn Registry> = Arc::clone(&store) as _;
     let history: Arc<dyn History> = store;
-    let policy = Policy::new(Arc::clone(&registry));
+    let warnings = Warnings::new(Arc::clone(&registry));
+    let policy = Policy::new(Arc::clone(&registry), Rates::new(&config.limits.rates), Arc::clone(&warnings), clock);
+    let (ledger, keeper) = Ledger::open(Arc::clone(&registry));
+    let answers = Arc::new(Answers::default());
+    let answering = Answering {
+        ledger,
+        answers: Arc::clone(&answers),
+        registry: Arc::clone(&registry),
+        tasks: tasks.clone(),
+        clock,
+    };
 
     let agents = AgentService {
         authority: Arc::clone(&authority),
         history: Arc::clone(&history),
         registry: Arc::clone(&registry),
         live: Arc::clone(&live),
+        warnings,
         tasks: tasks.clone(),
         heartbeat: config.heartbeat,
         clock,
     };
-    let inventory = InventoryService { history, tasks: tasks.clone(), clock };
+    let inventory = InventoryService { history, answering: answering.clone() };
     let admin = AdminService {
         authority: Arc::clone(&authority),
         registry: Arc::clone(&registry),
         live: Arc::clone(&live),
+        answers,
+        answering,
         address: config.address.clone(),
         clock,
     };
     let agents = AgentServer::new(agents).max_decoding_message_size(MESSAGE_BYTES.1);
     let inventory = InventoryServer::new(inventory).max_decoding_message_size(MESSAGE_BYTES.2);
     let admin = AdminServer::new(admin).max_decoding_message_size(MESSAGE_BYTES.2);
-    let enrollment = EnrollmentServer::new(EnrollmentService { authority, registry, clock })
-        .max_decoding_message_size(MESSAGE_BYTES.0);
+    let enrollment =
+        EnrollmentService { authority: Arc::clone(&authority), registry, renewable: config.renewable, clock };
+    let enrollment = EnrollmentServer::new(enrollment).max_decoding_message_size(MESSAGE_BYTES.0);
 
     let asking = builder(&policy, STREAMS.0).add_service(inventory).add_service(admin);
     let identified = asking.clone().add_service(agents);
@@ -144,12 +162,36 @@ pub async fn serve<S: History + Registry>(
             () = deadline => Ok(()),
         }
     };
-    let (served, ()) = tokio::join!(serving, acceptor.run(listener, drain.clone()));
+    let renewing = renew(authority, acceptor.shown(), config.renewal_check, clock, drain.clone());
+    let (served, (), ()) = tokio::join!(serving, acceptor.run(listener, drain.clone()), renewing);
     live.stop();
     tasks.close();
     tasks.wait().await;
+    keeper.close().await;
     remove_socket(&config.admin_socket);
     Ok(served?)
+}
+
+/// Sees to it that the server's own certificate is never over. Connections that are there go on with the one before.
+async fn renew(authority: Arc<Authority>, shown: Shown, every: Duration, clock: Clock, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(every) => {}
+        }
+        let exchanged = match authority.renew_server_leaf(clock()) {
+            Ok(None) => continue,
+            Ok(Some(leaf)) => shown.exchange(&authority).map(|()| leaf).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match exchanged {
+            Ok(leaf) => {
+                tracing::info!(expires_at_us = leaf.expires_at.as_micros(), "the server's certificate was renewed")
+            }
+            // It is tried again at the next look, weeks before the end.
+            Err(error) => tracing::error!(error, "the server's certificate was not renewed"),
+        }
+    }
 }
 
 fn builder(policy: &Policy, streams: u32) -> Server<Stack<Policy, Identity>> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fleetsock_proto::host::{Host, HostFacts, HostState};
 use serde_json::Value;
 
-use super::{Cell, Column, Field, Record, Shown, Side, View, moment_or_null, text};
+use super::{Cell, Column, Field, Marks, Record, Shown, Side, View, moment_or_null, text};
 use crate::console::Tone;
 
 fn fact(host: &Host, value: impl Fn(&HostFacts) -> Value) -> Value {
@@ -58,14 +58,30 @@ const FIELDS: &[Field<Host>] = &[
         },
     },
     Field { name: "netns", value: |host, _| fact(host, |facts| facts.netns.into()) },
+    Field {
+        name: "warning",
+        value: |host, _| host.warning.as_ref().map_or(Value::Null, |warning| warning.text.as_str().into()),
+    },
+    Field { name: "warned_at", value: |host, _| moment_or_null(host.warning.as_ref().map(|warning| warning.at)) },
 ];
 
 fn state(host: &Host, _: &View) -> Cell {
-    Cell::new(host.state.as_str()).tone(match host.state {
+    let mark = if host.warning.is_some() { " !" } else { "" };
+    Cell::new(&format!("{}{mark}", host.state)).tone(match host.state {
+        _ if host.warning.is_some() => Tone::Bad,
         HostState::Online => Tone::Good,
         HostState::Revoked => Tone::Bad,
         HostState::Stale | HostState::Pending => Tone::Warning,
     })
+}
+
+fn warning(host: &Host, view: &View) -> Cell {
+    let Some(warning) = &host.warning else { return Cell::new("") };
+    match view.times {
+        super::Times::Absolute => Cell::new(&format!("{} ({})", warning.text, view.clock.absolute(warning.at))),
+        super::Times::Relative => Cell::new(&warning.text),
+    }
+    .tone(Tone::Bad)
 }
 
 fn address(host: &Host, view: &View) -> Cell {
@@ -124,6 +140,7 @@ const COLUMNS: &[Column<Host>] = &[
     column("tier_reason", "TIER-REASON", &["tier_reason"], Shown::Wide, Side::Left, |host, _| {
         fact_cell(host, |facts| facts.tier_reason.clone())
     }),
+    column("warning", "WARNING", &["warning", "warned_at"], Shown::Wide, Side::Left, warning),
 ];
 
 const fn column(
@@ -150,5 +167,9 @@ impl Record for Host {
 
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn marks(&self) -> Marks {
+        if self.warning.is_some() { Marks::warning() } else { Marks::default() }
     }
 }

@@ -2,7 +2,7 @@
 
 use fleetsock_proto::{
     time::Timestamp,
-    token::{Token, TokenPurpose},
+    token::{Approval, Token, TokenPurpose},
 };
 use serde_json::Value;
 
@@ -23,13 +23,21 @@ fn state(token: &Token, now: Timestamp) -> &'static str {
 }
 
 fn admits(token: &Token) -> String {
-    match &token.purpose {
+    let who = match &token.purpose {
         TokenPurpose::Operator(operator) => format!("operator {operator}"),
-        TokenPurpose::Hosts { labels } if labels.is_empty() => "hosts".to_owned(),
         TokenPurpose::Hosts { labels } => {
             let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-            format!("hosts {}", labels.join(","))
+            let approval = if token.conditions.approval == Approval::Needed { "after approval" } else { "" };
+            ["hosts", &labels.join(","), approval]
+                .into_iter()
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join(" ")
         }
+    };
+    match token.conditions.from {
+        Some(prefix) => format!("{who} from {prefix}"),
+        None => who,
     }
 }
 
@@ -64,6 +72,11 @@ const FIELDS: &[Field<Token>] = &[
     Field { name: "created_at", value: |token, _| moment(token.created_at) },
     Field { name: "expires_at", value: |token, _| moment(token.expires_at) },
     Field { name: "note", value: |token, _| text(&token.note) },
+    Field {
+        name: "from",
+        value: |token, _| token.conditions.from.map_or(Value::Null, |prefix| prefix.to_string().into()),
+    },
+    Field { name: "approval", value: |token, _| Value::Bool(token.conditions.approval == Approval::Needed) },
 ];
 
 fn state_cell(token: &Token, view: &View) -> Cell {
@@ -86,9 +99,14 @@ const COLUMNS: &[Column<Token>] = &[
     column("uses", "USES", &["uses_left", "uses_total"], Shown::Always, Side::Right, |token, _| {
         Cell::new(&format!("{}/{}", token.uses_total - token.uses_left.min(token.uses_total), token.uses_total))
     }),
-    column("admits", "ADMITS", &["operator", "role", "labels"], Shown::Always, Side::Left, |token, _| {
-        Cell::new(&admits(token))
-    }),
+    column(
+        "admits",
+        "ADMITS",
+        &["operator", "role", "labels", "from", "approval"],
+        Shown::Always,
+        Side::Left,
+        |token, _| Cell::new(&admits(token)),
+    ),
     column("created", "CREATED", &["created_at"], Shown::Always, Side::Left, |token, view| {
         Cell::new(&view.moment(token.created_at))
     }),

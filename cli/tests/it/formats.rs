@@ -10,12 +10,14 @@ use fleetctl::{
 };
 use fleetsock_proto::{
     answer::{AnswerMeta, Gap, GapReason},
-    host::{BootId, Host, HostFacts, HostId, HostState, Tier},
+    audit::AuditRow,
+    host::{BootId, Host, HostFacts, HostId, HostState, Tier, Warning},
     listener::Listener,
     owner::Owner,
     session::Session,
     socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketState},
     time::Timestamp,
+    token::{Operator, OperatorCertificate, Role},
 };
 use jiff::tz::TimeZone;
 
@@ -159,6 +161,7 @@ fn host() -> Host {
         agent_cpu_millipercent: 250,
         agent_rss_bytes: 9 << 20,
         clock_offset_us: -1_500,
+        warning: None,
     }
 }
 
@@ -228,6 +231,56 @@ fn sessions_as_a_table() {
 fn hosts_as_a_table() {
     check(Format::Table, &[], &[host()], "hosts.txt");
     check(Format::Wide, &[], &[host()], "hosts-wide.txt");
+}
+
+fn warned() -> Host {
+    let text = "a second machine uses its identity, from 10.0.0.9".to_owned();
+    Host { name: "web2".to_owned(), warning: Some(Warning { text, at: ago(30) }), ..host() }
+}
+
+#[test]
+fn a_host_that_somebody_should_look_at_has_a_mark_and_a_wide_table_says_why() {
+    let table = written(Format::Table, &["host", "state"], Headers::Hidden, &[host(), warned()]);
+    assert_eq!(table, "web1  online\nweb2  online !\n");
+    assert_eq!(host().marks().legend(), None);
+    assert!(warned().marks().legend().unwrap().contains("! somebody should look at it"));
+    let wide = written(Format::Wide, &["warning"], Headers::Hidden, &[warned()]);
+    assert_eq!(wide, "a second machine uses its identity, from 10.0.0.9 (2026-11-24 10:02:41.123)\n");
+    let json = written(Format::Jsonl, &["warning", "warned_at"], Headers::Shown, &[warned()]);
+    assert_eq!(
+        json,
+        "{\"warning\":\"a second machine uses its identity, from 10.0.0.9\",\"warned_at\":\"2026-11-24T10:02:41.123Z\"}\n"
+    );
+}
+
+#[test]
+fn the_audit_log_and_operators_as_tables_and_for_machines() {
+    let row = |number, actor: &str, action: &str, detail: &str, rows| AuditRow {
+        number,
+        at: ago(60),
+        actor: actor.to_owned(),
+        address: if actor == "local" { String::new() } else { "10.0.0.9".to_owned() },
+        action: action.to_owned(),
+        detail: detail.to_owned(),
+        rows,
+        hash: [0xab; 32],
+    };
+    let rows = [
+        row(8, "operator/viewer/alice", "list ports", "--host web*", Some(412)),
+        row(7, "local", "revoke host", "web3: stolen\u{1b}[31m", None),
+    ];
+    check(Format::Table, &[], &rows, "audit.txt");
+    check(Format::Jsonl, &[], &rows, "audit.jsonl");
+    let certificate = |name: &str, role, revoked_at| OperatorCertificate {
+        operator: Operator::new(name, role).unwrap(),
+        serial: vec![0x40, 1, 2],
+        issued_at: ago(90_000),
+        expires_at: now().plus(Duration::from_secs(86_400 * 3)),
+        revoked_at,
+    };
+    let certificates = [certificate("alice", Role::Admin, None), certificate("bob", Role::Viewer, Some(ago(5)))];
+    check(Format::Table, &[], &certificates, "operators.txt");
+    check(Format::Jsonl, &[], &certificates, "operators.jsonl");
 }
 
 #[test]
@@ -351,6 +404,8 @@ fn fields_keep_their_names() {
          peer_process service class state netns pid process exe user owner_known container unit opened_at \
          opened_known closed_at closed_known duration_ms bytes_sent bytes_received",
     );
+    check::<AuditRow>("number at actor address action detail rows hash");
+    check::<OperatorCertificate>("operator role state issued_at expires_at revoked_at serial");
     let none: [Listener; 0] = [];
     let json: serde_json::Value = serde_json::from_str(&written(Format::Json, &[], Headers::Shown, &none)).unwrap();
     let names: Vec<&str> = json["meta"].as_object().unwrap().keys().map(String::as_str).collect();

@@ -7,6 +7,7 @@ mod dev;
 mod fleet;
 mod formats;
 mod help;
+mod identity;
 mod network;
 mod program;
 mod readme;

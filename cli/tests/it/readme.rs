@@ -64,7 +64,9 @@ fn steady(line: &str) -> String {
             word.to_owned()
         }
     };
-    line.split_whitespace().map(word).collect::<Vec<_>>().join(" ")
+    // Further owners: a child that has just been forked holds what its parent listens on for a moment.
+    let is_more = |word: &&str| word.strip_prefix('+').is_some_and(|count| count.bytes().all(|c| c.is_ascii_digit()));
+    line.split_whitespace().filter(|word| !is_more(word)).map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// Whether a line does not depend on how well the kernel let the agents hear: the legend of marks does.

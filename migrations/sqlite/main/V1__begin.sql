@@ -7,6 +7,11 @@ CREATE TABLE hosts (
     enrolled_at_us INTEGER NOT NULL,
     revoked_at_us INTEGER,
     revoked_reason TEXT,
+    -- 1 while it waits for approval: nothing of it is stored before.
+    waits INTEGER NOT NULL DEFAULT 0,
+    -- What a person should look at, and when it was last noticed.
+    warning TEXT,
+    warned_at_us INTEGER,
     -- What follows is NULL until the host first speaks.
     last_seen_at_us INTEGER,
     -- The first walk that it told of, and the last, by the server's clock.
@@ -70,7 +75,11 @@ CREATE TABLE tokens (
     operator_name TEXT,
     operator_role INTEGER,
     note TEXT NOT NULL,
-    revoked_at_us INTEGER
+    revoked_at_us INTEGER,
+    -- Where it may be used, in CIDR notation; NULL for anywhere.
+    from_prefix TEXT,
+    -- 1 when hosts that enrol with it wait for approval.
+    approval INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE token_labels (
@@ -94,15 +103,28 @@ CREATE TABLE token_uses (
     PRIMARY KEY (token_id, key_hash)
 ) STRICT, WITHOUT ROWID;
 
--- Every order, written in the transaction of its effect.
+-- Every order, written in the transaction of its effect, and every question of an operator. Numbers have no holes.
 CREATE TABLE audit (
     id INTEGER PRIMARY KEY,
     at_us INTEGER NOT NULL,
     actor TEXT NOT NULL,
     address TEXT NOT NULL,
     action TEXT NOT NULL,
-    detail TEXT NOT NULL
+    detail TEXT NOT NULL,
+    -- Rows that were answered; NULL for orders and for an answer that was still running.
+    answer_rows INTEGER,
+    -- SHA-256 over the hash of the row before and the content of this one.
+    hash BLOB NOT NULL
 ) STRICT;
+CREATE INDEX audit_by_time ON audit (at_us);
+
+-- The last row of the audit log, in one row: what is missing at the end is seen by it.
+CREATE TABLE audit_head (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    last INTEGER NOT NULL,
+    hash BLOB NOT NULL
+) STRICT;
+INSERT INTO audit_head (one, last, hash) VALUES (1, 0, zeroblob(32));
 
 -- What runs: the part of an owner that many processes share. Never deleted while a row points to it.
 CREATE TABLE programs (

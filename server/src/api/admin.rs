@@ -4,17 +4,23 @@ use std::sync::Arc;
 
 use aws_lc_rs::rand;
 use fleetsock_proto::{
+    audit::{self, AuditQuestion},
     join::{JoinString, ServerAddress, TokenSecret},
-    token::{NewToken, Operator},
+    token::{self, Operator},
     wire::{self, admin_server::Admin},
 };
 use tonic::{Request, Response, Status};
 
-use super::{Clock, peer, status};
+use super::{
+    Clock,
+    answering::{Answering, Asked, Messages},
+    inventory::{into, send_all},
+    peer, status, wording,
+};
 use crate::{
     authority::{Authority, RequestedKey},
     history::{Registry, Subject},
-    live::{End, Live},
+    live::{Answers, End, Live},
 };
 
 /// Longest reason of an order, bytes.
@@ -28,6 +34,10 @@ pub struct AdminService {
     pub registry: Arc<dyn Registry>,
     /// Ends the streams of revoked hosts.
     pub live: Arc<Live>,
+    /// Ends the answers to revoked operators.
+    pub answers: Arc<Answers>,
+    /// The way of its answers.
+    pub answering: Answering,
     /// How others reach this server.
     pub address: ServerAddress,
     /// The time.
@@ -46,20 +56,31 @@ fn random<const N: usize>() -> Result<[u8; N], Status> {
     Ok(bytes)
 }
 
+/// A reason, unless it is a novel.
+fn reason(text: String) -> Result<String, Status> {
+    if text.len() > REASON_LIMIT {
+        return Err(Status::invalid_argument(format!("reason: more than {REASON_LIMIT} bytes")));
+    }
+    Ok(text)
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[tonic::async_trait]
 impl Admin for AdminService {
+    type ListAuditStream = Messages<wire::ListAuditResponse>;
+
     async fn create_token(
         &self,
         request: Request<wire::CreateTokenRequest>,
     ) -> Result<Response<wire::CreateTokenResponse>, Status> {
         let by = peer(&request)?.actor((self.clock)());
-        let token = NewToken::try_from(request.into_inner()).map_err(status::of_invalid)?;
+        let (token, conditions) = token::new_token(request.into_inner()).map_err(status::of_invalid)?;
         let (token_id, secret) = (hex(&random::<8>()?), TokenSecret::from_array(random()?));
-        let token = self.registry.create_token(token_id.clone(), secret.hash(), token, by).await.map_err(status::of)?;
+        let created = self.registry.create_token_under(token_id.clone(), secret.hash(), token, conditions, by).await;
+        let token = created.map_err(status::of)?;
         let join = JoinString {
             address: self.address.clone(),
             trust_domain: self.authority.trust_domain().clone(),
@@ -72,9 +93,10 @@ impl Admin for AdminService {
 
     async fn list_tokens(
         &self,
-        _request: Request<wire::ListTokensRequest>,
+        request: Request<wire::ListTokensRequest>,
     ) -> Result<Response<wire::ListTokensResponse>, Status> {
         let tokens = self.registry.list_tokens().await.map_err(status::of)?;
+        self.answering.record(&peer(&request)?, "list tokens", String::new(), tokens.len()).await?;
         Ok(Response::new(wire::ListTokensResponse { tokens: tokens.into_iter().map(Into::into).collect() }))
     }
 
@@ -115,11 +137,77 @@ impl Admin for AdminService {
     ) -> Result<Response<wire::RevokeHostResponse>, Status> {
         let by = peer(&request)?.actor((self.clock)());
         let request = request.into_inner();
-        if request.reason.len() > REASON_LIMIT {
-            return Err(Status::invalid_argument(format!("reason: more than {REASON_LIMIT} bytes")));
-        }
-        let host = self.registry.revoke_host(request.host, request.reason, by).await.map_err(status::of)?;
+        let reason = reason(request.reason)?;
+        let host = self.registry.revoke_host(request.host, reason, by).await.map_err(status::of)?;
         self.live.end(host, End::Revoked);
         Ok(Response::new(wire::RevokeHostResponse { host_id: host.as_bytes().to_vec() }))
+    }
+
+    async fn approve_host(
+        &self,
+        request: Request<wire::ApproveHostRequest>,
+    ) -> Result<Response<wire::ApproveHostResponse>, Status> {
+        let by = peer(&request)?.actor((self.clock)());
+        let host = self.registry.approve_host(request.into_inner().host, by).await.map_err(status::of)?;
+        Ok(Response::new(wire::ApproveHostResponse { host_id: host.as_bytes().to_vec() }))
+    }
+
+    async fn list_operators(
+        &self,
+        request: Request<wire::ListOperatorsRequest>,
+    ) -> Result<Response<wire::ListOperatorsResponse>, Status> {
+        let certificates = self.registry.list_operators().await.map_err(status::of)?;
+        self.answering.record(&peer(&request)?, "list operators", String::new(), certificates.len()).await?;
+        Ok(Response::new(wire::ListOperatorsResponse { certificates: into(certificates) }))
+    }
+
+    async fn revoke_operator(
+        &self,
+        request: Request<wire::RevokeOperatorRequest>,
+    ) -> Result<Response<wire::RevokeOperatorResponse>, Status> {
+        let by = peer(&request)?.actor((self.clock)());
+        let request = request.into_inner();
+        let reason = reason(request.reason)?;
+        let revoked = self.registry.revoke_operator(request.name.clone(), reason, by).await.map_err(status::of)?;
+        self.answers.end(&request.name);
+        let token::RevokedOperator { certificates, tokens } = revoked;
+        Ok(Response::new(wire::RevokeOperatorResponse { certificates, tokens }))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<wire::ListAuditRequest>,
+    ) -> Result<Response<Self::ListAuditStream>, Status> {
+        let peer = peer(&request)?;
+        let question = AuditQuestion::try_from(request.into_inner()).map_err(status::of_invalid)?;
+        let asked = Asked { action: "list audit", detail: wording::audit(&question) };
+        let (registry, now) = (Arc::clone(&self.registry), (self.clock)());
+        self.answering
+            .answer(
+                &peer,
+                asked,
+                move |rows| async move { send_all(registry.list_audit(question, now).await?, rows).await },
+                |rows, meta| wire::ListAuditResponse { rows: into(rows), meta: meta.map(Into::into) },
+            )
+            .await
+    }
+
+    async fn verify_audit(
+        &self,
+        request: Request<wire::VerifyAuditRequest>,
+    ) -> Result<Response<wire::VerifyAuditResponse>, Status> {
+        let peer = peer(&request)?;
+        let mark = audit::mark(request.get_ref()).map_err(status::of_invalid)?;
+        let verdict = self.registry.verify_audit(mark).await.map_err(status::of)?;
+        let rows = usize::try_from(verdict.last.number).unwrap_or(usize::MAX);
+        let found = match &verdict.touched {
+            None => "whole".to_owned(),
+            Some((number, problem)) => format!("row {number}: {problem}"),
+        };
+        // What was found is told even when the log cannot be written, which may be what somebody did to it.
+        if self.answering.record(&peer, "verify audit", found.clone(), rows).await.is_err() {
+            tracing::error!(found, "a reading of the audit log was not recorded");
+        }
+        Ok(Response::new(verdict.into()))
     }
 }

@@ -1,6 +1,6 @@
 //! The conversation with an agent. Which host speaks is decided by its certificate, never by what it says.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
 
 use fleetsock_proto::{
     host::HostId,
@@ -16,8 +16,9 @@ use super::{Clock, peer, status};
 use crate::{
     authority::{Authority, RequestedKey},
     history::{Applied, Contact, History, HistoryError, Presence, Registry, Standing, Subject},
-    live::{End, Live, LiveStream},
+    live::{End, Hearing, Live, LiveStream, Spot},
     peer::{Caller, Peer},
+    warnings::Warnings,
 };
 
 /// How long an agent may take to say Hello.
@@ -28,6 +29,12 @@ pub const SILENCE_LIMIT: Duration = Duration::from_secs(90);
 pub const CREDIT: u32 = 32;
 /// When to come back after the server stopped, and after it ran out of room.
 const RETURN_AFTER: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
+/// When a host that waits for approval shall ask again.
+const APPROVAL_AFTER: Duration = Duration::from_secs(10);
+/// Heartbeats that may fail to come before a machine that was heard gives the voice of its host to another one.
+const MISSED_HEARTBEATS: u32 = 2;
+/// How long an agent that does not read may keep the last word from being sent.
+const LAST_WORD: Duration = Duration::from_millis(200);
 /// Messages that wait for a slow agent.
 const OUTGOING: usize = 2 * CREDIT as usize;
 
@@ -42,6 +49,8 @@ pub struct AgentService {
     pub registry: Arc<dyn Registry>,
     /// Who is speaking.
     pub live: Arc<Live>,
+    /// Where hosts that are odd are told of.
+    pub warnings: Arc<Warnings>,
     /// Where conversations run, to be waited for when the server stops.
     pub tasks: TaskTracker,
     /// How often an agent shall send a sign of life.
@@ -72,14 +81,18 @@ impl Agent for AgentService {
         &self,
         request: Request<Streaming<wire::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let (host, serial) = agent(peer(&request)?)?;
+        let peer = peer(&request)?;
+        let address = peer.address;
+        let (host, serial) = agent(peer)?;
         let live = self.live.begin(host);
         // Between the policy's look and the line above the host may have been revoked, and nobody would end the stream.
-        if self.registry.host_standing(host, serial).await.map_err(status::of)? != Standing::Good {
-            return Err(Status::unauthenticated("revoked"));
-        }
+        let admission = match self.registry.host_standing(host, serial).await.map_err(status::of)? {
+            Standing::Good => Admission::Free,
+            Standing::Waits => Admission::Waits,
+            _ => return Err(Status::unauthenticated("revoked")),
+        };
         let (outgoing, responses) = mpsc::channel(OUTGOING);
-        let conversation = Conversation { service: self.clone(), host, outgoing };
+        let conversation = Conversation { service: self.clone(), host, address, admission, outgoing };
         self.tasks.spawn(conversation.run(request.into_inner(), live));
         Ok(Response::new(ReceiverStream::new(responses)))
     }
@@ -101,11 +114,26 @@ impl Agent for AgentService {
     }
 }
 
+/// Whether an agent may report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    Free,
+    /// Its host waits for approval.
+    Waits,
+}
+
 /// One stream of one agent.
 struct Conversation {
     service: AgentService,
     host: HostId,
+    address: Option<IpAddr>,
+    admission: Admission,
     outgoing: mpsc::Sender<Result<wire::SessionResponse, Status>>,
+}
+
+/// An address for people.
+fn told(address: Option<IpAddr>) -> String {
+    address.map_or_else(|| "nowhere".to_owned(), |address| address.to_string())
 }
 
 /// Why a conversation is over.
@@ -141,11 +169,11 @@ impl From<HistoryError> for Over {
 }
 
 impl Conversation {
-    async fn run(self, mut incoming: Streaming<wire::SessionRequest>, mut live: LiveStream) {
+    async fn run(self, mut incoming: Streaming<wire::SessionRequest>, live: LiveStream) {
         let over = tokio::select! {
             biased;
             end = live.ended() => end.into(),
-            Err(over) = self.converse(&mut incoming) => over,
+            Err(over) = self.converse(&mut incoming, &live) => over,
         };
         let last = match over {
             Over::Left => None,
@@ -155,24 +183,97 @@ impl Conversation {
                 Some(Err(status))
             }
         };
+        // Nothing more is heard from here on.
+        drop((incoming, live));
         if let Some(last) = last
-            && self.outgoing.send(last).await.is_err()
+            && !matches!(timeout(LAST_WORD, self.outgoing.send(last)).await, Ok(Ok(())))
         {
-            tracing::debug!(host = %self.host, "the agent was gone before the last word");
+            tracing::debug!(host = %self.host, "the agent was gone or did not read before the last word");
         }
     }
 
     /// Talks until one side has enough.
-    async fn converse(&self, incoming: &mut Streaming<wire::SessionRequest>) -> Result<Infallible, Over> {
+    async fn converse(
+        &self,
+        incoming: &mut Streaming<wire::SessionRequest>,
+        live: &LiveStream,
+    ) -> Result<Infallible, Over> {
         let hello = match self.hear(incoming, HELLO_TIMEOUT).await? {
             AgentMessage::Hello(hello) => hello,
             _ => return Err(Over::Fault(Status::invalid_argument("a stream begins with Hello"))),
         };
+        if self.admission == Admission::Waits {
+            return Err(self.introduce(hello).await?);
+        }
+        self.take_the_voice(&hello, live).await?;
         self.welcome(hello).await?;
         loop {
             let message = self.hear(incoming, SILENCE_LIMIT).await?;
+            let now = (self.service.clock)();
+            if let Some(rival) = live.heard(now) {
+                self.warn_of_copy(rival).await;
+            }
             self.handle(message).await?;
         }
+    }
+
+    /// Keeps what a host that waits for approval says of itself; why the stream ends.
+    async fn introduce(&self, hello: Hello) -> Result<Over, Over> {
+        let contact = self.contact(hello);
+        tracing::info!(host = %self.host, name = contact.facts.name, "a host waits for approval");
+        self.service.registry.introduce(self.host, contact).await?;
+        let reason =
+            format!("this host waits for approval, and nothing is stored before: fleetctl hosts approve {}", self.host);
+        Ok(Over::Bye(Bye { reason, reconnect_after: APPROVAL_AFTER }))
+    }
+
+    /// Makes this stream the one that speaks for the host, unless another machine does.
+    async fn take_the_voice(&self, hello: &Hello, live: &LiveStream) -> Result<(), Over> {
+        let AgentService { heartbeat, clock, warnings, .. } = &self.service;
+        let spot = Spot { boot_id: hello.facts.boot_id, netns: hello.facts.netns, address: self.address };
+        let patience = *heartbeat * MISSED_HEARTBEATS + HELLO_TIMEOUT / 2;
+        match live.speak(spot, clock(), patience) {
+            Hearing::Taken => Ok(()),
+            Hearing::TakenAgain { times } => {
+                let text = format!(
+                    "its stream was replaced {times} times within minutes, lately from {}: two agents may use one \
+                     identity",
+                    told(self.address)
+                );
+                warnings.warn(self.host, text, clock()).await;
+                Ok(())
+            }
+            Hearing::Occupied { by } => {
+                tracing::warn!(
+                    host = %self.host, from = told(self.address), boot_id = %spot.boot_id,
+                    other = told(by.address), other_boot_id = %by.boot_id,
+                    "another machine was heard as this host a moment ago: not let in"
+                );
+                let reason = format!(
+                    "another machine was heard as this host a moment ago, from {}; if this one is a copy of it, enrol \
+                     it anew: fleetsock-agent enroll --force --join ...",
+                    told(by.address)
+                );
+                Err(Over::Bye(Bye { reason, reconnect_after: patience }))
+            }
+        }
+    }
+
+    /// Two machines are alive with one identity.
+    async fn warn_of_copy(&self, rival: Spot) {
+        let text = format!(
+            "a second machine uses its identity, from {} (boot {}); it is not let in, and this one, from {}, is",
+            told(rival.address),
+            rival.boot_id,
+            told(self.address)
+        );
+        self.service.warnings.warn(self.host, text, (self.service.clock)()).await;
+    }
+
+    fn contact(&self, hello: Hello) -> Contact {
+        let at = (self.service.clock)();
+        let clock_offset_us = hello.sent_at.as_micros().saturating_sub(at.as_micros());
+        Contact { facts: hello.facts, at, clock_offset_us }
     }
 
     async fn hear(
@@ -202,9 +303,7 @@ impl Conversation {
 
     async fn welcome(&self, hello: Hello) -> Result<(), Over> {
         let AgentService { history, heartbeat, clock, .. } = &self.service;
-        let at = clock();
-        let clock_offset_us = hello.sent_at.as_micros().saturating_sub(at.as_micros());
-        let contact = Contact { facts: hello.facts, at, clock_offset_us };
+        let contact = self.contact(hello);
         tracing::info!(host = %self.host, name = contact.facts.name, "agent connected");
         history.record_hello(self.host, contact).await?;
         let last = history.last_batch(self.host).await?;

@@ -1,6 +1,6 @@
 //! Enrolment: a token against a certificate. Served to callers without one, under a name of its own.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use fleetsock_proto::{
     host::HOST_NAME_LIMIT,
@@ -12,7 +12,8 @@ use tonic::{Request, Response, Status};
 use super::{Clock, peer, status};
 use crate::{
     authority::{Authority, RequestedKey},
-    history::{Claim, HistoryError, Registry},
+    history::{Claim, HistoryError, Registry, Standing, Subject},
+    peer::{Caller, Peer},
 };
 
 /// The enrolment service.
@@ -21,6 +22,8 @@ pub struct EnrollmentService {
     pub authority: Arc<Authority>,
     /// Knows the tokens.
     pub registry: Arc<dyn Registry>,
+    /// How long after its end a certificate can still be renewed.
+    pub renewable: Duration,
     /// The time.
     pub clock: Clock,
 }
@@ -29,6 +32,11 @@ impl std::fmt::Debug for EnrollmentService {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("EnrollmentService")
     }
+}
+
+/// What every refused renewal is told: the log says why.
+fn not_renewed() -> Status {
+    Status::permission_denied("the certificate cannot be renewed; enrol this host anew with a new token")
 }
 
 #[tonic::async_trait]
@@ -67,6 +75,37 @@ impl Enrollment for EnrollmentService {
             root_der: self.authority.root().to_vec(),
             trust_domain: self.authority.trust_domain().to_string(),
             spiffe_id: issued.spiffe_id,
+            expires_at: Some(issued.expires_at.into()),
+        }))
+    }
+
+    async fn renew_expired(
+        &self,
+        request: Request<wire::RenewExpiredRequest>,
+    ) -> Result<Response<wire::RenewExpiredResponse>, Status> {
+        let (address, at) = (peer(&request)?.address, (self.clock)());
+        let request = request.into_inner();
+        let refused = |reason: String| {
+            tracing::warn!(?address, reason, "renewal of an expired certificate refused");
+            not_renewed()
+        };
+        let shown = self.authority.proven(&request.certificate_der, &request.csr_der, &request.signature);
+        let shown = shown.map_err(|error| refused(error.to_string()))?;
+        if at.since(shown.expires_at) > self.renewable {
+            return Err(refused(format!("agent/{} is over for too long", shown.host)));
+        }
+        let key = RequestedKey::of_request(&request.csr_der).map_err(status::of_authority)?;
+        let subject = Subject::Host(shown.host);
+        let issued = self.authority.issue(&subject, &key, at).map_err(status::of_authority)?;
+        let caller = Caller::Agent { host: shown.host, serial: shown.serial.clone() };
+        let by = Peer { caller, address }.actor(at);
+        match self.registry.renew_expired(shown.host, shown.serial, issued.clone(), by).await.map_err(status::of)? {
+            Standing::Good => {}
+            standing => return Err(refused(format!("agent/{}: {standing:?}", shown.host))),
+        }
+        tracing::info!(host = %shown.host, ?address, "expired certificate renewed");
+        Ok(Response::new(wire::RenewExpiredResponse {
+            certificate_chain_der: issued.chain_der,
             expires_at: Some(issued.expires_at.into()),
         }))
     }

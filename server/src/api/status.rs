@@ -12,6 +12,8 @@ pub(crate) fn of(error: HistoryError) -> Status {
         HistoryError::Invalid(_) => Status::invalid_argument(text),
         HistoryError::NotFound(_) => Status::not_found(text),
         HistoryError::TokenRefused => Status::permission_denied(text),
+        HistoryError::Revoked => Status::unauthenticated(text),
+        HistoryError::Waits(_) => Status::failed_precondition(text),
         HistoryError::TooSlow(_) => Status::deadline_exceeded(text),
         HistoryError::Abandoned => Status::cancelled(text),
         HistoryError::Full | HistoryError::Closed => Status::unavailable(text),

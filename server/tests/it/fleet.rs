@@ -8,7 +8,7 @@ use fleetsock_proto::{
     spiffe::TrustDomain,
     time::Timestamp,
     tls,
-    token::{NewToken, Operator, Role, TokenPurpose},
+    token::{Conditions, NewToken, Operator, Role, TokenPurpose},
 };
 use fleetsock_server::{
     authority::Authority,
@@ -41,6 +41,11 @@ impl Fleet {
 
     /// Makes and serves a fleet whose settings were changed by `change`.
     pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Fleet {
+        Fleet::start_as_of(Timestamp::now(), change).await
+    }
+
+    /// The same with a certificate of the server that was made at that moment.
+    pub(crate) async fn start_as_of(at: Timestamp, change: impl FnOnce(&mut Config)) -> Fleet {
         tls::install_provider();
         let folder = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -54,12 +59,13 @@ impl Fleet {
         setup::init(&state, &fleet, Timestamp::now()).unwrap();
         let mut config = Config::load(&state, None).unwrap();
         change(&mut config);
-        Fleet::serve(folder, config, listener).await
+        std::fs::remove_file(config.ca.join("server-leaf.pem")).unwrap();
+        let authority = Authority::load(&config.ca, &config.trust_domain, at).unwrap();
+        Fleet::serve(folder, config, authority, listener).await
     }
 
-    async fn serve(folder: tempfile::TempDir, config: Config, listener: TcpListener) -> Fleet {
+    async fn serve(folder: tempfile::TempDir, config: Config, authority: Authority, listener: TcpListener) -> Fleet {
         let address = listener.local_addr().unwrap();
-        let authority = Authority::load(&config.ca, &config.trust_domain, Timestamp::now()).unwrap();
         let store = Arc::new(SqliteHistory::open(&config.history, setup::history_options(&config)).unwrap());
         let stop = CancellationToken::new();
         let foundation = Foundation {
@@ -82,6 +88,18 @@ impl Fleet {
         self.store.close().await.unwrap();
     }
 
+    /// Stops the server and starts another one on what it left.
+    pub(crate) async fn restart(self) -> Fleet {
+        let Fleet { folder, config, address, store, stop, serving } = self;
+        stop.cancel();
+        serving.await.unwrap().unwrap();
+        store.close().await.unwrap();
+        drop(store);
+        let authority = Authority::load(&config.ca, &config.trust_domain, Timestamp::now()).unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
+        Fleet::serve(folder, config, authority, listener).await
+    }
+
     pub(crate) fn trust_domain(&self) -> &TrustDomain {
         &self.config.trust_domain
     }
@@ -100,11 +118,22 @@ impl Fleet {
         self.local().await.issue_operator(Operator::new(name, role).unwrap()).await.unwrap()
     }
 
+    /// An operator who is connected.
+    pub(crate) async fn connected(&self, name: &str, role: Role) -> OperatorClient {
+        let identity = Box::new(self.operator(name, role).await);
+        OperatorClient::connect(Target::Remote(identity)).await.unwrap()
+    }
+
     /// A join string for hosts.
     pub(crate) async fn join(&self, uses: u32) -> String {
+        self.join_under(uses, Conditions::default()).await
+    }
+
+    /// The same under conditions.
+    pub(crate) async fn join_under(&self, uses: u32, conditions: Conditions) -> String {
         let purpose = TokenPurpose::Hosts { labels: Default::default() };
         let token = NewToken { lifetime_s: 3600, uses, purpose, note: String::new() };
-        self.local().await.create_token(token).await.unwrap().1
+        self.local().await.create_token_under(token, conditions).await.unwrap().1
     }
 
     /// An identity of an agent.

@@ -2,13 +2,20 @@
 #![allow(clippy::unwrap_used, reason = "in a test, unwrap is the assertion")]
 
 mod access;
+mod approval;
+mod audit;
 mod authority;
+mod copies;
 mod engine;
 mod faults;
 mod fleet;
 mod history;
 mod model;
+mod rates;
+mod renewal;
+mod revocation;
 mod scene;
+mod speaker;
 
 use fleetsock_proto::time::Timestamp;
 

@@ -9,11 +9,12 @@ use std::{
 
 use fleetsock_proto::{
     answer::{AnswerMeta, META_NAMES_LIMIT},
-    host::{BootId, Host, HostFacts, HostId, HostSelector, HostState, Tier},
+    host::{BootId, Host, HostFacts, HostId, HostSelector, HostState, Tier, Warning},
     port::PortRange,
     service::edit_distance,
     stream::AgentCost,
     time::Timestamp,
+    token::Approval,
 };
 use rusqlite::{Connection, Row, Transaction, params};
 
@@ -33,6 +34,9 @@ pub(super) struct HostEntry {
     pub(super) labels: Labels,
     pub(super) enrolled_at: Timestamp,
     pub(super) revoked: bool,
+    /// It waits for approval.
+    pub(super) waits: bool,
+    pub(super) warning: Option<Warning>,
     pub(super) facts: Option<HostFacts>,
     pub(super) last_seen_at: Option<Timestamp>,
     /// The first walk that was told of, by the server's clock.
@@ -47,7 +51,13 @@ pub(super) struct HostEntry {
 
 impl HostEntry {
     /// A host that enrolled and did not speak yet.
-    pub(super) fn pending(id: i64, host_id: HostId, name: String, labels: Labels, at: Timestamp) -> HostEntry {
+    pub(super) fn pending(
+        id: i64,
+        host_id: HostId,
+        name: String,
+        labels: Labels,
+        (at, approval): (Timestamp, Approval),
+    ) -> HostEntry {
         HostEntry {
             id,
             host_id,
@@ -55,6 +65,8 @@ impl HostEntry {
             labels,
             enrolled_at: at,
             revoked: false,
+            waits: approval == Approval::Needed,
+            warning: None,
             facts: None,
             last_seen_at: None,
             observed_since: None,
@@ -68,6 +80,7 @@ impl HostEntry {
     fn state(&self, now: Timestamp, stale_after: Duration) -> HostState {
         match self.last_seen_at {
             _ if self.revoked => HostState::Revoked,
+            _ if self.waits => HostState::Pending,
             None => HostState::Pending,
             Some(at) if now.since(at) > stale_after => HostState::Stale,
             Some(_) => HostState::Online,
@@ -154,8 +167,21 @@ impl Roster {
     }
 
     /// What is known of a host.
-    pub(super) fn get(&self, host: HostId) -> Result<HostEntry, HistoryError> {
+    pub(super) fn find(&self, host: HostId) -> Result<HostEntry, HistoryError> {
         self.read().by_id.get(&host).cloned().ok_or_else(|| HistoryError::NotFound(format!("there is no host {host}")))
+    }
+
+    /// A host that may speak. The writer asks here for each thing that it stores, and it is the writer that revokes: so
+    /// nothing of a host is stored after its revocation.
+    pub(super) fn get(&self, host: HostId) -> Result<HostEntry, HistoryError> {
+        let entry = self.find(host)?;
+        if entry.revoked {
+            Err(HistoryError::Revoked)
+        } else if entry.waits {
+            Err(HistoryError::Waits(entry.name))
+        } else {
+            Ok(entry)
+        }
     }
 
     /// A host enrolled.
@@ -167,6 +193,20 @@ impl Roster {
     pub(super) fn revoke(&self, host: HostId) {
         if let Some(entry) = self.write().by_id.get_mut(&host) {
             entry.revoked = true;
+        }
+    }
+
+    /// A person looked at a host and found it good.
+    pub(super) fn approve(&self, host: HostId) {
+        if let Some(entry) = self.write().by_id.get_mut(&host) {
+            (entry.waits, entry.warning) = (false, None);
+        }
+    }
+
+    /// A person should look at a host.
+    pub(super) fn warn(&self, host: HostId, warning: Warning) {
+        if let Some(entry) = self.write().by_id.get_mut(&host) {
+            entry.warning = Some(warning);
         }
     }
 
@@ -331,6 +371,8 @@ fn entry(row: &Row<'_>, labels: Labels) -> Result<HostEntry, rusqlite::Error> {
         labels,
         enrolled_at: coding::time(row, "enrolled_at_us")?,
         revoked: row.get::<_, Option<i64>>("revoked_at_us")?.is_some(),
+        waits: row.get("waits")?,
+        warning: warning(row)?,
         facts,
         last_seen_at: coding::time_or_null(row, "last_seen_at_us")?,
         observed_since: coding::time_or_null(row, "observed_since_us")?,
@@ -344,6 +386,11 @@ fn entry(row: &Row<'_>, labels: Labels) -> Result<HostEntry, rusqlite::Error> {
         },
         unwritten: false,
     })
+}
+
+fn warning(row: &Row<'_>) -> Result<Option<Warning>, rusqlite::Error> {
+    let (text, at): (Option<String>, _) = (row.get("warning")?, coding::time_or_null(row, "warned_at_us")?);
+    Ok(text.zip(at).map(|(text, at)| Warning { text, at }))
 }
 
 fn facts(row: &Row<'_>, name: String, boot_id: BootId) -> Result<HostFacts, rusqlite::Error> {
@@ -368,7 +415,10 @@ fn facts(row: &Row<'_>, name: String, boot_id: BootId) -> Result<HostFacts, rusq
 
 /// A host as an answer shows it.
 pub(super) fn host(selected: &Selected, listeners: u64, sessions_open: u64) -> Host {
-    let HostEntry { host_id, name, labels, enrolled_at, facts, last_seen_at, skew, cost, .. } = selected.entry.clone();
+    let HostEntry { host_id, name, labels, enrolled_at, facts, last_seen_at, skew, cost, warning, waits, .. } =
+        selected.entry.clone();
+    let waiting = || Warning { text: format!("waits for approval: fleetctl hosts approve {host_id}"), at: enrolled_at };
+    let warning = if waits { Some(waiting()) } else { warning };
     Host {
         host_id,
         name,
@@ -383,5 +433,6 @@ pub(super) fn host(selected: &Selected, listeners: u64, sessions_open: u64) -> H
         agent_cpu_millipercent: cost.cpu_millipercent,
         agent_rss_bytes: cost.rss_bytes,
         clock_offset_us: skew.offset_us,
+        warning,
     }
 }

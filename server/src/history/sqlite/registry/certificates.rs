@@ -1,0 +1,192 @@
+//! Certificates in `main.db`: which of them are good, and what ends them.
+
+use fleetsock_proto::{
+    host::HostId,
+    time::Timestamp,
+    token::{Operator, OperatorCertificate, RevokedOperator, Role},
+};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::audit;
+use crate::history::{
+    Actor, HistoryError, IssuedCertificate, Serial, Standing,
+    sqlite::{coding, roster::HostEntry},
+};
+
+/// Numbers of `host_certificates.state`.
+pub(super) const CURRENT: i64 = 1;
+pub(super) const PENDING: i64 = 2;
+pub(super) const RETIRED: i64 = 3;
+
+pub(super) fn insert_operator(
+    transaction: &Transaction<'_>,
+    operator: &Operator,
+    issued: &IssuedCertificate,
+    at: Timestamp,
+) -> Result<(), rusqlite::Error> {
+    transaction
+        .execute(
+            "INSERT INTO operator_certificates (serial, name, role, issued_at_us, expires_at_us)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![
+                issued.serial,
+                operator.name(),
+                operator.role().number(),
+                at.as_micros(),
+                issued.expires_at.as_micros()
+            ],
+        )
+        .map(drop)
+}
+
+pub(super) fn insert_host_certificate(
+    transaction: &Transaction<'_>,
+    host: i64,
+    issued: &IssuedCertificate,
+    state: i64,
+    at: Timestamp,
+) -> Result<(), rusqlite::Error> {
+    transaction
+        .execute(
+            "INSERT INTO host_certificates (serial, host_id, state, issued_at_us, expires_at_us)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![issued.serial, host, state, at.as_micros(), issued.expires_at.as_micros()],
+        )
+        .map(drop)
+}
+
+pub(super) fn host_certificate_state(
+    main: &Connection,
+    host: i64,
+    serial: &[u8],
+) -> Result<Option<i64>, rusqlite::Error> {
+    main.prepare_cached("SELECT state FROM host_certificates WHERE serial = ?1 AND host_id = ?2")?
+        .query_row(params![serial, host], |row| row.get("state"))
+        .optional()
+}
+
+/// The first use of a pending certificate: it becomes current, and the one before is retired.
+pub(super) fn promote(transaction: &Transaction<'_>, host: i64, serial: &[u8]) -> Result<Standing, HistoryError> {
+    match host_certificate_state(transaction, host, serial)? {
+        Some(PENDING) => {
+            transaction.execute(
+                "UPDATE host_certificates SET state = iif(serial = ?2, ?3, ?4) WHERE host_id = ?1 AND state <> ?4",
+                params![host, serial, CURRENT, RETIRED],
+            )?;
+            Ok(Standing::Good)
+        }
+        // Another connection was faster.
+        Some(CURRENT) => Ok(Standing::Good),
+        Some(_) => Ok(Standing::Superseded),
+        None => Ok(Standing::Unknown),
+    }
+}
+
+/// Writes down a host's next certificate. At most one is pending: one that was never used gives way.
+pub(super) fn insert_next(
+    transaction: &Transaction<'_>,
+    host: i64,
+    issued: &IssuedCertificate,
+    at: Timestamp,
+) -> Result<(), rusqlite::Error> {
+    transaction.execute(
+        "UPDATE host_certificates SET state = ?2 WHERE host_id = ?1 AND state = ?3",
+        params![host, RETIRED, PENDING],
+    )?;
+    insert_host_certificate(transaction, host, issued, PENDING, at)
+}
+
+/// The next certificate of a host whose last one is over.
+pub(super) fn renew_expired(
+    transaction: &Transaction<'_>,
+    entry: &HostEntry,
+    over: &Serial,
+    issued: &IssuedCertificate,
+    by: &Actor,
+) -> Result<Standing, HistoryError> {
+    if is_revoked(transaction, entry.host_id)? {
+        return Ok(Standing::Revoked);
+    }
+    match host_certificate_state(transaction, entry.id, over)? {
+        Some(CURRENT | PENDING) => {
+            insert_next(transaction, entry.id, issued, by.at)?;
+            audit::order(transaction, by, "renew expired", &issued.spiffe_id)?;
+            Ok(Standing::Good)
+        }
+        Some(_) => Ok(Standing::Superseded),
+        None => Ok(Standing::Unknown),
+    }
+}
+
+fn is_revoked(transaction: &Transaction<'_>, host: HostId) -> Result<bool, rusqlite::Error> {
+    let revoked = "SELECT revoked_at_us IS NOT NULL AS revoked FROM hosts WHERE host_id = ?1";
+    transaction.query_row(revoked, [host.as_bytes()], |row| row.get("revoked"))
+}
+
+/// What a certificate of an operator is worth.
+pub(super) fn operator_standing(
+    main: &Connection,
+    operator: &Operator,
+    serial: &Serial,
+) -> Result<Standing, rusqlite::Error> {
+    let revoked = main
+        .prepare_cached(
+            "SELECT revoked_at_us FROM operator_certificates WHERE serial = ?1 AND name = ?2 AND role = ?3",
+        )?
+        .query_row(params![serial, operator.name(), operator.role().number()], |row| {
+            row.get::<_, Option<i64>>("revoked_at_us")
+        })
+        .optional()?;
+    Ok(match revoked {
+        None => Standing::Unknown,
+        Some(Some(_)) => Standing::Revoked,
+        Some(None) => Standing::Good,
+    })
+}
+
+/// The certificates of operators that end after a moment, by name, the newest first.
+pub(super) fn operators(main: &Connection, after: Timestamp) -> Result<Vec<OperatorCertificate>, rusqlite::Error> {
+    main.prepare_cached(
+        "SELECT * FROM operator_certificates WHERE expires_at_us > ?1 ORDER BY name, issued_at_us DESC, serial",
+    )?
+    .query_map([after.as_micros()], |row| {
+        let role = coding::word(row, "role", Role::from_number)?;
+        let name: String = row.get("name")?;
+        Ok(OperatorCertificate {
+            operator: Operator::new(&name, role).map_err(|_| rusqlite::Error::InvalidQuery)?,
+            serial: row.get("serial")?,
+            issued_at: coding::time(row, "issued_at_us")?,
+            expires_at: coding::time(row, "expires_at_us")?,
+            revoked_at: coding::time_or_null(row, "revoked_at_us")?,
+        })
+    })?
+    .collect()
+}
+
+/// Ends everything that an operator could come in with.
+pub(super) fn revoke_operator(
+    transaction: &Transaction<'_>,
+    name: &str,
+    reason: &str,
+    by: &Actor,
+) -> Result<RevokedOperator, HistoryError> {
+    let at = by.at.as_micros();
+    let certificates = transaction.execute(
+        "UPDATE operator_certificates SET revoked_at_us = ?2
+         WHERE name = ?1 AND revoked_at_us IS NULL AND expires_at_us > ?2",
+        params![name, at],
+    )?;
+    let tokens = transaction.execute(
+        "UPDATE tokens SET revoked_at_us = ?2
+         WHERE operator_name = ?1 AND revoked_at_us IS NULL AND expires_at_us > ?2 AND uses_left > 0",
+        params![name, at],
+    )?;
+    let known = "SELECT EXISTS (SELECT 1 FROM operator_certificates WHERE name = ?1)
+                     OR EXISTS (SELECT 1 FROM tokens WHERE operator_name = ?1) AS known";
+    if !transaction.query_row(known, [name], |row| row.get::<_, bool>("known"))? {
+        return Err(HistoryError::NotFound(format!("no operator is called `{name}`")));
+    }
+    audit::order(transaction, by, "revoke operator", &format!("{name}: {reason}"))?;
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    Ok(RevokedOperator { certificates: count(certificates), tokens: count(tokens) })
+}
