@@ -194,7 +194,10 @@ impl Lives {
                 match life.closed_ns {
                     Some(_) if earlier.len() < ATTEMPTS_LIMIT => earlier.push(life),
                     Some(_) => self.overflow += 1,
-                    None => earlier.clear(),
+                    None => {
+                        self.overflow += 1;
+                        earlier.clear();
+                    }
                 }
                 earlier
             }
