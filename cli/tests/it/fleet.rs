@@ -326,6 +326,4 @@ fn what_an_agent_saw_while_the_server_was_away_arrives_when_it_is_back() {
     let (items, meta) = fleet.items(&["sessions", "--since", "10m"]);
     assert_eq!(gaps(&meta, "agent-down"), [""; 0], "the agent watched all the time: {items:?}");
     assert_eq!(gaps(&meta, "not-yet-observed"), ["web1"], "before it enrolled nobody did");
-    let hosts = fleet.items(&["hosts"]).0;
-    assert_eq!(hosts[0]["losses"], 0);
 }
