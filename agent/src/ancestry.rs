@@ -4,9 +4,10 @@
 //! its name and its exit, and what it inherited is its parent's: user, control group, and the program unless it ran
 //! another one.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use fleetsock_proto::{owner::Owner, time::Timestamp};
+use foldhash::HashMap;
 
 use crate::events::{self, Record, What};
 

@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use fleetsock_proto::socket::{Family, Protocol, SocketKey, SocketState};
 
 pub use self::{
-    destroyed::{DRAIN_LIMIT, Destroyed, Destructions, DrainReport, Traffic},
+    destroyed::{DRAIN_LIMIT, Destroyed, Destructions, DrainReport, Mortals, Traffic},
     netlink::NetlinkError,
     surveyor::{Connections, Coverage, Extent, Occasion, SurveyError, SurveyReport, Surveyor, Walked},
     walker::{CaptureError, WALK_ROWS_LIMIT, WalkReport, Walker},

@@ -6,13 +6,16 @@
 use std::{
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use fleetsock_proto::{
     owner::Owner,
-    socket::{OwnerKnown, SocketKey},
+    socket::{Known, OwnerKnown, SocketKey, SocketState},
     time::Timestamp,
 };
 use rustix::{
@@ -23,28 +26,47 @@ use rustix::{
 use crate::{
     ancestry::{Ancestry, Described},
     events::{self, Drained, Events, Record, What},
-    lives::{Ended, Lives, Purpose},
+    lives::{Ended, LIVES_LIMIT, Lives, Purpose, Sought},
     owners::Processes,
-    table::{Insight, Origin, Told},
+    table::{Insight, Origin, STAND_IN, Told},
 };
 
 /// How long records wait at most: as long as a process that did something may be gone before it is looked at.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// The same where nothing happened since the last time: to be woken is most of what an idle agent costs.
+const QUIET_PATIENCE: Duration = Duration::from_millis(250);
 /// How long the youngest records are held back. The kernel writes a record in microseconds; a machine that is short of
 /// processors can stop one in between for longer.
 const HELD_BACK: Duration = Duration::from_millis(3);
-/// Most lives that wait for a walk to take them; further ones are counted as lost.
-const TOLD_LIMIT: usize = 1_000_000;
+/// How long what is left of a closed connection may be held by a process before it is told without waiting for that.
+const CLOSED_PATIENCE: Duration = Duration::from_secs(2);
+/// Records that are kept in memory while a walk looks at what is known: more make the reader wait.
+const WAITING_LIMIT: usize = 128 * 1024;
+/// Most lives that wait for a walk to take them, however little memory there is; further ones are counted as lost.
+const TOLD_LEAST: usize = 64 * 1024;
 /// How long a walk waits for the records before it.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What was lost since the last time this was asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lost {
-    /// Records that the kernel had no room for, or that could not be read.
+    /// Records that the kernel had no room for, or that could not be read. What they told is to be found by a walk.
     pub records: u64,
+    /// Ends whose records did not come, though nothing said that they were lost. They were noticed all the same.
+    pub unheard: u64,
     /// Lives that could not be kept until somebody took them.
     pub lives: u64,
+}
+
+/// What events told since the last time.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// Lives that ended, in the order of their ends.
+    pub told: Vec<Told>,
+    /// States of sockets that a walk saw.
+    pub states: Vec<(SocketKey, SocketState)>,
+    /// What was lost.
+    pub lost: Lost,
 }
 
 /// What events tell. Filled by one thread, taken from by another.
@@ -52,35 +74,61 @@ pub struct Lost {
 pub struct Chronicle {
     state: Mutex<State>,
     progressed: Condvar,
+    stopping: AtomicBool,
     wake: OwnedFd,
 }
 
 /// What the two threads share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct State {
+    told_limit: usize,
     lives: Lives,
     told: Vec<Told>,
+    /// Those that were noticed to be over when a walk was made.
+    noticed: Vec<Ended>,
     lost: Lost,
     /// Everything up to this moment is known.
     known_until_ns: u64,
     /// Somebody waits for this moment.
     wanted_ns: u64,
     clock_offset_ns: i64,
-    stopping: bool,
+    /// Nothing was told the last time.
+    quiet: bool,
     /// The reader ended, in order or not.
     ended: bool,
 }
 
 impl Chronicle {
-    /// An empty one.
-    pub fn new() -> Result<Chronicle, Errno> {
+    /// An empty one, for so many sockets at once.
+    pub fn new(sockets: usize) -> Result<Chronicle, Errno> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Chronicle { state: Mutex::default(), progressed: Condvar::new(), wake })
+        let state = State {
+            told_limit: sockets.max(TOLD_LEAST),
+            lives: Lives::with_limit(sockets.min(LIVES_LIMIT)),
+            told: Vec::new(),
+            noticed: Vec::new(),
+            lost: Lost::default(),
+            known_until_ns: 0,
+            wanted_ns: 0,
+            clock_offset_ns: 0,
+            quiet: false,
+            ended: false,
+        };
+        Ok(Chronicle { state: Mutex::new(state), progressed: Condvar::new(), stopping: AtomicBool::new(false), wake })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // The maps are whole after every statement, so a panic elsewhere does not spoil them.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, without waiting for it unless that must be.
+    fn state_if(&self, must: bool) -> Option<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => must.then(|| self.state()),
+        }
     }
 
     fn wake(&self) {
@@ -95,7 +143,8 @@ impl Chronicle {
         // Also when it panics: nobody waits for a reader that is gone.
         let _end = End(self);
         loop {
-            if let Err(errno) = reader.events.wait(self.patience(), self.wake.as_fd()) {
+            let patience = if reader.is_behind { HELD_BACK } else { self.patience() };
+            if let Err(errno) = reader.events.wait(patience, self.wake.as_fd()) {
                 tracing::error!(error = %errno, "cannot wait for events");
                 std::thread::sleep(PATIENCE);
             }
@@ -103,7 +152,7 @@ impl Chronicle {
             if let Ok(0) = rustix::io::read(&self.wake, &mut [0; 8]) {
                 tracing::trace!("nobody woke the reader");
             }
-            let stopping = self.state().stopping;
+            let stopping = self.stopping.load(Ordering::Relaxed);
             reader.take_in(self, if stopping { HeldBack::Nothing } else { HeldBack::Youngest });
             if stopping {
                 return;
@@ -114,10 +163,12 @@ impl Chronicle {
     /// How long the reader may sleep: until what somebody waits for is old enough to be believed.
     fn patience(&self) -> Duration {
         let state = self.state();
-        if state.stopping {
+        if self.stopping.load(Ordering::Relaxed) {
             Duration::ZERO
         } else if state.wanted_ns > state.known_until_ns {
             HELD_BACK
+        } else if state.quiet {
+            QUIET_PATIENCE
         } else {
             PATIENCE
         }
@@ -125,7 +176,7 @@ impl Chronicle {
 
     /// Tells the reader to take in what there is and end.
     pub fn stop(&self) {
-        self.state().stopping = true;
+        self.stopping.store(true, Ordering::Relaxed);
         self.wake();
     }
 
@@ -168,23 +219,55 @@ impl Drop for End<'_> {
 pub struct Look<'a>(MutexGuard<'a, State>);
 
 impl Look<'_> {
-    /// Takes the lives that ended since the last time, in the order of their ends, and what was lost.
-    pub fn take(&mut self) -> (Vec<Told>, Lost) {
-        let overflow = self.0.lives.take_overflow();
-        self.0.lost.lives += overflow;
-        (std::mem::take(&mut self.0.told), std::mem::take(&mut self.0.lost))
+    /// Takes what was told since the last time.
+    pub fn take(&mut self) -> Taken {
+        let State { lives, lost, .. } = &mut *self.0;
+        lost.lives += lives.take_overflow();
+        lost.unheard += lives.take_unheard();
+        Taken {
+            told: std::mem::take(&mut self.0.told),
+            states: self.0.lives.take_states(),
+            lost: std::mem::take(&mut self.0.lost),
+        }
+    }
+
+    /// Some of the connections that have been open for so long and that no walk has seen, or seen gone.
+    pub fn sought(&mut self, age: Duration) -> Vec<Sought> {
+        self.0.lives.sought(events::now_ns().saturating_sub(nanoseconds(age)))
+    }
+
+    /// A walk was applied that looked for these.
+    pub fn looked(&mut self, looked_for: &[Sought]) {
+        self.0.lives.looked(looked_for);
+    }
+
+    /// Whether there is something that only a walk of everything can tell the end of.
+    pub fn has_missed(&self) -> bool {
+        self.0.lives.has_missed()
+    }
+
+    /// A walk was applied that showed every connection there is: what is followed and was looked for in vain is over.
+    pub fn conclude(&mut self) {
+        let State { lives, noticed, .. } = &mut *self.0;
+        lives.conclude(events::now_ns(), noticed);
+    }
+
+    /// Whether something was lost since the last time.
+    pub fn has_lost(&self) -> bool {
+        let Lost { records, lives, .. } = self.0.lost;
+        records > 0 || lives > 0
     }
 }
 
 impl Insight for Look<'_> {
-    fn origin(&self, local: SocketAddr, peer: SocketAddr) -> Option<Origin> {
-        let life = self.0.lives.find(local, peer)?;
+    fn origin(&self, key: SocketKey, local: SocketAddr, peer: SocketAddr) -> Option<Origin> {
+        let life = self.0.lives.recognise(key, local, peer)?;
         let direction = match life.purpose {
             Purpose::Session(direction) => direction,
             Purpose::Listener => None,
         };
         let opened_at = life.opened_ns.map(|at_ns| events::moment(at_ns, self.0.clock_offset_ns));
-        Some(Origin { opened_at, direction })
+        Some(Origin { opened_at, direction, state: life.closed_ns.is_none().then_some(life.state) })
     }
 
     fn closed_at(&self, local: SocketAddr, peer: SocketAddr) -> Option<Timestamp> {
@@ -206,9 +289,15 @@ pub struct Reader {
     processes: Processes,
     ancestry: Ancestry,
     drained: Drained,
-    /// In order; held back, or about to be taken in. With processes that were looked at when they had run another program.
+    /// Held back, or about to be taken in. With processes that were looked at when they had run another program.
     waiting: Vec<(Record, Option<Described>)>,
+    /// Records that were lost and of which nobody was told.
+    lost: u64,
     ended: Vec<Ended>,
+    /// The last cookie that stands for one that is not known.
+    stand_in: u64,
+    /// There are records that wait because somebody looks at what is known.
+    is_behind: bool,
 }
 
 impl Reader {
@@ -220,15 +309,20 @@ impl Reader {
             ancestry: Ancestry::default(),
             drained: Drained::default(),
             waiting: Vec::new(),
+            lost: 0,
             ended: Vec::new(),
+            stand_in: STAND_IN,
+            is_behind: false,
         }
     }
 
+    /// Empties the rings, and takes in what is old enough to be believed. While a walk looks at what is known, the rings are
+    /// emptied all the same: they are small, and a look can last.
     fn take_in(&mut self, chronicle: &Chronicle, held_back: HeldBack) {
         let began_ns = events::now_ns();
         let clock_offset_ns = events::clock_offset_ns();
         self.events.drain(&mut self.drained);
-        let lost = self.drained.lost + self.drained.unreadable;
+        self.lost += self.drained.lost + self.drained.unreadable;
         for record in self.drained.records.drain(..) {
             let seen = match record.what {
                 What::Named { pid, exec: true, .. } => self.processes.describe(pid),
@@ -236,25 +330,34 @@ impl Reader {
             };
             self.waiting.push((record, seen));
         }
+        let is_full = self.waiting.len() >= WAITING_LIMIT || held_back == HeldBack::Nothing;
+        let Some(mut state) = chronicle.state_if(is_full) else {
+            self.is_behind = true;
+            return;
+        };
+        self.is_behind = false;
         self.waiting.sort_by_key(|(record, _)| record.at_ns);
         let until_ns = match held_back {
-            HeldBack::Youngest => began_ns.saturating_sub(u64::try_from(HELD_BACK.as_nanos()).unwrap_or(0)),
+            HeldBack::Youngest => began_ns.saturating_sub(nanoseconds(HELD_BACK)),
             HeldBack::Nothing => u64::MAX,
         };
         let believed = self.waiting.partition_point(|(record, _)| record.at_ns <= until_ns);
-        let records: Vec<_> = self.waiting.drain(..believed).collect();
-
-        let mut state = chronicle.state();
-        for (record, seen) in records {
-            state.lives.handle(&record, &mut self.ended);
-            self.ancestry.handle(&record, seen);
-            self.tell(&mut state, clock_offset_ns);
+        state.quiet = self.waiting.is_empty();
+        let Reader { waiting, ancestry, processes, ended, stand_in, .. } = self;
+        let mut teller = Teller { ancestry, processes, stand_in, clock_offset_ns };
+        ended.append(&mut state.noticed);
+        state.lives.tell_closed(began_ns.saturating_sub(nanoseconds(CLOSED_PATIENCE)), ended);
+        teller.tell(ended, &mut state);
+        for (record, seen) in waiting.drain(..believed) {
+            state.lives.handle(&record, ended);
+            teller.ancestry.handle(&record, seen);
+            teller.tell(ended, &mut state);
         }
-        if lost > 0 {
+        if self.lost > 0 {
             // Ends may be among what was lost: the next walk tells what is still there.
             state.lives.forget();
             self.ancestry.forget();
-            state.lost.records += lost;
+            state.lost.records += std::mem::take(&mut self.lost);
         }
         state.lost.lives += self.ancestry.take_overflow();
         self.ancestry.sweep(began_ns);
@@ -263,37 +366,64 @@ impl Reader {
         drop(state);
         chronicle.progressed.notify_all();
     }
+}
 
-    /// Gives the lives that ended their processes.
-    fn tell(&mut self, state: &mut State, clock_offset_ns: i64) {
-        for Ended { cookie, life, closed_ns } in self.ended.drain(..) {
-            if state.told.len() >= TOLD_LIMIT {
+/// What gives the lives that ended their processes.
+struct Teller<'a> {
+    ancestry: &'a mut Ancestry,
+    processes: &'a mut Processes,
+    stand_in: &'a mut u64,
+    clock_offset_ns: i64,
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, ended: &mut Vec<Ended>, state: &mut State) {
+        for ended in ended.drain(..) {
+            if state.told.len() >= state.told_limit {
                 state.lost.lives += 1;
                 continue;
             }
-            let mut owners: Vec<Arc<Owner>> = Vec::with_capacity(1);
-            let mut netns = 0;
-            for pid in [life.opener, life.closer].into_iter().flatten() {
-                let processes = &mut self.processes;
-                let known = self.ancestry.describe(pid, clock_offset_ns, &mut |pid| processes.describe(pid));
-                netns = if netns == 0 { known.netns } else { netns };
-                if !owners.iter().any(|owner| owner.pid == pid) {
-                    owners.push(known.owner);
-                }
-            }
-            let owner_known = match (life.opener, life.closer) {
-                (Some(_), _) => OwnerKnown::Exact,
-                (None, Some(_)) => OwnerKnown::Closer,
-                (None, None) => OwnerKnown::Unknown,
-            };
-            state.told.push(Told {
-                key: SocketKey { netns, cookie },
-                opened_at: life.opened_ns.map(|at_ns| events::moment(at_ns, clock_offset_ns)),
-                closed_at: events::moment(closed_ns, clock_offset_ns),
-                life,
-                owners,
-                owner_known,
-            });
+            let told = self.tell_one(ended);
+            state.told.push(told);
         }
     }
+
+    fn tell_one(&mut self, Ended { cookie, life, closed_ns, walked }: Ended) -> Told {
+        let mut owners: Vec<Arc<Owner>> = Vec::with_capacity(1);
+        let mut netns = 0;
+        for pid in [life.opener, life.closer].into_iter().flatten() {
+            let processes = &mut *self.processes;
+            let known = self.ancestry.describe(pid, self.clock_offset_ns, &mut |pid| processes.describe(pid));
+            netns = if netns == 0 { known.netns } else { netns };
+            if !owners.iter().any(|owner| owner.pid == pid) {
+                owners.push(known.owner);
+            }
+        }
+        let owner_known = match (life.opener, life.closer) {
+            (Some(_), _) => OwnerKnown::Exact,
+            (None, Some(_)) => OwnerKnown::Closer,
+            (None, None) => OwnerKnown::Unknown,
+        };
+        let key = walked.unwrap_or_else(|| {
+            let cookie = cookie.unwrap_or_else(|| {
+                // Moments do not come twice in a boot, also not for the next agent.
+                *self.stand_in = (*self.stand_in + 1).max(STAND_IN | closed_ns);
+                *self.stand_in
+            });
+            SocketKey { netns, cookie }
+        });
+        Told {
+            key,
+            opened_at: life.opened_ns.map(|at_ns| events::moment(at_ns, self.clock_offset_ns)),
+            closed_at: events::moment(closed_ns, self.clock_offset_ns),
+            closed_known: if life.closed_ns.is_some() || cookie.is_some() { Known::Event } else { Known::BetweenWalks },
+            life,
+            owners,
+            owner_known,
+        }
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -31,6 +31,8 @@ struct Bounds {
 const WALK_MS: Bounds = Bounds { name: "walk_ms", least: 100, most: 3_600_000 };
 const REFEREE_S: Bounds = Bounds { name: "referee_s", least: 1, most: 86_400 };
 const SPOOL_MIB: Bounds = Bounds { name: "spool_mib", least: 1, most: 65_536 };
+const CPU_PERCENT: Bounds = Bounds { name: "cpu_percent", least: 1, most: 100 };
+const MEMORY_MIB: Bounds = Bounds { name: "memory_mib", least: 32, most: 65_536 };
 
 /// Settings of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,24 @@ pub struct Config {
     pub name: Option<HostName>,
     /// Whose sockets are told.
     pub reach: Reach,
+    /// Whether the bytes of TCP connections are counted. Absent leaves it to what else they give: without events, the end
+    /// of every connection; where events tell that, they would nearly double what a connection costs.
+    pub bytes: Option<Bytes>,
+    /// What walks may cost, percent of one core; what is dearer comes less often.
+    pub cpu_percent: u32,
+    /// What the agent may take of memory, bytes; sockets that do not fit are counted and not followed.
+    pub memory_bytes: u64,
+}
+
+/// Whether the kernel is asked for a message about each TCP socket of the agent's own network namespace that is closed,
+/// with what went over it. Those about UDP sockets are always asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bytes {
+    /// It is: some 6 us of CPU for each, most of it in the kernel.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// Whose sockets are told.
@@ -54,7 +74,8 @@ pub enum Reach {
     #[default]
     #[serde(rename = "all")]
     Host,
-    /// Those of the agent's own network namespace: for machines where each namespace is a host with an agent.
+    /// Those of the agent's own network namespace: for machines where each namespace is a host with an agent. A connection
+    /// whose namespace is not known, because its process was gone before anybody looked, is left out.
     #[serde(rename = "own")]
     Namespace,
 }
@@ -67,6 +88,9 @@ impl Default for Config {
             spool_bytes: SPOOL_BYTES_LIMIT,
             name: None,
             reach: Reach::default(),
+            bytes: None,
+            cpu_percent: 10,
+            memory_bytes: 512 * MIB,
         }
     }
 }
@@ -131,6 +155,9 @@ struct Settings {
     name: Option<String>,
     #[serde(default)]
     namespaces: Reach,
+    bytes: Option<Bytes>,
+    cpu_percent: Option<u64>,
+    memory_mib: Option<u64>,
 }
 
 impl Bounds {
@@ -183,6 +210,12 @@ impl Config {
             spool_bytes: SPOOL_MIB.check(settings.spool_mib)?.map_or(defaults.spool_bytes, |mib| mib * MIB),
             name,
             reach: settings.namespaces,
+            bytes: settings.bytes,
+            cpu_percent: CPU_PERCENT
+                .check(settings.cpu_percent)?
+                .and_then(|percent| percent.try_into().ok())
+                .unwrap_or(defaults.cpu_percent),
+            memory_bytes: MEMORY_MIB.check(settings.memory_mib)?.map_or(defaults.memory_bytes, |mib| mib * MIB),
         })
     }
 }
@@ -194,7 +227,8 @@ mod tests {
     #[test]
     fn what_is_not_written_has_its_default() {
         assert_eq!(Config::parse(""), Ok(Config::default()));
-        let config = Config::parse("walk_ms = 250\nname = \"web1\"").unwrap();
+        let config = Config::parse("walk_ms = 250\nname = \"web1\"\nbytes = \"off\"").unwrap();
+        assert_eq!((config.bytes, config.memory_bytes), (Some(Bytes::Off), Config::default().memory_bytes));
         assert_eq!((config.walk, config.referee), (Duration::from_millis(250), Config::default().referee));
         assert_eq!(config.name.unwrap().as_str(), "web1");
     }
@@ -208,6 +242,9 @@ mod tests {
             ("name = \"\"", "name: `` is no host name"),
             ("name = \"web 1\"", "name: `web 1` is no host name"),
             ("namespaces = \"some\"", "unknown variant `some`"),
+            ("bytes = true", "line 1"),
+            ("cpu_percent = 0", "cpu_percent = 0 is not within 1 and 100"),
+            ("memory_mib = 31", "memory_mib = 31 is not within 32 and 65536"),
             ("wakl_ms = 1", "unknown field `wakl_ms`"),
             ("walk_ms = \"1s\"", "line 1"),
         ] {

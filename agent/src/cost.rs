@@ -8,6 +8,22 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
+/// Memory of an agent that follows nothing, bytes, with room for what is on the way.
+const IDLE_BYTES: u64 = 24 * 1024 * 1024;
+/// Memory of one more socket at the most: its row of a walk, its place in the table, its life as events tell it.
+const SOCKET_BYTES: u64 = 1024;
+
+/// How many sockets an agent can follow that may take so much memory.
+pub fn sockets_within(memory_bytes: u64) -> usize {
+    let sockets = memory_bytes.saturating_sub(IDLE_BYTES) / SOCKET_BYTES;
+    usize::try_from(sockets).unwrap_or(usize::MAX)
+}
+
+/// CPU of this process until now, all its threads.
+pub fn cpu() -> Duration {
+    clock(ClockId::ProcessCPUTime)
+}
+
 /// Reads the cost again and again, to tell of each time between.
 #[derive(Debug, Default)]
 pub struct Meter {
@@ -38,7 +54,7 @@ fn millipercent(cpu: Duration, time: Duration) -> u32 {
 impl Meter {
     /// The cost now, with what the caller knows to be lost.
     pub fn read(&mut self, losses: u64) -> AgentCost {
-        let (cpu, now) = (clock(ClockId::ProcessCPUTime), clock(ClockId::Monotonic));
+        let (cpu, now) = (cpu(), clock(ClockId::Monotonic));
         let (cpu_before, before) = self.last.replace((cpu, now)).unwrap_or((cpu, now));
         let pages = resident_pages().unwrap_or_else(|error| {
             tracing::debug!(%error, "cannot read /proc/self/statm");
@@ -62,6 +78,13 @@ mod tests {
         assert_eq!(millipercent(Duration::from_secs(1), Duration::from_secs(4)), 25_000);
         assert_eq!(millipercent(Duration::ZERO, Duration::ZERO), 0);
         assert_eq!(millipercent(Duration::MAX, Duration::from_micros(1)), u32::MAX);
+    }
+
+    #[test]
+    fn sockets_share_the_memory_that_an_idle_agent_leaves() {
+        for (mib, sockets) in [(0, 0), (24, 0), (32, 8 * 1024), (512, 488 * 1024)] {
+            assert_eq!(sockets_within(mib * 1024 * 1024), sockets);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod record;
 mod ring;
 mod tracepoint;
 
-use std::{io, os::fd::BorrowedFd, time::Duration};
+use std::{ffi::CStr, io, os::fd::BorrowedFd, time::Duration};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -31,6 +31,8 @@ pub use self::{
 /// Bytes of one processor's ring, tried from the largest: what the kernel lets us lock decides. 2 MiB hold a burst of
 /// some 20,000 closings between two looks.
 const RING_BYTES: [usize; 4] = [2 << 20, 1 << 20, 512 << 10, 256 << 10];
+/// A child of a listener goes from SYN_RECV (3) to ESTABLISHED at once, so that the latter is enough to know.
+const NEEDED_STATES: &CStr = c"newstate != 3";
 /// Bytes of one processor's ring of names.
 const NAMES_BYTES: usize = 64 << 10;
 
@@ -73,7 +75,8 @@ impl Events {
     pub fn open() -> Result<Events, EventsError> {
         let tracefs = Tracefs::find()?;
         let formats = Formats { state: tracefs.state_format()?, destroy: tracefs.destroy_format()? };
-        let sources = [Source::Tracepoint(formats.state.id), Source::Tracepoint(formats.destroy.id), Source::Lives];
+        let states = Source::Filtered(formats.state.id, NEEDED_STATES);
+        let sources = [states, Source::Tracepoint(formats.destroy.id), Source::Lives];
         let processors = online().map_err(EventsError::Processors)?;
         let mut refused = Errno::PERM;
         for ring_bytes in RING_BYTES {

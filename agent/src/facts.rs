@@ -20,19 +20,22 @@ const FIRST_PID_NAMESPACE: u64 = 0xeffffffc;
 /// Inode of the first user namespace (PROC_USER_INIT_INO).
 const FIRST_USER_NAMESPACE: u64 = 0xeffffffd;
 
-/// Whether the kernel tells the agent of connections by itself.
+/// What the kernel tells the agent of connections by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hearing {
-    /// It does, of every TCP connection.
+    /// Every TCP connection.
     Events,
-    /// It does not, and why.
+    /// The end of TCP connections of the agent's own network namespace; and why not more.
+    Ends(String),
+    /// Nothing, and why.
     Nothing(String),
 }
 
-/// The facts of the host, with the network namespace that is walked. What cannot be read is empty.
-pub fn facts(agent_version: &str, netns: u64, hearing: &Hearing) -> HostFacts {
+/// The facts of the host, with the network namespace that is walked, and with what else is to be said of what is not seen.
+/// What cannot be read is empty.
+pub fn facts(agent_version: &str, netns: u64, hearing: &Hearing, remarks: Vec<String>) -> HostFacts {
     let system = uname();
-    let (tier, tier_reason) = sight(&privileges(), hearing);
+    let (tier, tier_reason) = sight(&privileges(), hearing, remarks);
     let mut addresses = interface::addresses().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot read the addresses of the interfaces");
         Vec::new()
@@ -130,8 +133,8 @@ fn privileges() -> Privileges {
     }
 }
 
-/// The tier, and what is not seen at it and why.
-fn sight(privileges: &Privileges, hearing: &Hearing) -> (Tier, String) {
+/// The tier, and what is not seen at it and why; what matters most first.
+fn sight(privileges: &Privileges, hearing: &Hearing, remarks: Vec<String>) -> (Tier, String) {
     let missing: Vec<&str> =
         [("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE), ("CAP_DAC_READ_SEARCH", CapabilitySet::DAC_READ_SEARCH)]
             .into_iter()
@@ -153,14 +156,20 @@ fn sight(privileges: &Privileges, hearing: &Hearing) -> (Tier, String) {
         reasons.push("in a pid namespace: owners that run outside of it are not seen".to_owned());
     }
     match hearing {
-        Hearing::Events => reasons.push("peers of UDP sockets that are not connected are not seen".to_owned()),
+        Hearing::Events => {}
+        Hearing::Ends(why) => reasons.push(format!(
+            "no events: of connections that live between two walks only the end is seen, in the agent's own network \
+             namespace, and nothing where this host reset them ({why})"
+        )),
         Hearing::Nothing(why) => {
             reasons.push(format!("no events: connections that live between two walks are not seen ({why})"));
         }
     }
+    reasons.extend(remarks);
+    reasons.push("peers of UDP sockets that are not connected are not seen".to_owned());
     let tier = match (missing.is_empty(), hearing) {
         (false, _) => Tier::T0,
-        (true, Hearing::Nothing(_)) => Tier::T1,
+        (true, Hearing::Ends(_) | Hearing::Nothing(_)) => Tier::T1,
         (true, Hearing::Events) => Tier::T2,
     };
     (tier, cut(reasons.join("; "), HOST_TEXT_LIMIT))
@@ -202,7 +211,7 @@ mod tests {
         let host = Privileges { uid: 990, capabilities: all, all_processes: true, all_users: true };
         let nothing = Hearing::Nothing("tracefs is not mounted".to_owned());
         let check = |privileges: Privileges, tier, reason: &str| {
-            let (found, text) = sight(&privileges, &nothing);
+            let (found, text) = sight(&privileges, &nothing, Vec::new());
             assert_eq!(found, tier, "{privileges:?}");
             assert!(text.contains(reason), "{text}");
         };
@@ -224,14 +233,18 @@ mod tests {
         );
         check(Privileges { all_processes: false, ..host }, Tier::T1, "in a pid namespace");
         check(Privileges { all_users: false, ..host }, Tier::T1, "in a user namespace");
-        let (tier, reason) = sight(&host, &Hearing::Events);
-        assert_eq!((tier, reason.as_str()), (Tier::T2, "peers of UDP sockets that are not connected are not seen"));
-        assert_eq!(sight(&none, &Hearing::Events).0, Tier::T0);
+        let (tier, reason) = sight(&host, &Hearing::Events, vec!["a remark".to_owned()]);
+        let expected = "a remark; peers of UDP sockets that are not connected are not seen";
+        assert_eq!((tier, reason.as_str()), (Tier::T2, expected));
+        assert_eq!(sight(&none, &Hearing::Events, Vec::new()).0, Tier::T0);
+        let (tier, reason) = sight(&host, &Hearing::Ends("tracefs is not mounted".to_owned()), Vec::new());
+        assert_eq!(tier, Tier::T1);
+        assert!(reason.contains("only the end is seen") && reason.contains("(tracefs is not mounted)"), "{reason}");
     }
 
     #[test]
     fn this_host_tells_its_facts_and_they_travel() {
-        let facts = facts("1.2.3", 7, &Hearing::Events);
+        let facts = facts("1.2.3", 7, &Hearing::Events, Vec::new());
         assert_eq!((facts.agent_version.as_str(), facts.netns), ("1.2.3", 7));
         assert_ne!(facts.boot_id, NO_BOOT_ID);
         assert!(!facts.kernel.is_empty() && !facts.arch.is_empty() && facts.ephemeral_ports.is_some());

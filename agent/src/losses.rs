@@ -14,7 +14,7 @@ pub enum Loss {
     Detail,
     /// Changes that the spool dropped.
     Spool,
-    /// Records of events that the kernel had no room for.
+    /// Records of events, and messages of closed sockets, that the kernel had no room for.
     Events,
     /// Lives that were not followed, or not kept until they could be told.
     Lives,

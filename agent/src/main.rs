@@ -1,6 +1,7 @@
 //! `fleetsock-agent`: enrols this host, and reports its sockets.
 
 use std::{
+    collections::BTreeSet,
     io::{self, IsTerminal, Write},
     path::PathBuf,
     process::ExitCode,
@@ -9,12 +10,14 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use fleetsock_agent::{
-    capture::Walker,
+    capture::{Connections, Extent, Occasion, Surveyor},
     config::{Config, DEFAULT_STATE, HostName},
     enrolment::{Enrolment, Existing, JoinSource},
+    namespaces::{Namespaces, Pass},
     owners::Processes,
+    privileges,
     run::{Foundation, run},
-    table::{Completeness, Search, Table, Walk},
+    table::{Search, Table, Walk},
 };
 use fleetsock_proto::{batch::Role, time::Timestamp, tls};
 use tokio::signal::unix::{SignalKind, signal};
@@ -73,7 +76,7 @@ enum Command {
         #[arg(long)]
         name: Option<HostName>,
     },
-    /// Show the sockets that one walk sees, and their owners.
+    /// Show the sockets that one walk sees in all network namespaces, and their owners.
     Walk,
 }
 
@@ -188,15 +191,30 @@ fn stop_on_signal() -> Result<(CancellationToken, tokio::task::JoinHandle<()>)> 
 }
 
 fn walk() -> Result<()> {
-    let (mut rows, mut table) = (Vec::new(), Table::default());
+    let (mut rows, mut table, mut namespaces) = (Vec::new(), Table::default(), Namespaces::open()?);
     let began = Timestamp::now();
-    let report = Walker::open()?.walk(&mut rows)?;
+    namespaces.refresh(Pass::All)?;
+    let extent = Extent::of(Occasion::Referee, Connections::FromWalks);
+    let mut surveyor = Surveyor::open()?;
+    let survey = match privileges::can_travel() {
+        true => surveyor.survey(&namespaces, extent, &mut rows),
+        false => surveyor.survey_home(extent.home, &mut rows),
+    };
+    for (netns, error) in &survey.failed {
+        if *netns == surveyor.netns() {
+            bail!("{error}");
+        }
+    }
     let wanted = table.wanted(&rows, Search::Referee);
     let scan = Processes::open()?.scan(&wanted);
-    let walk = Walk { rows: &rows, began, at: Timestamp::now(), completeness: Completeness::Whole };
+    let vanished = BTreeSet::new();
+    let walk = Walk { rows: &rows, began, at: Timestamp::now(), survey: &survey, vanished: &vanished };
     let mut sockets: Vec<_> =
         table.apply(walk, &wanted, &scan, &()).changes.into_iter().map(|change| change.socket).collect();
-    sockets.sort_by_key(|socket| (socket.role != Role::Listener, socket.protocol, socket.local.port(), socket.key));
+    sockets.sort_by_key(|socket| {
+        let elsewhere = (socket.key.netns != surveyor.netns(), socket.key.netns);
+        (elsewhere, socket.role != Role::Listener, socket.protocol, socket.local.port(), socket.key)
+    });
     let mut out = io::stdout().lock();
     for socket in sockets {
         let (direction, peer) = match socket.role {
@@ -207,9 +225,22 @@ fn walk() -> Result<()> {
             socket.owners.iter().map(|owner| format!("{}({})", owner.process.escape_debug(), owner.pid)).collect();
         let owners = if owners.is_empty() { format!("owner {}", socket.owner_known) } else { owners.join(" ") };
         let (protocol, state, local) = (socket.protocol, socket.state, socket.local);
-        writeln!(out, "{protocol:<5}{direction:<9} {state:<12} {local:<28} {peer:<28} {owners}")?;
+        write!(out, "{protocol:<5}{direction:<9} {state:<12} {local:<28} {peer:<28} {owners}")?;
+        let netns = socket.key.netns;
+        if netns != surveyor.netns() {
+            let name = namespaces.get(netns).map(|namespace| namespace.name().escape_debug().to_string());
+            write!(out, " in netns {netns} {}", name.unwrap_or_default())?;
+        }
+        writeln!(out)?;
     }
-    writeln!(out, "{} sockets, {} processes could not be looked into, {report:?}", table.len(), scan.denied)?;
+    let (report, walked) = (survey.total(), survey.walked.len());
+    let unseen = namespaces.unseen().map(|unseen| format!(", {unseen}")).unwrap_or_default();
+    writeln!(
+        out,
+        "{} sockets of {walked} network namespaces, {} processes could not be looked into{unseen}, {report:?}",
+        table.len(),
+        scan.denied
+    )?;
     Ok(())
 }
 

@@ -111,6 +111,12 @@ impl Processes {
         Some(Described { owner, netns: folder.netns().unwrap_or(0) })
     }
 
+    /// Inode number of a process's network namespace, if it is alive and may be looked at.
+    pub fn namespace_of(&self, pid: u32) -> Option<u64> {
+        let name = CString::new(pid.to_string()).ok()?;
+        Folder::open(&self.proc, &name).and_then(|folder| folder.netns()).ok()
+    }
+
     fn look_through(&mut self, wanted: &Wanted, scan: &mut OwnerScan) -> Result<(), Errno> {
         if matches!(statat(&self.proc, c"1", AtFlags::empty()), Err(Errno::NOENT)) {
             // Every pid namespace has a first process.

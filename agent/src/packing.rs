@@ -1,6 +1,6 @@
 //! Cuts changes into batches that the server's limits let through, and encodes them.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use fleetsock_proto::{
     InvalidMessage,
@@ -14,6 +14,7 @@ use fleetsock_proto::{
     time::Timestamp,
     wire,
 };
+use foldhash::HashMap;
 use prost::Message;
 
 /// Bytes of a row at most: 12 bytes of small enums and counts, cookie 8, namespace 10, two addresses of 16, two ports
@@ -99,7 +100,8 @@ struct Packer {
 struct Load {
     changes: Vec<Change>,
     owners: usize,
-    processes: HashSet<Arc<Owner>>,
+    /// By their places in memory: comparing texts would cost more than the rest.
+    processes: HashMap<usize, Arc<Owner>>,
     bytes: usize,
 }
 
@@ -112,7 +114,10 @@ struct Weight {
 
 impl Load {
     fn weight(&self, socket: &Socket) -> Weight {
-        let new: HashSet<&Arc<Owner>> = socket.owners.iter().filter(|owner| !self.processes.contains(*owner)).collect();
+        let mut new: Vec<&Arc<Owner>> =
+            socket.owners.iter().filter(|owner| !self.processes.contains_key(&place(owner))).collect();
+        new.sort_unstable_by_key(|owner| place(owner));
+        new.dedup_by_key(|owner| place(owner));
         let texts: usize = new.iter().flat_map(|owner| texts(owner)).map(|text| text.len() + STRING_BYTES).sum();
         Weight {
             owners: socket.owners.len(),
@@ -134,9 +139,13 @@ impl Load {
     fn add(&mut self, weight: &Weight, change: Change) {
         self.owners += weight.owners;
         self.bytes += weight.bytes;
-        self.processes.extend(change.socket.owners.iter().cloned());
+        self.processes.extend(change.socket.owners.iter().map(|owner| (place(owner), Arc::clone(owner))));
         self.changes.push(change);
     }
+}
+
+fn place(owner: &Arc<Owner>) -> usize {
+    Arc::as_ptr(owner).addr()
 }
 
 fn texts(owner: &Owner) -> [&String; STRINGS] {

@@ -5,18 +5,23 @@ use std::{path::PathBuf, sync::Arc};
 use fleetsock_proto::identity::{Identity, IdentityError};
 use tokio_util::sync::CancellationToken;
 
+use self::sources::{Listeners, Sources};
 use crate::{
-    capture::{CaptureError, Walker},
-    chronicle::{Chronicle, Reader},
+    capture::CaptureError,
     config::Config,
-    events::Events,
-    facts::{Hearing, facts},
+    facts::facts,
+    namespaces::{NamespacesError, Pass},
     observer::{Clock, Observer, orders::Orders, schedule::Schedule},
     outbox::Outbox,
     owners::{OwnersError, Processes},
+    remarks::{Remarks, Topic},
+    restraint::Restraint,
     spool::{Spool, SpoolError},
+    table::{TABLE_SOCKETS_LIMIT, Table},
     uplink::Uplink,
 };
+
+mod sources;
 
 /// What an agent is made of.
 #[derive(Debug)]
@@ -47,6 +52,9 @@ pub enum RunError {
     /// The processes cannot be looked at.
     #[error(transparent)]
     Owners(#[from] OwnersError),
+    /// The network namespaces cannot be looked at.
+    #[error(transparent)]
+    Namespaces(#[from] NamespacesError),
     /// A part of the agent broke.
     #[error("the {part} failed: {problem}")]
     Broken {
@@ -67,6 +75,8 @@ fn identity(state: &std::path::Path) -> Result<Identity, RunError> {
 }
 
 /// Runs an agent until `stop`; calls `ready` after the first walk.
+///
+/// Gives up the capabilities of the calling thread that are of no use to a running agent; its own threads never have them.
 pub async fn run(
     foundation: Foundation,
     stop: CancellationToken,
@@ -75,12 +85,17 @@ pub async fn run(
     let Foundation { state, config, clock } = foundation;
     let identity = identity(&state)?;
     let spool = Spool::open(&state, config.spool_bytes, clock())?;
-    let walker = Walker::open()?;
-    let netns = walker.netns();
-    let name = config.name.clone();
-    let (hearing, listening) = listen()?;
+    let sources = Sources::open(&config, clock)?;
+    let Sources { surveyor, mut namespaces, events, departures, ledger, hearing, sockets } = sources;
+    let remarks = Arc::new(Remarks::default());
+    if let Some(namespaces) = &mut namespaces {
+        // Before the host says what it does not see.
+        namespaces.refresh(Pass::All)?;
+        remarks.make(Topic::Namespaces, namespaces.unseen());
+    }
+    let (name, netns, said) = (config.name.clone(), surveyor.netns(), Arc::clone(&remarks));
     let facts = move || {
-        let mut facts = facts(env!("CARGO_PKG_VERSION"), netns, &hearing);
+        let mut facts = facts(env!("CARGO_PKG_VERSION"), netns, &hearing, said.all());
         if let Some(name) = &name {
             facts.name = name.as_str().to_owned();
         }
@@ -97,51 +112,38 @@ pub async fn run(
     );
     let outbox = Arc::new(Outbox::new(spool));
     let orders = Arc::new(Orders::default());
-    let (chronicle, reader) = listening.unzip();
+    let mut listeners = Listeners::default();
     let observer = Observer {
-        walker,
+        surveyor,
+        namespaces,
         processes: Processes::open()?,
-        chronicle: chronicle.clone(),
-        reach: config.reach,
+        chronicle: events.as_ref().map(|(chronicle, _)| Arc::clone(chronicle)),
+        departures: departures.clone(),
+        ledger,
+        table: Table::with_limit(sockets.min(TABLE_SOCKETS_LIMIT)),
         boot_id: own.boot_id,
         outbox: Arc::clone(&outbox),
+        remarks,
         clock,
         schedule: Schedule::new(config.walk, config.referee),
+        restraint: Restraint::new(config.cpu_percent),
     };
+    if let Some((chronicle, reader)) = events {
+        listeners.read(&chronicle, reader)?;
+    }
+    if let Some(departures) = &departures {
+        listeners.hear(departures)?;
+    }
     let uplink =
         Uplink { state, outbox, orders: Arc::clone(&orders), walk: config.walk, facts: Arc::new(facts), clock };
     let leave = CancellationToken::new();
-    let hearing = chronicle.clone().zip(reader).map(|(chronicle, reader)| {
-        std::thread::Builder::new().name("events".to_owned()).spawn(move || chronicle.run(reader))
-    });
-    let hearing = hearing.transpose().map_err(|error| broken("reader of events", error))?;
     let (observed, ()) = tokio::join!(observe(observer, &orders, &stop, ready, &leave), uplink.run(leave.clone()));
-    if let Some((chronicle, hearing)) = chronicle.zip(hearing) {
-        chronicle.stop();
-        let joined = tokio::task::spawn_blocking(move || hearing.join()).await;
-        if !matches!(joined, Ok(Ok(()))) {
-            return Err(broken("reader of events", "it panicked"));
-        }
-    }
-    observed
+    let ended = tokio::task::spawn_blocking(move || listeners.end()).await;
+    observed.and(ended.unwrap_or_else(|error| Err(broken("reader of events", error))))
 }
 
 fn broken(part: &'static str, problem: impl ToString) -> RunError {
     RunError::Broken { part, problem: problem.to_string() }
-}
-
-/// What events tell, and who reads them.
-type Listening = (Arc<Chronicle>, Reader);
-
-/// Listens to the kernel, where it lets us.
-fn listen() -> Result<(Hearing, Option<Listening>), RunError> {
-    let events = match Events::open() {
-        Ok(events) => events,
-        Err(error) => return Ok((Hearing::Nothing(error.to_string()), None)),
-    };
-    tracing::info!(ring_bytes = events.ring_bytes(), "listening to events");
-    let chronicle = Chronicle::new().map_err(|error| broken("reader of events", error))?;
-    Ok((Hearing::Events, Some((Arc::new(chronicle), Reader::new(events, Processes::open()?)))))
 }
 
 /// Ends the observer's thread when nobody waits for it any more.

@@ -3,30 +3,29 @@
 //! A comparison has two steps, so that owners are looked for only when something unknown appeared:
 //! [`Table::wanted`] names the inodes, [`Table::apply`] takes what a scan found and gives the changes.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use fleetsock_proto::{
     batch::{Change, Op, Role, SOCKET_OWNERS_LIMIT, Socket},
     owner::Owner,
-    socket::{Direction, Known, OwnerKnown, Protocol, SocketKey, SocketState},
+    socket::{Known, OwnerKnown, Protocol, SocketKey, SocketState},
     time::Timestamp,
 };
+use foldhash::{HashMap, HashSet};
 
-use self::{endings::Endings, listeners::Listeners};
+use self::{endings::Endings, listeners::Listeners, opening::Fresh};
 use crate::{
-    capture::SocketRow,
+    capture::{Coverage, SocketRow, SurveyReport, WalkReport},
     owners::{OwnerScan, Wanted},
 };
 
 mod endings;
 mod listeners;
+mod opening;
 #[cfg(test)]
 mod tests;
 
-pub use self::endings::{Insight, Origin, Told};
+pub use self::endings::{Insight, Origin, STAND_IN, Told};
 
 /// Most sockets that are kept; further ones are counted as lost.
 pub const TABLE_SOCKETS_LIMIT: usize = 1_000_000;
@@ -40,16 +39,7 @@ pub enum Search {
     Referee,
 }
 
-/// Whether a walk saw every socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Completeness {
-    /// It did: a socket that is not in it is closed.
-    Whole,
-    /// Something was lost on the way: what is not in it may be open.
-    Partial,
-}
-
-/// A walk of the kernel's socket table.
+/// A walk of the kernel's socket tables.
 #[derive(Debug, Clone, Copy)]
 pub struct Walk<'a> {
     /// What it saw.
@@ -58,8 +48,11 @@ pub struct Walk<'a> {
     pub began: Timestamp,
     /// When it was done: what it saw had opened by then, what it did not see had closed.
     pub at: Timestamp,
-    /// Whether it saw everything.
-    pub completeness: Completeness,
+    /// What was looked at: elsewhere, what is not among the rows may be open.
+    pub survey: &'a SurveyReport,
+    /// Network namespaces that nothing leads to any more. Their sockets are open only as long as processes of other
+    /// namespaces hold them, so that they are among those whose owners are looked for.
+    pub vanished: &'a BTreeSet<u64>,
 }
 
 /// What changed between two walks.
@@ -75,13 +68,36 @@ pub struct Comparison {
     pub owners_lost: u64,
 }
 
+impl Comparison {
+    /// TCP connections that began between two walks without anything that told so.
+    pub fn began_unheard(&self) -> u64 {
+        let began = |change: &&Change| match change.op {
+            Op::Opened => true,
+            Op::Closed { .. } | Op::Updated | Op::Present => false,
+        };
+        let unheard = |change: &&Change| {
+            let Change { socket: Socket { role, protocol, opened_known, .. }, .. } = change;
+            let is_connection = *protocol == Protocol::Tcp && matches!(role, Role::Session { .. });
+            is_connection && *opened_known == Known::BetweenWalks
+        };
+        let found = self.changes.iter().filter(began).filter(unheard).count();
+        u64::try_from(found + self.unseen.iter().filter(unheard).count()).unwrap_or(u64::MAX)
+    }
+}
+
 /// The open sockets of a host.
 #[derive(Debug)]
 pub struct Table {
     open: HashMap<SocketKey, Open>,
+    /// Those that every walk looks at: all but TCP connections.
+    always: HashSet<SocketKey>,
     listeners: Listeners,
+    /// Listeners that ended since the last walk. They still explain sessions that were accepted before.
+    departed: Vec<Socket>,
     /// Network namespaces of open sockets, with how many each has.
     namespaces: HashMap<u64, usize>,
+    /// How much of each namespace walks have seen whole: what is new there opened after that.
+    shown: HashMap<u64, Coverage>,
     endings: Endings,
     /// What ended since the last walk.
     ended: Comparison,
@@ -122,14 +138,7 @@ fn purpose(row: &SocketRow) -> Option<Purpose> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Listener,
-    Session(std::net::SocketAddr),
-}
-
-/// A row of a socket that opened, and the owners that its key had in an earlier life.
-struct Fresh<'a> {
-    row: &'a SocketRow,
-    purpose: Purpose,
-    owners: (Vec<Arc<Owner>>, OwnerKnown),
+    Session(SocketAddr),
 }
 
 /// Whether the row is still the life of a socket that `socket` began. A UDP socket that connects, disconnects or
@@ -146,9 +155,12 @@ impl Table {
     /// An empty table for at most `limit` sockets.
     pub fn with_limit(limit: usize) -> Table {
         Table {
-            open: HashMap::new(),
+            open: HashMap::default(),
+            always: HashSet::default(),
             listeners: Listeners::default(),
-            namespaces: HashMap::new(),
+            departed: Vec::new(),
+            namespaces: HashMap::default(),
+            shown: HashMap::default(),
             endings: Endings::default(),
             ended: Comparison::default(),
             limit,
@@ -162,6 +174,11 @@ impl Table {
     /// How many sockets are open.
     pub fn len(&self) -> usize {
         self.open.len()
+    }
+
+    /// How many sockets of the last walk had no room.
+    pub fn beyond(&self) -> u64 {
+        self.beyond
     }
 
     /// Whether none is.
@@ -193,18 +210,66 @@ impl Table {
         rows.iter().filter(unknown).map(|row| row.inode).collect()
     }
 
+    /// The inodes of the open sockets in some namespaces.
+    pub fn inodes_in(&self, namespaces: &BTreeSet<u64>) -> impl Iterator<Item = u64> {
+        let there = self.open.values().filter(|open| namespaces.contains(&open.socket.key.netns));
+        there.map(|open| open.inode).filter(|inode| *inode != 0)
+    }
+
+    /// Whether sockets of a namespace are open.
+    pub fn has_namespace(&self, netns: u64) -> bool {
+        self.namespaces.contains_key(&netns)
+    }
+
+    /// The namespaces in which a session with this end of ours can have been accepted.
+    pub fn accepting(&self, local: SocketAddr) -> impl Iterator<Item = u64> {
+        self.namespaces.keys().copied().filter(move |netns| self.listeners.accept(*netns, Protocol::Tcp, local))
+    }
+
     /// Step two: takes a walk, what was wanted of it, what was found, and what is known beyond it.
     pub fn apply(&mut self, walk: Walk<'_>, wanted: &Wanted, scan: &OwnerScan, insight: &impl Insight) -> Comparison {
         self.walk += 1;
         let search = Found { wanted, scan };
         let mut comparison = std::mem::take(&mut self.ended);
-        let mut updated = Vec::new();
-        // Listeners that close now still explain sessions that were accepted before.
-        let mut closed_listeners = Vec::new();
-        let mut fresh = Vec::new();
+        let (fresh, mut updated) = self.compare(&walk, &search, insight, &mut comparison);
+        for (key, known) in self.gone(&walk, &search) {
+            let known = self.close(key, (walk.at, known), insight, &mut comparison.changes);
+            if known != Some(Known::Event) {
+                self.endings.expect(key, self.walk);
+            }
+        }
+        comparison.changes.append(&mut updated);
+        self.open_all(&walk, &fresh, &search, insight, &mut comparison);
+        drop(fresh);
+        for socket in self.departed.drain(..) {
+            self.listeners.remove(&socket);
+        }
+        self.endings.walked(walk.began, self.walk);
+        self.last_at = Some(walk.at);
+        if walk.survey.is_whole() {
+            self.whole_at = Some(walk.began);
+        }
+        for (netns, walked) in &walk.survey.walked {
+            if walked.report == WalkReport::default() {
+                let shown = self.shown.entry(*netns).or_insert(walked.coverage);
+                *shown = walked.coverage.max(*shown);
+            }
+        }
+        self.shown.retain(|netns, _| !walk.vanished.contains(netns));
+        comparison
+    }
+
+    /// Holds each row against what is open: what is new, and what was updated.
+    fn compare<'a>(
+        &mut self,
+        walk: &Walk<'a>,
+        search: &Found<'_>,
+        insight: &impl Insight,
+        comparison: &mut Comparison,
+    ) -> (Vec<Fresh<'a>>, Vec<Change>) {
+        let (mut fresh, mut updated) = (Vec::new(), Vec::new());
         // A dump can show a socket twice when it moves between the kernel's lists; the first row counts.
-        let mut fresh_keys = HashSet::new();
-        let mut seen = 0;
+        let mut fresh_keys = HashSet::default();
         for row in walk.rows {
             let Some(purpose) = purpose(row) else { continue };
             if self.endings.has_ended(row.key) {
@@ -214,63 +279,72 @@ impl Table {
                 Some(open) if open.walk == self.walk => {}
                 Some(open) if same_life(&open.socket, row, purpose) => {
                     open.walk = self.walk;
-                    seen += 1;
-                    if open.update(row, &search, &mut comparison.owners_lost) {
+                    let state = open.socket.state;
+                    if open.update(row, search, &mut comparison.owners_lost) {
+                        match purpose {
+                            Purpose::Listener => self.listeners.update(&open.socket),
+                            // From now on events can tell its state.
+                            Purpose::Session(peer) if state != row.state => {
+                                insight.origin(row.key, row.local, peer);
+                            }
+                            Purpose::Session(_) => {}
+                        }
                         updated.push(Change { op: Op::Updated, socket: open.socket.clone() });
                     }
                 }
                 Some(open) => {
                     // The same descriptor goes on with another peer: whoever held it holds it.
                     let owners = (open.socket.owners.clone(), open.socket.owner_known);
-                    self.close(row.key, walk.at, &(), &mut comparison.changes, &mut closed_listeners);
+                    self.close(row.key, (walk.at, Known::BetweenWalks), &(), &mut comparison.changes);
                     fresh_keys.insert(row.key);
-                    fresh.push(Fresh { row, purpose, owners });
+                    fresh.push(Fresh { row, owners: Some(Box::new(owners)) });
                 }
                 None if !fresh_keys.insert(row.key) => {}
-                None => fresh.push(Fresh { row, purpose, owners: (Vec::new(), OwnerKnown::None) }),
+                None => fresh.push(Fresh { row, owners: None }),
             }
         }
-        if walk.completeness == Completeness::Whole && seen < self.open.len() {
-            let unseen = |open: &&Open| open.walk != self.walk;
-            let gone: Vec<SocketKey> = self.open.values().filter(unseen).map(|open| open.socket.key).collect();
-            for key in gone {
-                self.endings.expect(key, self.walk);
-                self.close(key, walk.at, insight, &mut comparison.changes, &mut closed_listeners);
-            }
-        }
-        comparison.changes.append(&mut updated);
-        self.open_all(walk.at, fresh, &search, insight, &mut comparison);
-        for socket in &closed_listeners {
-            self.listeners.remove(socket);
-        }
-        self.endings.walked(walk.began, self.walk);
-        self.last_at = Some(walk.at);
-        if walk.completeness == Completeness::Whole {
-            self.whole_at = Some(walk.began);
-        }
-        comparison
+        (fresh, updated)
     }
 
+    /// What this walk should have shown and did not, and what that means.
+    fn gone(&self, walk: &Walk<'_>, search: &Found<'_>) -> Vec<(SocketKey, Known)> {
+        let unseen = |open: &&Open| open.walk != self.walk;
+        let gone = |open: &Open| Some((open.socket.key, open.absence(walk, search)?));
+        if walk.survey.has_connections() || !walk.vanished.is_empty() {
+            return self.open.values().filter(unseen).filter_map(gone).collect();
+        }
+        let open = self.always.iter().filter_map(|key| self.open.get(key));
+        open.filter(unseen).filter_map(gone).collect()
+    }
+
+    /// Removes an open socket.
+    fn take(&mut self, key: SocketKey) -> Option<Open> {
+        let open = self.open.remove(&key)?;
+        self.always.remove(&key);
+        self.forget_namespace(key.netns);
+        if open.socket.role == Role::Listener {
+            self.departed.push(open.socket.clone());
+        }
+        Some(open)
+    }
+
+    /// Closes what is open, at this moment or at one that is known better; tells how it is known.
     fn close(
         &mut self,
         key: SocketKey,
-        at: Timestamp,
+        (at, known): (Timestamp, Known),
         insight: &impl Insight,
         changes: &mut Vec<Change>,
-        closed_listeners: &mut Vec<Socket>,
-    ) {
-        let Some(Open { socket, .. }) = self.open.remove(&key) else { return };
-        self.forget_namespace(key.netns);
+    ) -> Option<Known> {
+        let Open { socket, .. } = self.take(key)?;
         let told = match socket.role {
-            Role::Listener => {
-                closed_listeners.push(socket.clone());
-                None
-            }
+            Role::Listener => None,
             Role::Session { peer, .. } => insight.closed_at(socket.local, peer),
         };
-        let (at, known) = told.map_or((at, Known::BetweenWalks), |at| (at, Known::Event));
+        let (at, known) = told.map_or((at, known), |at| (at, Known::Event));
         // A clock that was set back does not make a socket close before it opened.
         changes.push(Change { op: Op::Closed { at: at.max(socket.opened_at), known }, socket });
+        Some(known)
     }
 
     fn forget_namespace(&mut self, netns: u64) {
@@ -280,73 +354,6 @@ impl Table {
                 self.namespaces.remove(&netns);
             }
         }
-    }
-
-    /// Opens what is new: listeners first, because the direction of a session follows from them.
-    fn open_all(
-        &mut self,
-        at: Timestamp,
-        fresh: Vec<Fresh<'_>>,
-        search: &Found<'_>,
-        insight: &impl Insight,
-        comparison: &mut Comparison,
-    ) {
-        let known = self.opened_known();
-        let mut beyond: u64 = 0;
-        let (listeners, sessions): (Vec<_>, Vec<_>) =
-            fresh.into_iter().partition(|fresh| fresh.purpose == Purpose::Listener);
-        for Fresh { row, purpose, owners: kept } in listeners.into_iter().chain(sessions) {
-            let (role, origin) = match purpose {
-                Purpose::Listener => (Role::Listener, None),
-                Purpose::Session(peer) => {
-                    let origin = insight.origin(row.local, peer);
-                    let told = origin.and_then(|origin| origin.direction);
-                    (Role::Session { direction: told.unwrap_or_else(|| self.direction(row)), peer }, origin)
-                }
-            };
-            let opened = origin.and_then(|origin| origin.opened_at);
-            let (opened_at, opened_known) = opened.map_or((at, known), |opened| (opened.min(at), Known::Event));
-            if self.open.len() >= self.limit {
-                beyond += 1;
-                continue;
-            }
-            let (owners, owner_known) = search
-                .owners(row)
-                .map_or(kept, |(owners, known)| (within_limit(owners, &mut comparison.owners_lost).to_vec(), known));
-            let socket = Socket {
-                key: row.key,
-                protocol: row.protocol,
-                family: row.family,
-                state: row.state,
-                local: row.local,
-                role,
-                opened_at,
-                opened_known,
-                owner_known,
-                owners,
-                bytes_sent: 0,
-                bytes_received: 0,
-            };
-            if role == Role::Listener {
-                self.listeners.add(&socket);
-            }
-            comparison.changes.push(Change { op: Op::Opened, socket: socket.clone() });
-            *self.namespaces.entry(row.key.netns).or_default() += 1;
-            self.open.insert(row.key, Open { socket, inode: row.inode, walk: self.walk });
-        }
-        comparison.sockets_lost += beyond.saturating_sub(self.beyond);
-        self.beyond = beyond;
-    }
-
-    /// What this walk finds new opened after the one before, if that one saw everything and had room for it.
-    fn opened_known(&self) -> Known {
-        if self.whole_at.is_some() && self.beyond == 0 { Known::BetweenWalks } else { Known::FirstSeen }
-    }
-
-    fn direction(&self, row: &SocketRow) -> Direction {
-        let accepted =
-            row.state != SocketState::SynSent && self.listeners.accept(row.key.netns, row.protocol, row.local);
-        if accepted { Direction::In } else { Direction::Out }
     }
 }
 
@@ -381,6 +388,18 @@ fn within_limit<'a>(owners: &'a [Arc<Owner>], lost: &mut u64) -> &'a [Arc<Owner>
 }
 
 impl Open {
+    /// What it means that a walk did not show it: how it is known to be closed, or nothing.
+    fn absence(&self, walk: &Walk<'_>, search: &Found<'_>) -> Option<Known> {
+        let Socket { key, protocol, state, .. } = self.socket;
+        if walk.survey.would_show(key.netns, protocol, state) {
+            return Some(Known::BetweenWalks);
+        }
+        if !walk.vanished.contains(&key.netns) || search.scan.owners.contains_key(&self.inode) {
+            return None;
+        }
+        Some(if search.scan.denied == 0 { Known::BetweenWalks } else { Known::Lost })
+    }
+
     /// Takes what can change within a life, and tells whether it did. A socket that lost its inode (closed by its
     /// process, not yet by the protocol) keeps the owners that it had.
     fn update(&mut self, row: &SocketRow, search: &Found<'_>, owners_lost: &mut u64) -> bool {
@@ -392,7 +411,9 @@ impl Open {
         }
         if let Some((owners, known)) = search.owners(row) {
             let owners = within_limit(owners, owners_lost);
-            if socket.owner_known != known || socket.owners != owners {
+            // Nobody was found again: the listener is as good an answer as before.
+            let is_as_before = known == OwnerKnown::Unknown && socket.owner_known == OwnerKnown::Listener;
+            if !is_as_before && (socket.owner_known != known || socket.owners != owners) {
                 (socket.owners, socket.owner_known) = (owners.to_vec(), known);
                 changed = true;
             }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use fleetsock_proto::{
     client::{AgentClient, CallError, ConnectError},
-    host::HostFacts,
+    host::{HostFacts, Tier},
     identity::Identity,
     stream::{AgentMessage, BatchNumber, Hello, PROTOCOL_VERSION, ServerMessage, Welcome},
 };
@@ -63,6 +63,19 @@ impl std::fmt::Debug for Uplink {
 struct Memory {
     meter: Meter,
     refusals: Refusals,
+}
+
+/// What the server knows of what is seen and what not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sight {
+    tier: Tier,
+    reason: String,
+}
+
+impl Sight {
+    fn of(facts: &HostFacts) -> Sight {
+        Sight { tier: facts.tier, reason: facts.tier_reason.clone() }
+    }
 }
 
 /// Counts how often the server refused one item as such.
@@ -152,9 +165,8 @@ impl Uplink {
     /// Connects, says Hello and hears Welcome.
     async fn open(&self, identity: Identity) -> Result<Stream, Ending> {
         let mut client = AgentClient::connect(&identity).await.map_err(of_connect)?;
-        let facts = Arc::clone(&self.facts);
-        let facts =
-            tokio::task::spawn_blocking(move || facts()).await.map_err(|error| Ending::Lost(error.to_string()))?;
+        let facts = self.facts_now().await?;
+        let told = Sight::of(&facts);
         let given = self.outbox.ask(|spool| spool.given()).await.map_err(|error| Ending::Lost(error.to_string()))?;
         let (outgoing, messages) = mpsc::channel(stream::OUTGOING);
         let hello = Hello {
@@ -180,8 +192,14 @@ impl Uplink {
             other => return Err(Ending::Lost(format!("the server began with {other:?} in place of Welcome"))),
         };
         self.welcomed(&identity, &welcome).await?;
-        let stream = Stream::new(client, outgoing, incoming, identity, &welcome, self.clock);
+        let stream = Stream::new(client, outgoing, incoming, identity, &welcome, told, self.clock);
         Ok(stream)
+    }
+
+    /// What the host says of itself, which may take a while to read.
+    async fn facts_now(&self) -> Result<HostFacts, Ending> {
+        let facts = Arc::clone(&self.facts);
+        tokio::task::spawn_blocking(move || facts()).await.map_err(|error| Ending::Lost(error.to_string()))
     }
 
     async fn welcomed(&self, identity: &Identity, welcome: &Welcome) -> Result<(), Ending> {
@@ -222,6 +240,7 @@ fn report(before: &Ending, ending: &Ending, wait: Duration) {
     match ending {
         Ending::Left => {}
         Ending::Renewed => tracing::info!("connecting again with the new certificate"),
+        Ending::Retold => tracing::info!("connecting again to say what is not seen now"),
         Ending::Bye { reason, .. } => tracing::info!(reason, wait_s, "the server ended the stream"),
         Ending::Refused(reason) if !matches!(before, Ending::Refused(_)) => tracing::error!(
             reason,

@@ -22,6 +22,7 @@ pub mod arguments;
 pub mod audit;
 pub mod clock;
 pub mod completions;
+pub mod confinement;
 pub mod console;
 pub mod context;
 pub mod contexts;
@@ -87,6 +88,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn perform(invocation: &mut Invocation, command: What) -> Result<Exit, Ended> {
+    confinement::confine(&command)?;
     // One thread does it all; the children of `dev` live as long as the thread that began them.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

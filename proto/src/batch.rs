@@ -159,6 +159,8 @@ struct Tables {
     string_of: HashMap<String, u32>,
     processes: wire::ProcessColumns,
     process_of: HashMap<Arc<Owner>, u32>,
+    /// The same by their places in memory: most sockets share their owners, and comparing texts costs more.
+    process_at: HashMap<usize, u32>,
 }
 
 impl Tables {
@@ -179,6 +181,16 @@ impl Tables {
     }
 
     fn process(&mut self, owner: &Arc<Owner>) -> u32 {
+        let place = Arc::as_ptr(owner).addr();
+        if let Some(index) = self.process_at.get(&place) {
+            return *index;
+        }
+        let index = self.process_with_these_texts(owner);
+        self.process_at.insert(place, index);
+        index
+    }
+
+    fn process_with_these_texts(&mut self, owner: &Arc<Owner>) -> u32 {
         if let Some(index) = self.process_of.get(owner) {
             return *index;
         }

@@ -7,6 +7,7 @@ pub mod acceptor;
 pub mod api;
 pub mod authority;
 pub mod config;
+pub mod confinement;
 pub mod gate;
 pub mod history;
 pub mod ledger;

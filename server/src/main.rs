@@ -14,6 +14,7 @@ use fleetsock_proto::{join::ServerAddress, spiffe::TrustDomain, time::Timestamp,
 use fleetsock_server::{
     authority::Authority,
     config::{Config, DEFAULT_STATE, DEFAULT_TRUST_DOMAIN, NewFleet},
+    confinement,
     history::sqlite::{Options, SqliteHistory},
     serve::{Foundation, serve},
     setup,
@@ -88,6 +89,9 @@ fn run(command: Command) -> Result<()> {
         Command::Serve { state, config } => {
             log_to_stderr()?;
             let config = Config::load(&state, config.as_deref())?;
+            // While there is one thread: those that come are confined as it is.
+            let confinement = confinement::confine(&config).context("cannot give up what the server does not need")?;
+            tracing::info!(%confinement, "confined");
             tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve_until_told(config))
         }
     }

@@ -18,7 +18,7 @@ use tokio_stream::{
     wrappers::{ReceiverStream, UnixListenerStream},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::Server;
+use tonic::transport::{Server, server::Router};
 use tower::layer::util::{Identity, Stack};
 
 use crate::{
@@ -30,7 +30,7 @@ use crate::{
     authority::Authority,
     config::Config,
     history::{History, Registry},
-    ledger::Ledger,
+    ledger::{Keeper, Ledger},
     live::{Answers, Live},
     peer::{Caller, Peer, PeerStream},
     policy::Policy,
@@ -89,54 +89,11 @@ pub async fn serve<S: History + Registry>(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    let Foundation { config, authority, store, clock } = foundation;
-    let (acceptor, incoming) = Acceptor::new(&authority, &config.limits)?;
-    let local = local_socket(&config.admin_socket)?;
+    let (acceptor, incoming) = Acceptor::new(&foundation.authority, &foundation.config.limits)?;
+    let local = local_socket(&foundation.config.admin_socket)?;
     let (tasks, live) = (TaskTracker::new(), Arc::new(Live::default()));
-    let registry: Arc<dyn Registry> = Arc::clone(&store) as _;
-    let history: Arc<dyn History> = store;
-    let warnings = Warnings::new(Arc::clone(&registry));
-    let policy = Policy::new(Arc::clone(&registry), Rates::new(&config.limits.rates), Arc::clone(&warnings), clock);
-    let (ledger, keeper) = Ledger::open(Arc::clone(&registry));
-    let answers = Arc::new(Answers::default());
-    let answering = Answering {
-        ledger,
-        answers: Arc::clone(&answers),
-        registry: Arc::clone(&registry),
-        tasks: tasks.clone(),
-        clock,
-    };
-
-    let agents = AgentService {
-        authority: Arc::clone(&authority),
-        history: Arc::clone(&history),
-        registry: Arc::clone(&registry),
-        live: Arc::clone(&live),
-        warnings,
-        tasks: tasks.clone(),
-        heartbeat: config.heartbeat,
-        clock,
-    };
-    let inventory = InventoryService { history, answering: answering.clone() };
-    let admin = AdminService {
-        authority: Arc::clone(&authority),
-        registry: Arc::clone(&registry),
-        live: Arc::clone(&live),
-        answers,
-        answering,
-        address: config.address.clone(),
-        clock,
-    };
-    let agents = AgentServer::new(agents).max_decoding_message_size(MESSAGE_BYTES.1);
-    let inventory = InventoryServer::new(inventory).max_decoding_message_size(MESSAGE_BYTES.2);
-    let admin = AdminServer::new(admin).max_decoding_message_size(MESSAGE_BYTES.2);
-    let enrollment =
-        EnrollmentService { authority: Arc::clone(&authority), registry, renewable: config.renewable, clock };
-    let enrollment = EnrollmentServer::new(enrollment).max_decoding_message_size(MESSAGE_BYTES.0);
-
-    let asking = builder(&policy, STREAMS.0).add_service(inventory).add_service(admin);
-    let identified = asking.clone().add_service(agents);
-    let newcomers = builder(&policy, STREAMS.1).add_service(enrollment);
+    let Services { identified, newcomers, asking, keeper } = services(&foundation, &tasks, &live);
+    let Foundation { config, authority, clock, .. } = foundation;
 
     let drain = CancellationToken::new();
     let serving = async {
@@ -170,6 +127,64 @@ pub async fn serve<S: History + Registry>(
     keeper.close().await;
     remove_socket(&config.admin_socket);
     Ok(served?)
+}
+
+/// What is served, by how it is reached.
+struct Services {
+    identified: Router<Stack<Policy, Identity>>,
+    newcomers: Router<Stack<Policy, Identity>>,
+    /// By the Unix socket.
+    asking: Router<Stack<Policy, Identity>>,
+    /// To be closed when nothing is served any more.
+    keeper: Keeper,
+}
+
+fn services<S: History + Registry>(foundation: &Foundation<S>, tasks: &TaskTracker, live: &Arc<Live>) -> Services {
+    let Foundation { config, authority, store, clock } = foundation;
+    let registry: Arc<dyn Registry> = Arc::clone(store) as _;
+    let history: Arc<dyn History> = Arc::clone(store) as _;
+    let warnings = Warnings::new(Arc::clone(&registry));
+    let policy = Policy::new(Arc::clone(&registry), Rates::new(&config.limits.rates), Arc::clone(&warnings), *clock);
+    let (ledger, keeper) = Ledger::open(Arc::clone(&registry));
+    let answers = Arc::new(Answers::default());
+    let answering = Answering {
+        ledger,
+        answers: Arc::clone(&answers),
+        registry: Arc::clone(&registry),
+        tasks: tasks.clone(),
+        patience: config.limits.question,
+        clock: *clock,
+    };
+    let agents = AgentService {
+        authority: Arc::clone(authority),
+        history: Arc::clone(&history),
+        registry: Arc::clone(&registry),
+        live: Arc::clone(live),
+        warnings,
+        tasks: tasks.clone(),
+        heartbeat: config.heartbeat,
+        clock: *clock,
+    };
+    let inventory = InventoryService { history, answering: answering.clone() };
+    let admin = AdminService {
+        authority: Arc::clone(authority),
+        registry: Arc::clone(&registry),
+        live: Arc::clone(live),
+        answers,
+        answering,
+        address: config.address.clone(),
+        clock: *clock,
+    };
+    let enrollment =
+        EnrollmentService { authority: Arc::clone(authority), registry, renewable: config.renewable, clock: *clock };
+    let agents = AgentServer::new(agents).max_decoding_message_size(MESSAGE_BYTES.1);
+    let inventory = InventoryServer::new(inventory).max_decoding_message_size(MESSAGE_BYTES.2);
+    let admin = AdminServer::new(admin).max_decoding_message_size(MESSAGE_BYTES.2);
+    let enrollment = EnrollmentServer::new(enrollment).max_decoding_message_size(MESSAGE_BYTES.0);
+    let asking = builder(&policy, STREAMS.0).add_service(inventory).add_service(admin);
+    let identified = asking.clone().add_service(agents);
+    let newcomers = builder(&policy, STREAMS.1).add_service(enrollment);
+    Services { identified, newcomers, asking, keeper }
 }
 
 /// Sees to it that the server's own certificate is never over. Connections that are there go on with the one before.

@@ -27,9 +27,10 @@ use super::{
     message::{Message, attributes, bytes_at, messages, u32_at},
 };
 
-/// SKNLGRP_INET_TCP_DESTROY (1), INET_UDP_DESTROY (2), INET6_TCP_DESTROY (3) and INET6_UDP_DESTROY (4), as a mask
+/// SKNLGRP_INET_TCP_DESTROY (1), INET_UDP_DESTROY (2), INET6_TCP_DESTROY (3) and INET6_UDP_DESTROY (4), as masks
 /// (include/uapi/linux/sock_diag.h).
-const GROUPS: u32 = 0b1111;
+const TCP_AND_UDP: u32 = 0b1111;
+const UDP: u32 = 0b1010;
 /// What the socket may hold, bytes: with 4 MiB a burst of 76,000 closings lost nothing.
 const RECEIVE_BYTES: usize = 4 << 20;
 /// A message has 380 bytes on Linux 6.18; tcp_info grows from release to release.
@@ -58,6 +59,12 @@ pub struct Traffic {
 }
 
 impl Traffic {
+    /// So many bytes sent, and so many counted as received; everything was read and acknowledged.
+    #[cfg(test)]
+    pub(crate) fn of(sent: u64, counted: u64) -> Traffic {
+        Traffic { sent, counted, unread: 0, acknowledged: true, round_trip_us: 0 }
+    }
+
     /// Bytes that arrived, where `last` is the last state before the socket was closed. The kernel counts sequence numbers
     /// and so the peer's FIN as one; whether it came follows from the state. Without it, or when a process shut down its
     /// own half and then read to the end, the count can be one too high.
@@ -100,6 +107,15 @@ pub struct DrainReport {
     pub unreadable: u64,
 }
 
+/// Whose destruction is told. Each message costs, whether it is read or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mortals {
+    /// That of TCP and UDP sockets.
+    TcpAndUdp,
+    /// That of UDP sockets.
+    Udp,
+}
+
 /// Listens to the destruction of sockets in the network namespace in which it was opened, which lives as long as this does.
 #[derive(Debug)]
 pub struct Destructions {
@@ -114,6 +130,15 @@ pub struct Destructions {
 impl Destructions {
     /// Begins to listen, TCP and UDP, in the network namespace of the calling thread.
     pub fn open() -> Result<Destructions, CaptureError> {
+        Destructions::of(Mortals::TcpAndUdp)
+    }
+
+    /// Begins to listen in the network namespace of the calling thread.
+    pub fn of(mortals: Mortals) -> Result<Destructions, CaptureError> {
+        let groups = match mortals {
+            Mortals::TcpAndUdp => TCP_AND_UDP,
+            Mortals::Udp => UDP,
+        };
         let netns = stat("/proc/thread-self/ns/net").map_err(CaptureError::Namespace)?.st_ino;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let listen = || {
@@ -121,7 +146,7 @@ impl Destructions {
             // Beyond net.core.rmem_max takes CAP_NET_ADMIN.
             set_socket_recv_buffer_size_force(&socket, RECEIVE_BYTES)
                 .or_else(|_| set_socket_recv_buffer_size(&socket, RECEIVE_BYTES))?;
-            bind(&socket, &SocketAddrNetlink::new(0, GROUPS))?;
+            bind(&socket, &SocketAddrNetlink::new(0, groups))?;
             // Connected to the kernel (port 0), so that no other process can put a datagram into the queue.
             connect(&socket, &SocketAddrNetlink::new(0, 0))?;
             let receive_bytes = socket_recv_buffer_size(&socket)?;

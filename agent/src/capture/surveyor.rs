@@ -8,7 +8,10 @@
 //!
 //! Nothing of a foreign namespace stays open after a survey (see [`crate::namespaces`]).
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use fleetsock_proto::socket::{Protocol, SocketState};
 use rustix::{io::Errno, net::netlink::SOCK_DIAG};
@@ -18,7 +21,7 @@ use super::{
     census::Census,
     diag::{Queries, Query},
     netlink::Netlink,
-    walker::append,
+    walker::{WALK_ROWS_LIMIT, append},
 };
 use crate::namespaces::{EnterError, Namespace, Namespaces, Visitor};
 
@@ -134,6 +137,26 @@ impl SurveyReport {
             .is_some_and(|walked| walked.report == WalkReport::default() && walked.coverage.includes(protocol, state))
     }
 
+    /// Whether nothing was missed of what was walked. A namespace that could not be entered was not walked.
+    pub fn is_whole(&self) -> bool {
+        let entered = |error: &SurveyError| !matches!(error, SurveyError::Enter(_));
+        self.stranded.is_none()
+            && !self.failed.iter().any(|(_, error)| entered(error))
+            && self.walked.values().all(|walked| walked.report == WalkReport::default())
+    }
+
+    /// Whether everything was walked, of all namespaces, and nothing was missed.
+    pub fn shows_all(&self) -> bool {
+        let whole = |walked: &Walked| walked.coverage == Coverage::Everything && walked.report == WalkReport::default();
+        let failed = self.failed.iter().any(|(_, error)| !error.is_gone());
+        self.stranded.is_none() && !failed && self.walked.values().all(whole)
+    }
+
+    /// Whether TCP connections of any namespace were walked.
+    pub fn has_connections(&self) -> bool {
+        self.walked.values().any(|walked| walked.coverage == Coverage::Everything)
+    }
+
     /// What all walks together could not tell.
     pub fn total(&self) -> WalkReport {
         let mut total = WalkReport::default();
@@ -148,6 +171,7 @@ impl SurveyReport {
 #[derive(Debug)]
 pub struct Surveyor {
     home: Walker,
+    limit: usize,
     queries: Queries,
     /// The memory of the sockets that are opened elsewhere.
     buffer: Vec<u8>,
@@ -156,7 +180,13 @@ pub struct Surveyor {
 impl Surveyor {
     /// A surveyor at home in the network namespace of the calling thread.
     pub fn open() -> Result<Surveyor, CaptureError> {
-        Ok(Surveyor { home: Walker::open()?, queries: Queries::new(), buffer: Vec::new() })
+        Surveyor::within(WALK_ROWS_LIMIT)
+    }
+
+    /// The same, that keeps at most `limit` sockets of a survey, and no more than [`WALK_ROWS_LIMIT`].
+    pub fn within(limit: usize) -> Result<Surveyor, CaptureError> {
+        let limit = limit.min(WALK_ROWS_LIMIT);
+        Ok(Surveyor { home: Walker::open()?.within(limit), limit, queries: Queries::new(), buffer: Vec::new() })
     }
 
     /// Inode number of its own network namespace.
@@ -164,27 +194,45 @@ impl Surveyor {
         self.home.netns()
     }
 
-    /// Walks its own namespace and those that were found. Replaces the content of `rows`, of which at most
-    /// [`super::WALK_ROWS_LIMIT`] are kept. Of a namespace that failed there are no rows.
-    pub fn survey(&mut self, namespaces: &Namespaces, extent: Extent, rows: &mut Vec<SocketRow>) -> SurveyReport {
+    /// Walks its own namespace alone. Replaces the content of `rows`, of which at most as many as it was opened for are
+    /// kept. If that failed there are no rows.
+    pub fn survey_home(&mut self, coverage: Coverage, rows: &mut Vec<SocketRow>) -> SurveyReport {
         let mut report = SurveyReport::default();
         let home = self.netns();
-        let walked = match extent.home {
+        let walked = match coverage {
             Coverage::Everything => self.home.walk(rows),
             Coverage::Listeners => self.home.walk_listeners(rows),
         };
         match walked {
             Ok(walked) => {
-                report.walked.insert(home, Walked { coverage: extent.home, report: walked });
+                report.walked.insert(home, Walked { coverage, report: walked });
             }
             Err(cause) => {
                 rows.clear();
                 report.failed.push((home, SurveyError::Walk { netns: home, cause }));
             }
         }
+        report
+    }
+
+    /// Walks its own namespace and those that were found, like [`Surveyor::survey_home`]. Of a namespace that failed there
+    /// are no rows.
+    pub fn survey(&mut self, namespaces: &Namespaces, extent: Extent, rows: &mut Vec<SocketRow>) -> SurveyReport {
+        self.survey_with(namespaces, extent, &BTreeSet::new(), rows)
+    }
+
+    /// The same, and everything in some of the other namespaces.
+    pub fn survey_with(
+        &mut self,
+        namespaces: &Namespaces,
+        extent: Extent,
+        whole: &BTreeSet<u64>,
+        rows: &mut Vec<SocketRow>,
+    ) -> SurveyReport {
+        let mut report = self.survey_home(extent.home, rows);
         if namespaces.iter().len() > 0 {
-            let travels =
-                namespaces.visit(|visitor| self.travel(visitor, namespaces, extent.foreign, rows, &mut report));
+            let coverage = |netns| if whole.contains(&netns) { Coverage::Everything } else { extent.foreign };
+            let travels = namespaces.visit(|visitor| self.travel(visitor, namespaces, coverage, rows, &mut report));
             report.stranded = travels.err();
         }
         report
@@ -195,13 +243,13 @@ impl Surveyor {
         &mut self,
         visitor: &Visitor<'_>,
         namespaces: &Namespaces,
-        coverage: Coverage,
+        coverage: impl Fn(u64) -> Coverage,
         rows: &mut Vec<SocketRow>,
         report: &mut SurveyReport,
     ) {
         for namespace in namespaces.iter() {
             let (netns, begin) = (namespace.netns(), rows.len());
-            match self.look_into(visitor, namespace, coverage, rows) {
+            match self.look_into(visitor, namespace, coverage(netns), rows) {
                 Ok(walked) => {
                     report.walked.insert(netns, walked);
                 }
@@ -225,7 +273,7 @@ impl Surveyor {
         let census = count(netns)?;
         let netlink = Netlink::open_with(Some(SOCK_DIAG), std::mem::take(&mut self.buffer))
             .map_err(|errno| SurveyError::Walk { netns, cause: CaptureError::Socket(errno) })?;
-        let mut stay = Stay { netns, netlink, census, rows };
+        let mut stay = Stay { netns, netlink, census, limit: self.limit, rows };
         let walked = stay.walk(&mut self.queries, coverage);
         self.buffer = stay.netlink.close();
         walked
@@ -241,6 +289,7 @@ struct Stay<'a> {
     netns: u64,
     netlink: Netlink,
     census: Census,
+    limit: usize,
     rows: &'a mut Vec<SocketRow>,
 }
 
@@ -274,7 +323,7 @@ impl Stay<'_> {
     }
 
     fn ask(&mut self, query: &mut Query) -> Result<WalkReport, SurveyError> {
-        append(&mut self.netlink, [query], self.netns, self.rows)
+        append(&mut self.netlink, [query], self.netns, self.limit, self.rows)
             .map_err(|cause| SurveyError::Walk { netns: self.netns, cause })
     }
 }

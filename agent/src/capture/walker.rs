@@ -47,7 +47,7 @@ pub enum CaptureError {
 /// What a walk could not tell.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WalkReport {
-    /// Sockets above [`WALK_ROWS_LIMIT`]: counted, not kept.
+    /// Sockets above the limit: counted, not kept.
     pub overflow: u64,
     /// Parts of the table that may lack rows: at every try the kernel said that it changed meanwhile
     /// (NLM_F_DUMP_INTR), or an answer was lost.
@@ -70,6 +70,7 @@ pub struct Walker {
     netns: u64,
     netlink: Netlink,
     queries: Queries,
+    limit: usize,
 }
 
 impl Walker {
@@ -77,7 +78,13 @@ impl Walker {
     pub fn open() -> Result<Walker, CaptureError> {
         let netns = stat("/proc/thread-self/ns/net").map_err(CaptureError::Namespace)?.st_ino;
         let netlink = Netlink::open(Some(SOCK_DIAG)).map_err(CaptureError::Socket)?;
-        Ok(Walker { netns, netlink, queries: Queries::new() })
+        Ok(Walker { netns, netlink, queries: Queries::new(), limit: WALK_ROWS_LIMIT })
+    }
+
+    /// The same, that keeps at most `limit` sockets of a walk, and no more than [`WALK_ROWS_LIMIT`].
+    pub fn within(mut self, limit: usize) -> Walker {
+        self.limit = limit.min(WALK_ROWS_LIMIT);
+        self
     }
 
     /// Inode number of the network namespace.
@@ -90,7 +97,7 @@ impl Walker {
     pub fn walk(&mut self, rows: &mut Vec<SocketRow>) -> Result<WalkReport, CaptureError> {
         let Queries { tcp, udp4, udp6, .. } = &mut self.queries;
         rows.clear();
-        append(&mut self.netlink, [tcp, udp4, udp6], self.netns, rows)
+        append(&mut self.netlink, [tcp, udp4, udp6], self.netns, self.limit, rows)
     }
 
     /// A walk that leaves TCP connections out, and the kernel's large table with them: TCP in LISTEN, and all of UDP.
@@ -98,7 +105,7 @@ impl Walker {
     pub fn walk_listeners(&mut self, rows: &mut Vec<SocketRow>) -> Result<WalkReport, CaptureError> {
         let Queries { tcp_listeners, udp4, udp6, .. } = &mut self.queries;
         rows.clear();
-        append(&mut self.netlink, [tcp_listeners, udp4, udp6], self.netns, rows)
+        append(&mut self.netlink, [tcp_listeners, udp4, udp6], self.netns, self.limit, rows)
     }
 }
 
@@ -107,12 +114,13 @@ pub(super) fn append<'a>(
     netlink: &mut Netlink,
     queries: impl IntoIterator<Item = &'a mut Query>,
     netns: u64,
+    limit: usize,
     rows: &mut Vec<SocketRow>,
 ) -> Result<WalkReport, CaptureError> {
     let mut report = WalkReport::default();
     for query in queries {
-        report +=
-            dump(netlink, query, netns, rows).map_err(|cause| CaptureError::Dump { about: query.about, cause })?;
+        report += dump(netlink, query, netns, limit, rows)
+            .map_err(|cause| CaptureError::Dump { about: query.about, cause })?;
     }
     Ok(report)
 }
@@ -122,6 +130,7 @@ fn dump(
     netlink: &mut Netlink,
     query: &mut Query,
     netns: u64,
+    limit: usize,
     rows: &mut Vec<SocketRow>,
 ) -> Result<WalkReport, NetlinkError> {
     let begin = rows.len();
@@ -130,7 +139,7 @@ fn dump(
         rows.truncate(begin);
         let mut report = WalkReport::default();
         let dump = netlink.dump(&mut query.request, |message| match row(message.body, query.protocol, netns) {
-            Ok(Some(_)) if rows.len() >= WALK_ROWS_LIMIT => report.overflow += 1,
+            Ok(Some(_)) if rows.len() >= limit => report.overflow += 1,
             Ok(Some(row)) => rows.push(row),
             Ok(None) => {}
             Err(Unreadable) => report.unreadable += 1,

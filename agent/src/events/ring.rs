@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "the kernel interface that no safe crate covers; each block says why it is sound")]
 
 use std::{
+    ffi::CStr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     ptr,
     sync::atomic::{AtomicU64, Ordering},
@@ -18,6 +19,8 @@ use rustix::{
 pub(super) enum Source {
     /// A tracepoint, by its id.
     Tracepoint(u64),
+    /// The same, without the records for which this is not true (Documentation/trace/events.rst of the kernel).
+    Filtered(u64, &'static CStr),
     /// Forks and exits of processes.
     Lives,
     /// Names of processes, given by exec(3) among others.
@@ -49,6 +52,8 @@ const FLAG_USE_CLOCKID: u64 = 1 << 25;
 const FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
 /// _IO('$', 5).
 const IOC_SET_OUTPUT: libc::Ioctl = 0x2405;
+/// _IOW('$', 6, char *).
+const IOC_SET_FILTER: libc::Ioctl = 0x4008_2406;
 
 /// `struct perf_event_attr`, PERF_ATTR_SIZE_VER5.
 #[repr(C)]
@@ -180,7 +185,7 @@ fn last_error() -> Errno {
 
 fn open_event(source: Source, cpu: libc::c_int, wakeup_watermark: u32) -> Result<OwnedFd, Errno> {
     let (kind, config, period, flags) = match source {
-        Source::Tracepoint(id) => (TYPE_TRACEPOINT, id, 1, 0),
+        Source::Tracepoint(id) | Source::Filtered(id, _) => (TYPE_TRACEPOINT, id, 1, 0),
         Source::Lives => (TYPE_SOFTWARE, SOFTWARE_DUMMY, 0, FLAG_TASK),
         Source::Names => (TYPE_SOFTWARE, SOFTWARE_DUMMY, 0, FLAG_COMM | FLAG_COMM_EXEC),
     };
@@ -212,5 +217,13 @@ fn open_event(source: Source, cpu: libc::c_int, wakeup_watermark: u32) -> Result
         return Err(last_error());
     }
     // SAFETY: the kernel just gave us this descriptor, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let event = unsafe { OwnedFd::from_raw_fd(fd) };
+    if let Source::Filtered(_, filter) = source {
+        // SAFETY: the kernel reads the text up to its end, which is there, and keeps nothing of it.
+        let outcome = unsafe { libc::ioctl(event.as_raw_fd(), IOC_SET_FILTER, filter.as_ptr()) };
+        if outcome < 0 {
+            tracing::debug!(error = %last_error(), ?filter, "a filter is not taken: more records than needed");
+        }
+    }
+    Ok(event)
 }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use fleetsock_proto::{
     answer::GapReason,
     stream::{BatchNumber, GapReport},
+    time::Timestamp,
 };
 
 use super::{
@@ -78,6 +79,14 @@ impl Spool {
             changes: a.changes + b.changes,
         });
         self.note_lost(dropped);
+    }
+
+    /// Tells that a time was not observed.
+    pub fn unobserved(&mut self, since: Timestamp, until: Timestamp, reason: GapReason) {
+        let since = since.min(until);
+        self.gaps.insert(GapReport { epoch: self.given.epoch, seqs: None, since, until, reason });
+        let gaps = self.gaps.clone();
+        self.ask(|disk| disk.store_gaps(&gaps));
     }
 
     /// Begins a new numbering: what is held does not lead on from what the server has.

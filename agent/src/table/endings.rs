@@ -1,24 +1,33 @@
 //! What events add to walks: where an open socket comes from, and lives that ended, also those that no walk saw.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use fleetsock_proto::{
     batch::{Change, Op, Role, Socket},
     owner::Owner,
-    socket::{Direction, Known, OwnerKnown, Protocol, SocketKey},
+    socket::{Direction, Known, OwnerKnown, Protocol, SocketKey, SocketState},
     time::Timestamp,
 };
+use foldhash::HashMap;
 
 use super::{Open, Table};
-use crate::lives::{Life, Purpose};
+use crate::{
+    capture::Destroyed,
+    lives::{Life, Purpose},
+};
 
 /// Most sockets that were closed by a walk and whose end is still expected. Beyond them an end may be told twice.
 const EXPECTED_LIMIT: usize = 1_000_000;
 
+/// Set in what stands for the cookie of a connection that ended without the record that names it. The kernel counts its
+/// cookies from 1 (net/core/sock_diag.c, include/linux/cookie.h), so that none of them has it.
+pub const STAND_IN: u64 = 1 << 63;
+
 /// A life that is over, as events tell of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
-    /// sk_cookie; the network namespace is 0 when nobody was there to tell.
+    /// sk_cookie, or what stands for it when the kernel did not tell it ([`STAND_IN`]); the network namespace is 0 when
+    /// nobody was there to tell.
     pub key: SocketKey,
     /// What it was.
     pub life: Life,
@@ -26,6 +35,8 @@ pub struct Told {
     pub opened_at: Option<Timestamp>,
     /// When it closed.
     pub closed_at: Timestamp,
+    /// Whether that is when it closed, or when it was noticed that it had.
+    pub closed_known: Known,
     /// Who opened it, then who closed it when that is another one.
     pub owners: Vec<Arc<Owner>>,
     /// How they are known.
@@ -39,19 +50,21 @@ pub struct Origin {
     pub opened_at: Option<Timestamp>,
     /// Which end began it.
     pub direction: Option<Direction>,
+    /// Its state by now; absent when that is not known better than by the walk.
+    pub state: Option<SocketState>,
 }
 
 /// What is known beyond the rows of a walk, by the pair of a session.
 pub trait Insight {
-    /// Where the open socket comes from.
-    fn origin(&self, local: SocketAddr, peer: SocketAddr) -> Option<Origin>;
+    /// Where the open socket with this key comes from; a walk has seen it.
+    fn origin(&self, key: SocketKey, local: SocketAddr, peer: SocketAddr) -> Option<Origin>;
     /// When the socket closed that no walk sees any more.
     fn closed_at(&self, local: SocketAddr, peer: SocketAddr) -> Option<Timestamp>;
 }
 
 /// Nothing is known beyond the rows.
 impl Insight for () {
-    fn origin(&self, _local: SocketAddr, _peer: SocketAddr) -> Option<Origin> {
+    fn origin(&self, _key: SocketKey, _local: SocketAddr, _peer: SocketAddr) -> Option<Origin> {
         None
     }
 
@@ -61,8 +74,8 @@ impl Insight for () {
 }
 
 impl<I: Insight> Insight for Option<I> {
-    fn origin(&self, local: SocketAddr, peer: SocketAddr) -> Option<Origin> {
-        self.as_ref().and_then(|insight| insight.origin(local, peer))
+    fn origin(&self, key: SocketKey, local: SocketAddr, peer: SocketAddr) -> Option<Origin> {
+        self.as_ref().and_then(|insight| insight.origin(key, local, peer))
     }
 
     fn closed_at(&self, local: SocketAddr, peer: SocketAddr) -> Option<Timestamp> {
@@ -126,17 +139,69 @@ impl Table {
             .chain(namespaces)
             .map(|netns| SocketKey { netns, ..key })
             .find(|key| self.open.contains_key(key))?;
-        let open = self.open.remove(&key)?;
-        self.forget_namespace(key.netns);
-        if open.socket.role == Role::Listener {
-            self.listeners.remove(&open.socket);
+        self.take(key)
+    }
+
+    /// Whether the socket with this cookie is open in one namespace.
+    pub fn holds(&self, key: SocketKey) -> bool {
+        self.open.contains_key(&key)
+    }
+
+    /// Takes the end of a socket that the kernel told of by its destruction, at a moment before the walk is applied. Like
+    /// [`Table::end`] for what events do not tell; who had it and when it opened is known only if a walk saw it.
+    pub fn depart(&mut self, gone: &Destroyed, at: Timestamp) {
+        self.endings.told.insert(gone.key.cookie, at);
+        if let Some(Open { socket, .. }) = self.take(gone.key) {
+            let at = at.max(socket.opened_at);
+            self.ended.changes.push(Change { op: Op::Closed { at, known: Known::Event }, socket });
+        } else if self.endings.expected.remove(&gone.key.cookie).is_none()
+            && let Some(peer) = gone.peer
+        {
+            let socket = self.passed_by(gone, peer, at);
+            self.ended.unseen.push(Change { op: Op::Closed { at, known: Known::Event }, socket });
         }
-        Some(open)
+    }
+
+    /// A session that no walk saw, and that ended with a message. It opened after the last walk and not after its end.
+    fn passed_by(&self, gone: &Destroyed, peer: SocketAddr, at: Timestamp) -> Socket {
+        let Destroyed { key, protocol, family, local, .. } = *gone;
+        let direction = if self.listeners.accept(key.netns, protocol, local) { Direction::In } else { Direction::Out };
+        let state = SocketState::Established;
+        let mut socket = Socket {
+            key,
+            protocol,
+            family,
+            state,
+            local,
+            role: Role::Session { direction, peer },
+            opened_at: at,
+            opened_known: self.opened_known(key.netns, protocol, state),
+            owner_known: OwnerKnown::Unknown,
+            owners: Vec::new(),
+            bytes_sent: 0,
+            bytes_received: 0,
+        };
+        self.ask_listener(&mut socket);
+        socket
+    }
+
+    /// Takes the states that events told of, after the walk was applied that is older than they are.
+    pub fn restate(&mut self, states: Vec<(SocketKey, SocketState)>) -> Vec<Change> {
+        let mut updated = Vec::new();
+        for (key, state) in states {
+            if let Some(Open { socket, .. }) = self.open.get_mut(&key)
+                && socket.state != state
+            {
+                socket.state = state;
+                updated.push(Change { op: Op::Updated, socket: socket.clone() });
+            }
+        }
+        updated
     }
 
     /// A life that no walk saw.
     fn whole(&self, told: Told) -> Change {
-        let Told { key, life, opened_at, closed_at, owners, owner_known } = told;
+        let Told { key, life, opened_at, closed_at, closed_known, owners, owner_known } = told;
         let role = match life.purpose {
             Purpose::Listener => Role::Listener,
             Purpose::Session(direction) => {
@@ -147,9 +212,9 @@ impl Table {
         };
         let (opened_at, opened_known) = match opened_at {
             Some(at) => (at.min(closed_at), Known::Event),
-            None => (closed_at, Known::FirstSeen),
+            None => (closed_at, self.opened_known(key.netns, Protocol::Tcp, life.state)),
         };
-        let socket = Socket {
+        let mut socket = Socket {
             key,
             protocol: Protocol::Tcp,
             family: life.family,
@@ -163,14 +228,17 @@ impl Table {
             bytes_sent: 0,
             bytes_received: 0,
         };
-        Change { op: Op::Closed { at: closed_at, known: Known::Event }, socket }
+        self.ask_listener(&mut socket);
+        Change { op: Op::Closed { at: closed_at, known: closed_known }, socket }
     }
 }
 
 /// What a walk saw of a life, and how it ended.
 fn close(open: Open, told: Told) -> Change {
     let mut socket = open.socket;
-    if socket.owners.is_empty() && !told.owners.is_empty() {
+    socket.state = told.life.state;
+    let is_guess = socket.owners.is_empty() || socket.owner_known == OwnerKnown::Listener;
+    if is_guess && !told.owners.is_empty() {
         (socket.owners, socket.owner_known) = (told.owners, told.owner_known);
     }
     if let Some(opened_at) = told.opened_at {
@@ -178,5 +246,5 @@ fn close(open: Open, told: Told) -> Change {
     }
     // A clock that was set back does not make a socket close before it opened.
     let at = told.closed_at.max(socket.opened_at);
-    Change { op: Op::Closed { at, known: Known::Event }, socket }
+    Change { op: Op::Closed { at, known: told.closed_known }, socket }
 }

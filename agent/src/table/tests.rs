@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use fleetsock_proto::socket::Family;
+use fleetsock_proto::socket::{Direction, Family};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
+use crate::capture::Walked;
+
+mod absence;
+mod ends;
 
 const NOBODY: u64 = 0;
 
@@ -69,12 +73,38 @@ fn denied() -> OwnerScan {
     OwnerScan { denied: 1, ..OwnerScan::default() }
 }
 
+/// A survey of the namespaces that occur here, whole or not, of so much.
+fn survey(coverage: Coverage, completeness: Completeness) -> SurveyReport {
+    let interrupted = u64::from(completeness == Completeness::Partial);
+    let walked = Walked { coverage, report: WalkReport { interrupted, ..WalkReport::default() } };
+    SurveyReport { walked: [(1, walked), (2, walked)].into(), ..SurveyReport::default() }
+}
+
+/// Whether a walk saw every socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Completeness {
+    Whole,
+    Partial,
+}
+
+static NOTHING_VANISHED: BTreeSet<u64> = BTreeSet::new();
+
+fn walk<'a>(second: i64, rows: &'a [SocketRow], survey: &'a SurveyReport) -> Walk<'a> {
+    Walk { rows, began: at(second), at: at(second), survey, vanished: &NOTHING_VANISHED }
+}
+
+fn whole() -> SurveyReport {
+    survey(Coverage::Everything, Completeness::Whole)
+}
+
+fn partial() -> SurveyReport {
+    survey(Coverage::Everything, Completeness::Partial)
+}
+
 /// Both steps of one walk.
 fn step(table: &mut Table, second: i64, rows: &[SocketRow], scan: &OwnerScan) -> Vec<Change> {
     let wanted = table.wanted(rows, Search::Unknown);
-    table
-        .apply(Walk { rows, began: at(second), at: at(second), completeness: Completeness::Whole }, &wanted, scan, &())
-        .changes
+    table.apply(walk(second, rows, &whole()), &wanted, scan, &()).changes
 }
 
 fn ops(changes: &[Change]) -> Vec<(&'static str, u64)> {
@@ -122,8 +152,8 @@ fn what_a_partial_walk_did_not_see_stays_open_and_the_next_one_looks_back_past_i
     let mut table = Table::default();
     step(&mut table, 1, &[listener(1, "0.0.0.0:80")], &OwnerScan::default());
     let rows = [listener(2, "0.0.0.0:81")];
-    let partial = Walk { rows: &rows, began: at(2), at: at(2), completeness: Completeness::Partial };
-    let changes = table.apply(partial, &table.wanted(&rows, Search::Unknown), &OwnerScan::default(), &()).changes;
+    let wanted = table.wanted(&rows, Search::Unknown);
+    let changes = table.apply(walk(2, &rows, &partial()), &wanted, &OwnerScan::default(), &()).changes;
     assert_eq!(ops(&changes), [("opened", 2)]);
     assert_eq!((table.observed_since(), table.observed_until()), (Some(at(1)), Some(at(2))));
     assert_eq!(ops(&step(&mut table, 3, &rows, &OwnerScan::default())), [("closed", 1)]);
@@ -189,7 +219,8 @@ fn a_change_of_owners_is_found_by_the_referee_and_told_once() {
     let mut table = Table::default();
     let rows = [listener(1, "0.0.0.0:80")];
     step(&mut table, 1, &rows, &scan(&[(101, &[7])]));
-    let walk = |second| Walk { rows: &rows, began: at(second), at: at(second), completeness: Completeness::Whole };
+    let survey = whole();
+    let walk = |second| walk(second, &rows, &survey);
     let wanted = table.wanted(&rows, Search::Referee);
     let forked = scan(&[(101, &[7, 8])]);
     assert_eq!(ops(&table.apply(walk(2), &wanted, &forked, &()).changes), [("updated", 1)]);
@@ -203,8 +234,7 @@ fn owners_beyond_what_travels_are_counted() {
     let rows = [listener(1, "0.0.0.0:80")];
     let pids: Vec<u32> = (1..=70).collect();
     let wanted = table.wanted(&rows, Search::Unknown);
-    let walk = Walk { rows: &rows, began: at(1), at: at(1), completeness: Completeness::Whole };
-    let comparison = table.apply(walk, &wanted, &scan(&[(101, &pids)]), &());
+    let comparison = table.apply(walk(1, &rows, &whole()), &wanted, &scan(&[(101, &pids)]), &());
     assert_eq!((comparison.owners_lost, socket(&table, 1).owners.len()), (6, SOCKET_OWNERS_LIMIT));
 }
 
@@ -312,8 +342,7 @@ fn sockets_beyond_the_limit_are_counted_once_and_found_when_there_is_room() {
     let rows: Vec<SocketRow> = (1..=4).map(|cookie| listener(cookie, "0.0.0.0:80")).collect();
     let apply = |table: &mut Table, second, rows: &[SocketRow]| {
         let wanted = table.wanted(rows, Search::Unknown);
-        let walk = Walk { rows, began: at(second), at: at(second), completeness: Completeness::Whole };
-        table.apply(walk, &wanted, &OwnerScan::default(), &())
+        table.apply(walk(second, rows, &whole()), &wanted, &OwnerScan::default(), &())
     };
     assert_eq!(apply(&mut table, 1, &rows).sockets_lost, 2);
     assert_eq!(apply(&mut table, 2, &rows).sockets_lost, 0);
@@ -384,8 +413,8 @@ proptest! {
                 denied: pid % 2,
                 ..OwnerScan::default()
             };
-            let walk = Walk { rows, began: at(second as i64), at: at(second as i64), completeness: *completeness };
-            for change in table.apply(walk, &wanted, &scan, &()).changes {
+            let survey = survey(Coverage::Everything, *completeness);
+            for change in table.apply(walk(second as i64, rows, &survey), &wanted, &scan, &()).changes {
                 replay.take(&change);
             }
             let snapshot: BTreeMap<_, _> =

@@ -14,6 +14,8 @@ const ASKED_LONGEST: Duration = Duration::from_secs(300);
 pub enum Ending {
     /// The agent has another certificate now.
     Renewed,
+    /// What the host says of itself has changed.
+    Retold,
     /// The server asked to come back later.
     Bye {
         /// Why.
@@ -45,7 +47,7 @@ impl Patience {
     /// not come back in the same second.
     pub fn wait(&mut self, ending: &Ending, dice: u64) -> Duration {
         match ending {
-            Ending::Renewed | Ending::Left => Duration::ZERO,
+            Ending::Renewed | Ending::Retold | Ending::Left => Duration::ZERO,
             Ending::Bye { after, .. } => {
                 let after = (*after).min(ASKED_LONGEST);
                 after + part(after, dice)
@@ -106,5 +108,6 @@ mod tests {
         assert!(patience.wait(&bye(5), MOST) <= Duration::from_secs(10));
         assert_eq!(patience.wait(&bye(86_400), LEAST), ASKED_LONGEST);
         assert_eq!(patience.wait(&Ending::Renewed, MOST), Duration::ZERO);
+        assert_eq!(patience.wait(&Ending::Retold, MOST), Duration::ZERO);
     }
 }

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CALL_TIMEOUT, Memory, Uplink,
+    CALL_TIMEOUT, Memory, Sight, Uplink,
     delivery::{Delivery, Reaction},
     dice, of_call,
     patience::Ending,
@@ -31,6 +31,9 @@ const HEARTBEAT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=D
 const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 /// How often a snapshot is sent while a stream lives, so that a difference between both tables cannot stay.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(3600);
+/// How long a stream lives at least before it ends because the host has something else to say of itself: that is said at
+/// the beginning of a stream.
+const RETELL_PAUSE: Duration = Duration::from_secs(10);
 /// How long what is left is delivered after the agent was told to stop.
 const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -71,6 +74,9 @@ pub(super) struct Stream {
     /// Up to when the server knows everything, once that is known.
     delivered_until: Option<Timestamp>,
     beats: Interval,
+    /// What was said of what is seen, and when it is to be said again if it is something else by then.
+    told: Sight,
+    retell_at: Instant,
     renew_at: Instant,
     snapshot_at: Instant,
     heard_at: Instant,
@@ -91,6 +97,7 @@ impl Stream {
         incoming: ServerMessages,
         identity: Identity,
         welcome: &Welcome,
+        told: Sight,
         clock: Clock,
     ) -> Stream {
         let now = Instant::now();
@@ -108,6 +115,8 @@ impl Stream {
             on_the_way: VecDeque::new(),
             delivered_until: None,
             beats,
+            told,
+            retell_at: now + RETELL_PAUSE,
             renew_at: now + renew_in,
             snapshot_at: now + SNAPSHOT_EVERY,
             heard_at: now,
@@ -329,12 +338,23 @@ impl Stream {
             self.idle = false;
             self.fetch(uplink).await?;
         }
+        self.retell(uplink).await?;
         // Never later than what is delivered: the server counts the time up to this as observed.
         if let Some(observed_until) = self.delivered_until {
             let cost = memory.meter.read(uplink.outbox.losses().total());
             self.heartbeat = Some(Heartbeat { sent_at: (uplink.clock)(), observed_until, cost });
         }
         Ok(())
+    }
+
+    /// Ends the stream when something else is to be said of what is seen, and nothing is on the way.
+    async fn retell(&mut self, uplink: &Uplink) -> Result<(), Ending> {
+        if self.leaving.is_some() || Instant::now() < self.retell_at || !self.delivery.is_settled() {
+            return Ok(());
+        }
+        self.retell_at = Instant::now() + RETELL_PAUSE;
+        let is_told = Sight::of(&uplink.facts_now().await?) == self.told;
+        if is_told { Ok(()) } else { Err(Ending::Retold) }
     }
 
     /// Gets a certificate for a new key. The old one is used until the new one is on disk: its first use ends the old.

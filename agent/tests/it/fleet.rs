@@ -15,10 +15,12 @@ use fleetsock_agent::{
 use fleetsock_proto::{
     answer::Gap,
     client::{OperatorClient, Target},
-    host::{Host, HostSelector},
+    host::{Host, HostFacts, HostSelector},
     identity::Identity,
     listener::Listener,
-    question::{CoverageQuestion, PortQuestion},
+    port::PortRange,
+    question::{CoverageQuestion, PortQuestion, SessionQuestion, SessionTime, SocketFilter},
+    session::Session,
     time::Timestamp,
     tls,
     token::{NewToken, TokenPurpose},
@@ -39,7 +41,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long anything may take to become true. Reached only when it never does.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until a question has the wanted answer.
 pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
@@ -192,6 +194,19 @@ impl Fleet {
     pub(crate) async fn host(&self) -> Option<Host> {
         let (rows, _) = self.local().await.list_hosts(HostSelector::default()).await.unwrap().collect().await.unwrap();
         rows.into_iter().next()
+    }
+
+    /// All sessions of the service at this port that the server knows of, open or over.
+    pub(crate) async fn sessions(&self, port: u16) -> Vec<Session> {
+        let filter = SocketFilter { ports: vec![PortRange::new(port, port).unwrap()], ..SocketFilter::default() };
+        let time = SessionTime::Within { since: Timestamp::MIN, until: None };
+        let question = SessionQuestion { filter, time, ..SessionQuestion::default() };
+        self.local().await.list_sessions(question).await.unwrap().collect().await.unwrap().0
+    }
+
+    /// What the host says of itself, when it did.
+    pub(crate) async fn facts(&self) -> HostFacts {
+        until("the host reports", async || self.host().await.and_then(|host| host.facts)).await
     }
 
     pub(crate) async fn gaps(&self) -> Vec<Gap> {

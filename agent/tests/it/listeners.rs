@@ -223,7 +223,7 @@ fn an_agent_without_privileges_sees_all_sockets_and_says_that_owners_were_denied
         let scan = Processes::open().unwrap().scan(&wanted);
         assert!(!rows.is_empty() && scan.owners.is_empty(), "{scan:?}");
         assert!(scan.denied >= holders.pids.len() as u64, "{} of {:?}", scan.denied, holders.pids);
-        let facts = facts("0", netns, &Hearing::Nothing("nobody listens".to_owned()));
+        let facts = facts("0", netns, &Hearing::Nothing("nobody listens".to_owned()), Vec::new());
         assert_eq!(facts.tier, Tier::T0);
         assert!(facts.tier_reason.contains("no CAP_SYS_PTRACE"), "{}", facts.tier_reason);
     });

@@ -3,8 +3,12 @@
 
 mod delivery;
 mod destroyed;
+mod distress;
 mod enrolment;
 mod fleet;
 mod listeners;
+mod load_walks;
 mod namespaces;
+mod observing;
 mod spool;
+mod tiers;

@@ -21,8 +21,17 @@ fn pids(run: &Value, side: &str) -> BTreeSet<u64> {
     run[side].as_array().unwrap().iter().map(|pid| pid.as_u64().unwrap()).collect()
 }
 
+/// Sessions with the pair and the namespace of another one.
+fn told_twice(sessions: &[Value]) -> Vec<&Value> {
+    let pair = |session: &Value| ["netns", "local_port", "peer_port"].map(|field| session[field].as_u64());
+    let mut by_pair: HashMap<_, Vec<&Value>> = HashMap::new();
+    for session in sessions {
+        by_pair.entry(pair(session)).or_default().push(session);
+    }
+    by_pair.into_values().filter(|alike| alike.len() > 1).flatten().take(6).collect()
+}
+
 #[test]
-#[ignore = "fails: the kernel can leave out records without saying so, and what they told is then missing"]
 fn every_short_connection_is_known_at_both_ends_with_its_process_and_direction() {
     // Of all namespaces: that of a process which is gone at once is not always known.
     let Some(fleet) = Fleet::start_with(&["server", "web1"], "namespaces = \"all\"") else { return };
@@ -43,14 +52,22 @@ fn every_short_connection_is_known_at_both_ends_with_its_process_and_direction()
         let port = run["port"].to_string();
         eprintln!("{mode}: {count} connections, {} per second", run["per_second"]);
 
-        let ask = || fleet.items(&["sessions", "--since", "1h", "--port", &port]).0;
+        // The agent looks into all namespaces, also into those of other tests.
+        let of_this_test = |session: &Value| [&Value::from(0), &hosts[0]["netns"]].contains(&&session["netns"]);
+        let ask = || {
+            let mut sessions = fleet.items(&["sessions", "--since", "1h", "--port", &port]).0;
+            sessions.retain(of_this_test);
+            sessions
+        };
         let sessions = until("all sessions are known", || {
             let sessions = ask();
             let over = sessions.iter().filter(|session| !session["closed_at"].is_null()).count();
             (over >= 2 * count).then_some(sessions)
         });
-        assert_eq!(sessions.len(), 2 * count, "{mode}: {}", fleet.log("web1"));
+        let twice = told_twice(&sessions);
+        assert_eq!(sessions.len(), 2 * count, "{mode}: {twice:#?}");
         let mut ends: HashMap<&str, u64> = HashMap::new();
+        let mut unheard = 0;
         for session in &sessions {
             let direction = session["direction"].as_str().unwrap();
             *ends.entry(direction).or_default() += 1;
@@ -64,12 +81,17 @@ fn every_short_connection_is_known_at_both_ends_with_its_process_and_direction()
             );
             // A walk can have come by while it was open, and then knows its holder.
             assert!([known, "exact"].contains(&session["owner_known"].as_str().unwrap()), "{mode}: {session}");
-            assert_eq!(session["opened_known"], "event", "{mode}: {session}");
+            let times = [&session["opened_known"], &session["closed_known"]];
+            unheard += times.into_iter().filter(|known| *known != "event").count();
         }
         assert_eq!((ends["in"], ends["out"]), (count as u64, count as u64), "{mode}");
+        if unheard > 0 {
+            // Some kernels leave records out: what walks found out instead is counted as lost.
+            let counted = || fleet.items(&["hosts"]).0[0]["losses"].as_u64().filter(|losses| *losses > 0);
+            let losses = until("what was not heard is counted as lost", counted);
+            eprintln!("{mode}: {unheard} moments known by walks only, {losses} losses so far");
+        }
     }
-    let (hosts, _) = fleet.items(&["hosts"]);
-    assert_eq!(hosts[0]["losses"], 0, "{}", hosts[0]);
 }
 
 #[test]

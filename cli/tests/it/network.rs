@@ -3,7 +3,10 @@
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Once,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -135,14 +138,17 @@ pub(crate) fn until<T>(what: &str, mut happened: impl FnMut() -> Option<T>) -> T
     }
 }
 
-/// One of our binaries, built beside this test.
+/// One of our binaries, beside this test and as new as it: `cargo test -p fleetctl` builds only its own.
 pub(crate) fn binary(name: &str) -> PathBuf {
+    static BUILT: Once = Once::new();
     let path = Path::new(env!("CARGO_BIN_EXE_fleetctl")).with_file_name(name);
-    if !path.exists() {
-        // `cargo test -p fleetctl` builds only its own.
+    BUILT.call_once(|| {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built = Command::new(cargo).args(["build", "--workspace", "--bins", "--quiet"]).status().unwrap();
-        assert!(built.success() && path.exists(), "{name} cannot be built");
-    }
+        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+        let mut build = Command::new(cargo);
+        let built = build.args(["build", "--workspace", "--bins", "--quiet", "--profile", profile]).status().unwrap();
+        assert!(built.success(), "the binaries cannot be built");
+    });
+    assert!(path.exists(), "there is no {}", path.display());
     path
 }

@@ -1,6 +1,6 @@
 //! The conversation with an agent. Which host speaks is decided by its certificate, never by what it says.
 
-use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, error::Error as _, net::IpAddr, sync::Arc, time::Duration};
 
 use fleetsock_proto::{
     host::HostId,
@@ -286,6 +286,8 @@ impl Conversation {
                 AgentMessage::try_from(message).map_err(|error| Over::Fault(status::of_invalid(error)))
             }
             Ok(Ok(None)) => Err(Over::Left),
+            // What the message was read by says what is wrong with it; what broke beneath has a cause.
+            Ok(Err(error)) if error.source().is_none() => Err(Over::Fault(error)),
             Ok(Err(error)) => {
                 tracing::debug!(host = %self.host, %error, "stream broke");
                 Err(Over::Left)

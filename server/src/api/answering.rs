@@ -9,10 +9,14 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use fleetsock_proto::{answer::AnswerMeta, time::Timestamp};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::{sync::WaitForCancellationFutureOwned, task::TaskTracker};
 use tonic::{Response, Status};
@@ -29,6 +33,9 @@ use crate::{
 const CHUNKS_AHEAD: usize = 4;
 /// Chunks with which an answer is a long one.
 const LONG: usize = 4;
+
+/// How long a reader who does not read may keep the last word from being sent.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// A stream of messages to an operator.
 pub type Messages<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
@@ -47,6 +54,8 @@ pub struct Answering {
     pub registry: Arc<dyn Registry>,
     /// Where answers run, to be waited for when the server stops.
     pub tasks: TaskTracker,
+    /// Longest time that an answer may take, its reader's slowness included.
+    pub patience: Duration,
     /// The time.
     pub clock: Clock,
 }
@@ -99,7 +108,8 @@ impl Answering {
         let (rows, chunks) = mpsc::channel(CHUNKS_AHEAD);
         let (out, messages) = mpsc::channel(CHUNKS_AHEAD);
         let (by, ledger) = (peer.actor((self.clock)()), Arc::clone(&self.ledger));
-        let answer = Answer { by, asked, ledger, clock: self.clock, out, message, told: 0, begun: false };
+        let patience = (self.patience, Instant::now() + self.patience);
+        let answer = Answer { by, asked, ledger, patience, clock: self.clock, out, message, told: 0, begun: false };
         let revoked = live.as_ref().map(|live| Box::pin(live.end_token().cancelled_owned()));
         self.tasks.spawn(answer.run(question(rows), chunks, live));
         Ok(Response::new(Box::pin(UntilRevoked { messages: ReceiverStream::new(messages), revoked, over: false })))
@@ -148,6 +158,8 @@ struct Answer<T, M> {
     by: Actor,
     asked: Asked,
     ledger: Arc<Ledger>,
+    /// How long it may take, and until when that is.
+    patience: (Duration, Instant),
     clock: Clock,
     out: mpsc::Sender<Result<M, Status>>,
     message: Message<T, M>,
@@ -191,7 +203,7 @@ impl<T, M> Answer<T, M> {
             Err(error) => Some(Err(not_recorded(error))),
         };
         if let Some(last) = last
-            && self.out.send(last).await.is_err()
+            && !matches!(timeout(LAST_WORD, self.out.send(last)).await, Ok(Ok(())))
         {
             tracing::debug!("an answer was not waited for");
         }
@@ -232,37 +244,50 @@ impl<T, M> Answer<T, M> {
             self.begun = outcome.is_none();
         }
         for chunk in held {
-            if !self.send(chunk).await {
-                return Ended::Unread;
+            if let Err(ended) = self.send(chunk).await {
+                return ended;
             }
         }
         let result = match outcome {
-            Some(result) => result,
-            None => loop {
-                tokio::select! {
-                    biased;
-                    Some(chunk) = chunks.recv() => if !self.send(chunk).await { return Ended::Unread },
-                    result = &mut question => {
-                        while let Some(chunk) = chunks.recv().await {
-                            if !self.send(chunk).await {
-                                return Ended::Unread;
-                            }
-                        }
-                        break result;
-                    }
-                }
-            },
+            Some(result) => Ok(result),
+            None => self.forward(question, chunks).await,
         };
-        result.map_or_else(Ended::Failed, Ended::Whole)
+        match result {
+            Ok(result) => result.map_or_else(Ended::Failed, Ended::Whole),
+            Err(ended) => ended,
+        }
     }
 
-    async fn send(&mut self, chunk: Vec<T>) -> bool {
-        let rows = chunk.len() as u64;
-        let sent = self.out.send(Ok((self.message)(chunk, None))).await.is_ok();
-        if sent {
-            self.told += rows;
+    /// Sends the rows of a long answer on as they come; what the question gave at its end.
+    async fn forward(
+        &mut self,
+        mut question: Pin<&mut impl Future<Output = Result<AnswerMeta, HistoryError>>>,
+        mut chunks: mpsc::Receiver<Vec<T>>,
+    ) -> Result<Result<AnswerMeta, HistoryError>, Ended> {
+        let result = loop {
+            tokio::select! {
+                biased;
+                Some(chunk) = chunks.recv() => self.send(chunk).await?,
+                result = &mut question => break result,
+            }
+        };
+        while let Some(chunk) = chunks.recv().await {
+            self.send(chunk).await?;
         }
-        sent
+        Ok(result)
+    }
+
+    async fn send(&mut self, chunk: Vec<T>) -> Result<(), Ended> {
+        let (patience, until) = self.patience;
+        let rows = chunk.len() as u64;
+        match timeout_at(until, self.out.send(Ok((self.message)(chunk, None)))).await {
+            Ok(Ok(())) => {
+                self.told += rows;
+                Ok(())
+            }
+            Ok(Err(_)) => Err(Ended::Unread),
+            Err(_) => Err(Ended::Failed(HistoryError::TooSlow(patience))),
+        }
     }
 
     /// Writes down how it ended, unless the log has that already.

@@ -169,6 +169,27 @@ async fn a_long_answer_is_in_the_log_before_its_first_row_leaves_and_again_when_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_whose_reader_does_not_read_on_ends_with_the_time_of_a_question() {
+    let fleet = Fleet::start_with(|config| config.limits.question = std::time::Duration::from_secs(1)).await;
+    let host = fleet.agent("web1").await;
+    let mut speaker = speaker::Speaker::welcomed(&host, "web1", 1).await;
+    speaker::fill(&mut speaker, 12, 4000).await;
+    let mut alice = fleet.connected("alice", Role::Viewer).await;
+    let mut answer = alice.list_ports(PortQuestion::default()).await.unwrap();
+    assert!(answer.next().await.unwrap().is_some());
+    let ended = loop {
+        let rows = log(&mut fleet.local().await, of("alice")).await;
+        if rows.len() == 2 {
+            break rows[0].clone();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    assert!(ended.detail.contains("failed: the question took longer than 1 s"), "{ended:?}");
+    drop((answer, speaker));
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_who_ask_at_once_are_each_in_the_log_once() {
     let fleet = Fleet::start().await;
     let mut asking = tokio::task::JoinSet::new();

@@ -3,8 +3,10 @@
 
 mod access;
 mod approval;
+mod attacks;
 mod audit;
 mod authority;
+mod confinement;
 mod copies;
 mod engine;
 mod faults;
@@ -18,6 +20,12 @@ mod scene;
 mod speaker;
 
 use fleetsock_proto::time::Timestamp;
+
+/// Says why a test skips, or what it measured, to whoever runs it with --nocapture.
+#[allow(clippy::print_stderr, reason = "the only way to tell")]
+fn tell(words: &str) {
+    eprintln!("{words}");
+}
 
 /// A moment that is the same in every run, at a whole second.
 fn now() -> Timestamp {

@@ -5,18 +5,21 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use fleetsock_proto::{
+    batch::BatchKind,
     client::{AgentClient, CallError, OperatorClient, Refusal, Target, enroll},
     host::{HostSelector, HostState},
     identity::Key,
     join::JoinString,
     question::{PortQuestion, SessionQuestion},
+    spiffe::Subject,
     token::{NewToken, Operator, Role, TokenPurpose},
 };
-use fleetsock_server::history::History;
+use fleetsock_server::history::{Applied, History, HistoryError, Registry};
 use tokio::task::JoinSet;
 
 use crate::{
@@ -65,7 +68,11 @@ async fn revoke_while_all_speak(agents: u32) -> Vec<Duration> {
                     Ok(()) => stored.fetch_add(1, Relaxed),
                     Err(ended) => return (number, Instant::now(), ended),
                 };
-                tokio::time::sleep(Duration::from_millis(u64::from(agents))).await;
+                // About a thousand batches a second from all of them together; an end is seen when it comes.
+                tokio::select! {
+                    ended = speaker.ended() => return (number, Instant::now(), ended),
+                    () = tokio::time::sleep(Duration::from_millis(u64::from(agents))) => {}
+                }
             }
         });
     }
@@ -104,13 +111,11 @@ async fn streams_of_revoked_hosts_end_with_that_word_while_all_others_go_on() {
 async fn a_thousand_agents_are_revoked_and_the_time_of_each_is_told() {
     let took = revoke_while_all_speak(1000).await;
     let (median, high) = percentiles(took.clone());
-    {
-        println!(
-            "revoke to closed, {} live agents: p50 {median:?}, p99 {high:?}, max {:?}",
-            took.len(),
-            took.iter().max()
-        );
-    }
+    crate::tell(&format!(
+        "revoke to closed, {} live agents: p50 {median:?}, p99 {high:?}, max {:?}",
+        took.len(),
+        took.iter().max()
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,14 +139,13 @@ async fn no_row_is_stored_after_the_revocation_is() {
         }
     }
     admin.revoke_host("web1", "").await.unwrap();
-    let question = || SessionQuestion::default();
     let ports = admin.list_ports(PortQuestion::default()).await.unwrap().collect().await.unwrap().0;
     let (ended, sent) = flood.await.unwrap();
     assert!(matches!(ended, Ended::Refused(error) if error == revoked()));
     assert!(sent > 1024);
     let after = admin.list_ports(PortQuestion::default()).await.unwrap().collect().await.unwrap().0;
     assert_eq!(after, ports, "what was stored when the order was answered is all there is");
-    let (sessions, _) = admin.list_sessions(question()).await.unwrap().collect().await.unwrap();
+    let (sessions, _) = admin.list_sessions(SessionQuestion::default()).await.unwrap().collect().await.unwrap();
     assert_eq!(sessions.len(), 0);
     let (hosts, _) = admin.list_hosts(HostSelector::default()).await.unwrap().collect().await.unwrap();
     assert_eq!(hosts[0].state, HostState::Revoked);
@@ -151,11 +155,52 @@ async fn no_row_is_stored_after_the_revocation_is() {
     fleet.stop().await;
 }
 
+/// Without streams in between, which end and so hide what the history itself would do.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_batches_that_wait_for_the_writer_those_behind_the_revocation_are_refused_and_those_before_are_whole() {
+    let fleet = Fleet::start().await;
+    let Subject::Agent(host) = fleet.agent("web1").await.spiffe_id.subject else { panic!() };
+    let mut agent = crate::scene::Agent::of(host);
+    let mut batch = |number: u64| {
+        let kind = if number == 1 { BatchKind::SnapshotWhole } else { BatchKind::Changes };
+        let socket = crate::scene::listener(number, &format!("0.0.0.0:{}", 1000 + number));
+        let change = if number == 1 { crate::scene::present(socket) } else { crate::scene::opened(socket) };
+        agent.batch(kind, crate::scene::at(1), vec![change])
+    };
+    let store = Arc::clone(&fleet.store);
+    // In this order into the writer's queue: each is polled once, which puts it there.
+    let mut batches: Vec<_> = (1..=200).map(|number| store.apply(host, batch(number))).collect();
+    let (mut behind, mut before) = (batches.split_off(100), batches);
+    let mut order = store.revoke_host("web1".to_owned(), String::new(), crate::engine::actor(1));
+    let mut context = Context::from_waker(Waker::noop());
+    let (mut early, mut refused) = (Vec::new(), 0);
+    for batch in &mut before {
+        early.push(batch.as_mut().poll(&mut context));
+    }
+    let ordered = order.as_mut().poll(&mut context);
+    let late: Vec<_> = behind.iter_mut().map(|batch| batch.as_mut().poll(&mut context)).collect();
+    for (batch, polled) in before.into_iter().zip(early) {
+        let applied = if let Poll::Ready(applied) = polled { applied } else { batch.await };
+        assert_eq!(applied.unwrap(), Applied::Committed);
+    }
+    let revoked = if let Poll::Ready(revoked) = ordered { revoked } else { order.await };
+    assert_eq!(revoked.unwrap(), host);
+    for (batch, polled) in behind.into_iter().zip(late) {
+        let applied = if let Poll::Ready(applied) = polled { applied } else { batch.await };
+        assert!(matches!(applied, Err(HistoryError::Revoked)), "{applied:?}");
+        refused += 1;
+    }
+    assert_eq!(refused, 100);
+    let (ports, _) = fleet.local().await.list_ports(PortQuestion::default()).await.unwrap().collect().await.unwrap();
+    assert_eq!(ports.len(), 100);
+    fleet.stop().await;
+}
+
 #[tokio::test]
 async fn a_host_that_calls_itself_by_the_id_of_another_does_not_shield_that_one() {
     let fleet = Fleet::start().await;
     let victim = fleet.agent("web1").await;
-    let fleetsock_proto::spiffe::Subject::Agent(id) = victim.spiffe_id.subject.clone() else { panic!() };
+    let Subject::Agent(id) = victim.spiffe_id.subject.clone() else { panic!() };
     fleet.agent(&id.to_string()).await;
     let mut admin = fleet.local().await;
     assert_eq!(admin.revoke_host(&id.to_string(), "").await.unwrap(), id);

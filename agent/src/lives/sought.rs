@@ -1,0 +1,112 @@
+//! Which lives a walk should see: only a walk tells the cookie of an open socket, its inode and so its other owners. Pure.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    net::SocketAddr,
+};
+
+use fleetsock_proto::socket::SocketKey;
+
+use super::LIVES_LIMIT;
+
+/// Most lives that are named at once. A walk that is made for some shows all others of the namespace.
+const SOUGHT_LIMIT: usize = 256;
+/// Walks that may fail to show a life until it is left to one that shows everything: it may be in a namespace that was not
+/// walked.
+const LOOKS_LIMIT: u8 = 2;
+
+/// A life that a walk should see, or see gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sought {
+    /// Its address in the kernel.
+    pub(crate) socket: u64,
+    /// The host's end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub peer: SocketAddr,
+    /// The process that connected.
+    pub opener: Option<u32>,
+    /// What walks know it by, when it is closed and they do not know.
+    pub walked: Option<SocketKey>,
+    /// Walks that did not show it.
+    pub looks: u8,
+}
+
+impl Sought {
+    /// A life for tests, that no walk has looked for.
+    #[cfg(test)]
+    pub(crate) fn new(ends: [SocketAddr; 2], opener: Option<u32>, walked: Option<SocketKey>) -> Sought {
+        let [local, peer] = ends;
+        Sought { socket: 0, local, peer, opener, walked, looks: 0 }
+    }
+}
+
+/// The lives that may have to be looked for: first those that may end by themselves, then those that did not.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    /// In the order of their times, or nearly so.
+    young: VecDeque<(u64, u64)>,
+    waiting: Vec<Waiting>,
+    /// Those that no walk showed.
+    missed: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    socket: u64,
+    looks: u8,
+}
+
+impl Queue {
+    /// Something happened to a socket that a walk does not know. Most are over before anybody looks. Tells how many had
+    /// no room.
+    pub(super) fn add(&mut self, at_ns: u64, socket: u64) -> u64 {
+        if self.young.len() >= LIVES_LIMIT {
+            return 1;
+        }
+        self.young.push_back((at_ns, socket));
+        0
+    }
+
+    /// Some of those since `before_ns` or longer of which `find` still gives something.
+    pub(super) fn sought(&mut self, before_ns: u64, find: impl Fn(u64) -> Option<Sought>) -> Vec<Sought> {
+        while let Some((at_ns, socket)) = self.young.front().copied()
+            && at_ns <= before_ns
+        {
+            self.young.pop_front();
+            if find(socket).is_some() && self.waiting.len() < LIVES_LIMIT {
+                self.waiting.push(Waiting { socket, looks: 0 });
+            }
+        }
+        self.waiting.retain(|waiting| find(waiting.socket).is_some());
+        let named = |waiting: &Waiting| Some(Sought { looks: waiting.looks, ..find(waiting.socket)? });
+        self.waiting.iter().filter_map(named).take(SOUGHT_LIMIT).collect()
+    }
+
+    /// See [`super::Lives::looked`].
+    pub(super) fn looked(&mut self, looked_for: &[Sought]) {
+        let sockets: HashSet<u64> = looked_for.iter().map(|sought| sought.socket).collect();
+        if sockets.is_empty() {
+            return;
+        }
+        let missed = &mut self.missed;
+        self.waiting.retain_mut(|waiting| {
+            waiting.looks += u8::from(sockets.contains(&waiting.socket));
+            let is_missed = waiting.looks >= LOOKS_LIMIT;
+            if is_missed && missed.len() < LIVES_LIMIT {
+                missed.push(waiting.socket);
+            }
+            !is_missed
+        });
+    }
+
+    /// Whether some were looked for in vain, for the last time.
+    pub(super) fn has_missed(&self) -> bool {
+        !self.missed.is_empty()
+    }
+
+    /// Those that were looked for in vain, for the last time.
+    pub(super) fn missed(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.missed)
+    }
+}

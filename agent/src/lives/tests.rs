@@ -1,0 +1,319 @@
+//! Scenes that the kernel plays, event by event.
+
+use super::*;
+use SocketState::{CloseWait, Established, FinWait1, FinWait2, LastAck, Listen, SynReceived, SynSent};
+
+const CLIENT: u64 = 0xc;
+const SERVER: u64 = 0x5;
+
+fn event(socket: u64, local: &str, peer: &str, by: Actor) -> SocketEvent {
+    SocketEvent { socket, family: Family::Ipv4, local: local.parse().unwrap(), peer: peer.parse().unwrap(), by }
+}
+
+struct Scene {
+    lives: Lives,
+    ended: Vec<Ended>,
+    at_ns: u64,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        Scene { lives: Lives::default(), ended: Vec::new(), at_ns: 0 }
+    }
+
+    fn state(
+        &mut self,
+        who: (u64, &str, &str),
+        by: Actor,
+        old: impl Into<Option<SocketState>>,
+        new: impl Into<Option<SocketState>>,
+    ) {
+        self.at_ns += 1;
+        let event = event(who.0, who.1, who.2, by);
+        let what = What::State { event, old: old.into(), new: new.into() };
+        self.lives.handle(&Record { at_ns: self.at_ns, what }, &mut self.ended);
+    }
+
+    fn destroy(&mut self, who: (u64, &str, &str), by: Actor, cookie: u64) {
+        self.at_ns += 1;
+        let what = What::Destroyed { event: event(who.0, who.1, who.2, by), cookie };
+        self.lives.handle(&Record { at_ns: self.at_ns, what }, &mut self.ended);
+    }
+}
+
+const UNBOUND: (u64, &str, &str) = (CLIENT, "10.0.0.1:0", "10.0.0.2:80");
+const OUT: (u64, &str, &str) = (CLIENT, "10.0.0.1:40000", "10.0.0.2:80");
+const IN: (u64, &str, &str) = (SERVER, "10.0.0.2:80", "10.0.0.1:40000");
+const ALICE: Actor = Actor::Process(1);
+const BOB: Actor = Actor::Process(2);
+
+#[test]
+fn both_ends_of_a_connection_have_their_direction_their_process_and_their_times() {
+    let mut scene = Scene::new();
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state(IN, Actor::Kernel, Listen, SynReceived);
+    scene.state(IN, Actor::Kernel, SynReceived, Established);
+    scene.state(OUT, Actor::Kernel, SynSent, Established);
+    assert_eq!(scene.lives.find(OUT.1.parse().unwrap(), OUT.2.parse().unwrap()).unwrap().life.opener, Some(1));
+    scene.state(OUT, ALICE, Established, FinWait1);
+    scene.state(IN, Actor::Kernel, Established, CloseWait);
+    scene.state(OUT, Actor::Kernel, FinWait1, FinWait2);
+    scene.state(OUT, Actor::Kernel, FinWait2, None);
+    scene.destroy(OUT, Actor::Kernel, 7);
+    scene.state(IN, BOB, CloseWait, LastAck);
+    scene.state(IN, Actor::Kernel, LastAck, None);
+    scene.destroy(IN, Actor::Kernel, 8);
+    let [out, inward] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
+    assert_eq!((out.cookie, out.life.purpose), (Some(7), Purpose::Session(Some(Direction::Out))));
+    assert_eq!((out.life.opener, out.life.closer, out.life.opened_ns, out.closed_ns), (Some(1), Some(1), Some(1), 8));
+    assert_eq!((out.life.local, out.life.state), (OUT.1.parse().unwrap(), FinWait2));
+    assert_eq!((inward.cookie, inward.life.purpose), (Some(8), Purpose::Session(Some(Direction::In))));
+    assert_eq!((inward.life.opener, inward.life.closer, inward.life.opened_ns), (None, Some(2), Some(2)));
+    assert!(scene.lives.is_empty() && scene.lives.by_pair.is_empty() && scene.lives.closed_by_pair.is_empty());
+}
+
+#[test]
+fn a_child_of_a_listener_is_known_by_its_second_state_when_the_first_is_not_told() {
+    let mut scene = Scene::new();
+    scene.state(IN, Actor::Kernel, SynReceived, Established);
+    scene.state(IN, BOB, Established, None);
+    scene.destroy(IN, BOB, 8);
+    let [ended] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
+    assert_eq!((ended.life.purpose, ended.life.opened_ns), (Purpose::Session(Some(Direction::In)), Some(1)));
+    assert_eq!((ended.life.state, ended.life.closer), (Established, Some(2)));
+}
+
+#[test]
+fn whoever_was_reset_is_known_by_the_destruction_and_keeps_the_pair_that_the_reset_erased() {
+    let mut scene = Scene::new();
+    scene.state(IN, Actor::Kernel, Listen, SynReceived);
+    scene.state(IN, Actor::Kernel, SynReceived, Established);
+    scene.state(IN, Actor::Kernel, Established, None);
+    let (local, peer) = (IN.1.parse().unwrap(), IN.2.parse().unwrap());
+    assert_eq!(scene.lives.closed_ns(local, peer), Some(3));
+    assert_eq!(
+        scene.lives.find(local, peer).unwrap().life.opened_ns,
+        Some(1),
+        "a walk may have seen it a moment before"
+    );
+    scene.destroy((SERVER, "10.0.0.2:0", "0.0.0.0:0"), BOB, 8);
+    assert!(scene.lives.find(local, peer).is_none() && scene.lives.closed_ns(local, peer).is_none());
+    let [ended] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
+    assert_eq!((ended.life.peer, ended.life.closer), (IN.2.parse().unwrap(), Some(2)));
+    assert_eq!(ended.closed_ns, 3, "when it was reset, not when somebody noticed");
+}
+
+#[test]
+fn an_attempt_that_was_refused_is_a_session_that_got_no_further_and_the_next_one_another() {
+    let mut scene = Scene::new();
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state(OUT, Actor::Kernel, SynSent, None);
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state(OUT, Actor::Kernel, SynSent, Established);
+    scene.state(OUT, ALICE, Established, None);
+    scene.destroy(OUT, ALICE, 7);
+    let [first, second] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
+    assert_eq!((first.life.state, first.closed_ns), (SynSent, 2));
+    assert_eq!((second.life.state, second.life.opened_ns, second.closed_ns), (Established, Some(3), 5));
+}
+
+#[test]
+fn what_began_before_the_events_has_no_beginning_and_no_guess() {
+    let mut scene = Scene::new();
+    scene.state(IN, BOB, Established, FinWait1);
+    scene.state(IN, Actor::Kernel, FinWait1, None);
+    scene.destroy(IN, Actor::Kernel, 8);
+    let [ended] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
+    assert_eq!((ended.life.purpose, ended.life.opened_ns), (Purpose::Session(None), None));
+    assert_eq!(ended.life.closer, Some(2));
+}
+
+#[test]
+fn a_socket_that_was_never_connected_leaves_nothing() {
+    let mut scene = Scene::new();
+    scene.destroy((CLIENT, "0.0.0.0:0", "0.0.0.0:0"), ALICE, 7);
+    assert!(scene.ended.is_empty() && scene.lives.is_empty());
+}
+
+#[test]
+fn a_socket_at_the_address_of_one_whose_end_was_lost_is_another_one() {
+    let mut scene = Scene::new();
+    scene.state(IN, Actor::Kernel, Listen, SynReceived);
+    scene.state(UNBOUND_AT_SERVER, ALICE, None, SynSent);
+    scene.state((SERVER, OUT.1, OUT.2), Actor::Kernel, SynSent, None);
+    scene.destroy((SERVER, OUT.1, OUT.2), ALICE, 9);
+    let [_, ended] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
+    assert_eq!(ended.life.purpose, Purpose::Session(Some(Direction::Out)));
+    assert!(scene.lives.by_pair.is_empty(), "{:?}", scene.lives.by_pair);
+}
+
+const UNBOUND_AT_SERVER: (u64, &str, &str) = (SERVER, "10.0.0.1:0", "10.0.0.2:80");
+
+/// The key that walks know the client by.
+const KEY: SocketKey = SocketKey { netns: 1, cookie: 7 };
+
+fn see(scene: &Scene, who: (u64, &str, &str)) -> bool {
+    scene.lives.recognise(KEY, who.1.parse().unwrap(), who.2.parse().unwrap()).is_some()
+}
+
+fn sought(scene: &mut Scene) -> Vec<u64> {
+    scene.lives.sought(scene.at_ns).iter().map(|sought| sought.socket).collect()
+}
+
+#[test]
+fn a_connection_that_stays_is_sought_until_a_walk_saw_it() {
+    let mut scene = Scene::new();
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state(OUT, Actor::Kernel, SynSent, Established);
+    assert_eq!(scene.lives.sought(0), [], "it may be over in a moment");
+    let at = scene.at_ns;
+    let ends = [OUT.1, OUT.2].map(|end| end.parse().unwrap());
+    assert_eq!(scene.lives.sought(at), [Sought { socket: CLIENT, ..Sought::new(ends, Some(1), None) }]);
+    assert!(see(&scene, OUT));
+    assert!(sought(&mut scene).is_empty());
+    scene.state(OUT, ALICE, Established, None);
+    scene.destroy(OUT, ALICE, 7);
+    assert_eq!(scene.ended[0].walked, Some(KEY));
+}
+
+#[test]
+fn what_two_walks_did_not_show_is_left_to_the_referee_and_what_was_not_looked_for_is_not() {
+    let mut scene = Scene::new();
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state(IN, Actor::Kernel, Listen, SynReceived);
+    let at = scene.at_ns;
+    let [_, inward] = scene.lives.sought(at)[..] else { panic!("two are sought") };
+    scene.lives.looked(&[inward]);
+    let looks: Vec<(u64, u8)> = scene.lives.sought(at).iter().map(|sought| (sought.socket, sought.looks)).collect();
+    assert_eq!(looks, [(CLIENT, 0), (SERVER, 1)]);
+    scene.lives.looked(&[inward]);
+    assert_eq!(sought(&mut scene), [CLIENT]);
+}
+
+#[test]
+fn what_is_over_is_not_sought() {
+    let mut scene = Scene::new();
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state(OUT, Actor::Kernel, SynSent, None);
+    assert!(sought(&mut scene).is_empty(), "refused, and its process may try again with the same socket");
+    scene.destroy(OUT, ALICE, 7);
+    assert!(sought(&mut scene).is_empty());
+}
+
+#[test]
+fn what_was_reset_while_its_process_holds_it_is_sought_until_a_walk_missed_it() {
+    let mut scene = Scene::new();
+    scene.state(IN, Actor::Kernel, Listen, SynReceived);
+    scene.state(IN, Actor::Kernel, SynReceived, Established);
+    assert!(see(&scene, IN) && sought(&mut scene).is_empty());
+    scene.state(IN, Actor::Kernel, Established, None);
+    let at = scene.at_ns;
+    assert_eq!(scene.lives.sought(at)[0].walked, Some(KEY));
+    assert_eq!(scene.lives.closed_ns(IN.1.parse().unwrap(), IN.2.parse().unwrap()), Some(at));
+    assert!(sought(&mut scene).is_empty());
+}
+
+#[test]
+fn a_state_is_told_once_to_whoever_saw_the_socket_and_only_while_it_is_open() {
+    let mut scene = Scene::new();
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state(OUT, Actor::Kernel, SynSent, Established);
+    assert_eq!(scene.lives.take_states(), [], "no walk saw it");
+    assert!(see(&scene, OUT));
+    scene.state(OUT, Actor::Kernel, Established, CloseWait);
+    assert_eq!(scene.lives.take_states(), [(KEY, CloseWait)]);
+    scene.state(OUT, ALICE, CloseWait, LastAck);
+    scene.state(OUT, Actor::Kernel, LastAck, None);
+    assert_eq!(scene.lives.take_states(), []);
+}
+
+fn ends(scene: &Scene) -> Vec<(Option<u64>, u64, SocketAddr)> {
+    scene.ended.iter().map(|ended| (ended.cookie, ended.closed_ns, ended.life.local)).collect()
+}
+
+/// Lets two walks look for whatever is sought.
+fn look_twice(scene: &mut Scene) {
+    for _ in 0..2 {
+        let sought = scene.lives.sought(scene.at_ns);
+        scene.lives.looked(&sought);
+    }
+}
+
+#[test]
+fn an_end_whose_record_did_not_come_is_noticed_when_walks_do_not_show_the_connection() {
+    let mut scene = Scene::new();
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state(IN, Actor::Kernel, Listen, SynReceived);
+    scene.state(OUT, Actor::Kernel, SynSent, Established);
+    scene.state(IN, BOB, Established, FinWait1);
+    assert!(see(&scene, OUT));
+    scene.lives.conclude(50, &mut scene.ended);
+    assert_eq!((ends(&scene), scene.lives.has_missed()), (vec![], false), "no walk has looked for it");
+    look_twice(&mut scene);
+    assert!(scene.lives.has_missed());
+    scene.lives.conclude(50, &mut scene.ended);
+    assert_eq!(ends(&scene), [(None, 50, IN.1.parse().unwrap())]);
+    assert_eq!((scene.ended[0].life.closer, scene.ended[0].life.closed_ns), (Some(2), None));
+    assert_eq!((scene.lives.take_unheard(), scene.lives.take_unheard(), scene.lives.len()), (1, 0, 1));
+}
+
+#[test]
+fn of_two_connections_with_one_pair_none_is_taken_for_over_because_a_walk_showed_the_other() {
+    const ELSEWHERE: (u64, &str, &str) = (0xe, OUT.1, OUT.2);
+    let mut scene = Scene::new();
+    for who in [OUT, ELSEWHERE] {
+        scene.state((who.0, UNBOUND.1, UNBOUND.2), ALICE, None, SynSent);
+        scene.state(who, Actor::Kernel, SynSent, Established);
+    }
+    assert!(see(&scene, OUT));
+    look_twice(&mut scene);
+    scene.lives.conclude(50, &mut scene.ended);
+    assert_eq!((ends(&scene), scene.lives.len()), (vec![], 2));
+}
+
+#[test]
+fn a_life_whose_address_is_used_again_before_its_end_was_told_ended_by_then() {
+    let mut scene = Scene::new();
+    scene.state(IN, Actor::Kernel, Listen, SynReceived);
+    scene.state((SERVER, IN.1, "10.0.0.9:1"), Actor::Kernel, Listen, SynReceived);
+    assert_eq!(ends(&scene), [(None, 2, IN.1.parse().unwrap())]);
+    assert_eq!((scene.lives.take_unheard(), scene.lives.len(), scene.lives.by_pair.len()), (1, 1, 1));
+}
+
+#[test]
+fn of_what_began_unheard_the_end_is_told() {
+    let mut scene = Scene::new();
+    scene.destroy(IN, BOB, 8);
+    let [ended] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
+    assert_eq!((ended.cookie, ended.life.purpose, ended.life.opened_ns), (Some(8), Purpose::Session(None), None));
+    assert_eq!((ended.life.closer, ended.closed_ns), (Some(2), 1));
+}
+
+#[test]
+fn a_connection_that_was_reset_is_told_though_its_process_holds_the_socket_and_once() {
+    let mut scene = Scene::new();
+    scene.state(IN, Actor::Kernel, Listen, SynReceived);
+    scene.state(IN, Actor::Kernel, SynReceived, Established);
+    scene.state(IN, Actor::Kernel, Established, None);
+    scene.lives.tell_closed(2, &mut scene.ended);
+    assert_eq!(ends(&scene), [], "it was reset a moment ago, and whoever closes it says who had it");
+    scene.lives.tell_closed(3, &mut scene.ended);
+    scene.lives.tell_closed(9, &mut scene.ended);
+    scene.destroy(IN, BOB, 8);
+    assert_eq!(ends(&scene), [(None, 3, IN.1.parse().unwrap())]);
+    assert!(scene.lives.is_empty() && scene.lives.take_unheard() == 0);
+}
+
+#[test]
+fn an_end_that_a_walk_was_told_is_not_told_again_and_the_next_life_of_the_socket_is() {
+    let mut scene = Scene::new();
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state(OUT, Actor::Kernel, SynSent, Established);
+    assert!(see(&scene, OUT));
+    scene.state(OUT, Actor::Kernel, Established, None);
+    assert_eq!(scene.lives.closed_ns(OUT.1.parse().unwrap(), OUT.2.parse().unwrap()), Some(3));
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state((CLIENT, "10.0.0.1:40001", OUT.2), Actor::Kernel, SynSent, None);
+    scene.destroy(OUT, ALICE, 7);
+    assert_eq!(ends(&scene), [(Some(7), 5, "10.0.0.1:40001".parse().unwrap())]);
+}
