@@ -10,6 +10,8 @@ use std::{
 pub enum Topic {
     /// Network namespaces that are not looked into.
     Namespaces,
+    /// Raw and packet sockets that cannot be listed.
+    Portless,
     /// Walks that are further apart than they should be.
     Walks,
     /// Sockets that there is no room for.

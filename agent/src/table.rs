@@ -130,7 +130,7 @@ fn purpose(row: &SocketRow) -> Option<Purpose> {
     match (row.state, row.peer) {
         (SocketState::Listen, _) => Some(Purpose::Listener),
         (_, Some(peer)) => Some(Purpose::Session(peer)),
-        (SocketState::Unconnected, None) if row.protocol == Protocol::Udp => Some(Purpose::Listener),
+        (SocketState::Unconnected, None) if row.protocol != Protocol::Tcp => Some(Purpose::Listener),
         (_, None) => None,
     }
 }

@@ -49,7 +49,7 @@ pub struct Listener {
 impl Listener {
     /// Class of the port.
     pub fn class(&self) -> PortClass {
-        PortClass::of(self.port)
+        PortClass::of(self.protocol, self.port)
     }
 
     /// How far it can be reached.

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{InvalidMessage, wire, word::words};
+use crate::{InvalidMessage, socket::Protocol, wire, word::words};
 
 words! {
     /// RFC 6335 section 6.
@@ -13,25 +13,29 @@ words! {
         Registered = 2 "registered" | "user",
         /// 49152 to 65535; the private or ephemeral ports.
         Dynamic = 3 "dynamic" | "private" | "ephemeral",
+        /// Raw and packet sockets have no port.
+        Portless = 4 "portless" | "none",
     }
 }
 
 impl PortClass {
-    /// The class of a port.
-    pub const fn of(port: u16) -> PortClass {
+    /// The class of a socket with this protocol and port.
+    pub const fn of(protocol: Protocol, port: u16) -> PortClass {
         match port {
+            _ if !protocol.has_ports() => PortClass::Portless,
             0..=1023 => PortClass::WellKnown,
             1024..=49151 => PortClass::Registered,
             49152..=65535 => PortClass::Dynamic,
         }
     }
 
-    /// The ports of the class.
+    /// The ports of the class; what stands in their place where there are none can be anything.
     pub const fn range(self) -> PortRange {
         match self {
             PortClass::WellKnown => PortRange { first: 0, last: 1023 },
             PortClass::Registered => PortRange { first: 1024, last: 49151 },
             PortClass::Dynamic => PortRange { first: 49152, last: 65535 },
+            PortClass::Portless => PortRange { first: 0, last: u16::MAX },
         }
     }
 }
@@ -129,7 +133,15 @@ mod tests {
     fn classes_meet_without_a_gap() {
         for port in 0..=u16::MAX {
             let holding: Vec<_> = PortClass::ALL.iter().filter(|class| class.range().contains(port)).collect();
-            assert_eq!(holding, [&PortClass::of(port)], "{port}");
+            assert_eq!(holding, [&PortClass::of(Protocol::Tcp, port), &PortClass::Portless], "{port}");
+        }
+    }
+
+    #[test]
+    fn what_raw_and_packet_sockets_have_in_place_of_a_port_has_no_class_of_ports() {
+        for protocol in Protocol::ALL {
+            let is_portless = PortClass::of(*protocol, 1) == PortClass::Portless;
+            assert_eq!(is_portless, [Protocol::Raw, Protocol::Packet].contains(protocol), "{protocol}");
         }
     }
 

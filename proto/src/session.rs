@@ -67,7 +67,7 @@ impl Session {
 
     /// Class of the service's port.
     pub fn class(&self) -> PortClass {
-        PortClass::of(self.service_port())
+        PortClass::of(self.protocol, self.service_port())
     }
 
     /// The usual service of that port: a guess.

@@ -13,6 +13,19 @@ words! {
         Dccp = 33 "dccp",
         /// RFC 9260.
         Sctp = 132 "sctp",
+        /// A raw socket (raw(7)), which gets every datagram of an IP protocol. Where others have a port it has that
+        /// protocol's number; 255 only sends.
+        Raw = 255 "raw",
+        /// A packet socket (packet(7)), which gets the frames of an interface. Where others have a port it has the
+        /// EtherType; 3 is every frame (ETH_P_ALL), 0 none yet.
+        Packet = 256 "packet",
+    }
+}
+
+impl Protocol {
+    /// Whether its sockets have ports.
+    pub const fn has_ports(self) -> bool {
+        !matches!(self, Protocol::Raw | Protocol::Packet)
     }
 }
 
@@ -25,6 +38,8 @@ words! {
         Ipv6 = 6 "ipv6",
         /// A listener on `[::]` that IPv4 reaches too, because IPV6_V6ONLY is off (RFC 3493 section 5.3).
         Dual = 10 "dual",
+        /// AF_PACKET: frames, of whatever is in them.
+        Packet = 17 "packet",
     }
 }
 

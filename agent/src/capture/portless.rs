@@ -7,17 +7,17 @@
 use std::{
     fs::File,
     io::{self, Read},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use fleetsock_proto::{
     address::normalise,
-    socket::{Family, SocketKey},
+    socket::{Family, Protocol, SocketKey, SocketState},
 };
 use rustix::{fs::stat, net::netlink::SOCK_DIAG};
 
 use super::{
-    CaptureError, WalkReport,
+    CaptureError, SocketRow, WalkReport,
     diag::SOCK_DIAG_BY_FAMILY,
     message::{attributes, bytes_at, request, u16_at, u32_at},
     netlink::{DUMP, Dump, Netlink},
@@ -93,6 +93,55 @@ pub enum Wanted {
     Network,
     /// UNIX sockets that listen too.
     All,
+}
+
+/// Appends the raw and packet sockets of the network namespace of the calling thread, in which `netlink` was opened, as rows
+/// of a walk: what they have in place of a port is the number of the IP protocol, or the EtherType. The interface of a
+/// packet socket and the peer of a connected raw one are left out.
+pub(super) fn append_portless(
+    netlink: &mut Netlink,
+    netns: u64,
+    limit: usize,
+    rows: &mut Vec<SocketRow>,
+) -> Result<WalkReport, CaptureError> {
+    let mut found = Vec::new();
+    let mut report = raw("/proc/thread-self/net/raw", netns, &mut found)?;
+    report += raw("/proc/thread-self/net/raw6", netns, &mut found)?;
+    report += dump(netlink, "packet", &mut packets(), &mut found, |body| packet(body, netns))?;
+    for row in found.iter().filter_map(Portless::row) {
+        if rows.len() >= limit {
+            report.overflow += 1;
+        } else {
+            rows.push(row);
+        }
+    }
+    Ok(report)
+}
+
+impl Portless {
+    /// The row of a walk; UNIX sockets have none.
+    fn row(&self) -> Option<SocketRow> {
+        let (protocol, family, local) = match self.kind {
+            PortlessKind::Raw { family, protocol, local, .. } => {
+                (Protocol::Raw, family, SocketAddr::new(local, protocol.into()))
+            }
+            PortlessKind::Packet { ethertype, .. } => {
+                (Protocol::Packet, Family::Packet, SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), ethertype))
+            }
+            PortlessKind::Unix { .. } => return None,
+        };
+        Some(SocketRow {
+            key: self.key,
+            protocol,
+            family,
+            state: SocketState::Unconnected,
+            local,
+            peer: None,
+            inode: self.inode,
+            uid: self.uid,
+            cgroup_id: 0,
+        })
+    }
 }
 
 /// Lists them in the network namespace of the calling thread. Replaces the content of `rows`, which is incomplete after an

@@ -21,6 +21,7 @@ use super::{
     census::Census,
     diag::{Queries, Query},
     netlink::Netlink,
+    portless::append_portless,
     walker::{WALK_ROWS_LIMIT, append},
 };
 use crate::namespaces::{EnterError, Namespace, Namespaces, Visitor};
@@ -28,7 +29,7 @@ use crate::namespaces::{EnterError, Namespace, Namespaces, Visitor};
 /// How much of a namespace is walked, or was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Coverage {
-    /// TCP in LISTEN, and all of UDP.
+    /// TCP in LISTEN, and all of what is not TCP.
     Listeners,
     /// TCP connections too.
     Everything,
@@ -37,7 +38,7 @@ pub enum Coverage {
 impl Coverage {
     /// Whether a walk of this much would have shown such a socket, so that its absence means something.
     pub fn includes(self, protocol: Protocol, state: SocketState) -> bool {
-        self == Coverage::Everything || protocol == Protocol::Udp || state == SocketState::Listen
+        self == Coverage::Everything || protocol != Protocol::Tcp || state == SocketState::Listen
     }
 }
 
@@ -115,6 +116,17 @@ pub struct Walked {
     pub coverage: Coverage,
     /// What it could not tell.
     pub report: WalkReport,
+    /// Why it saw no raw and packet sockets: some kernels cannot list them.
+    pub portless: Result<(), CaptureError>,
+}
+
+impl Walked {
+    /// Whether such a socket, if it is open, is among the rows.
+    fn shows(&self, protocol: Protocol, state: SocketState) -> bool {
+        self.report == WalkReport::default()
+            && self.coverage.includes(protocol, state)
+            && (protocol.has_ports() || self.portless.is_ok())
+    }
 }
 
 /// What a survey told and what it could not.
@@ -132,9 +144,7 @@ impl SurveyReport {
     /// Whether such a socket of this namespace, if it is open, is among the rows: only then its absence means that it
     /// closed.
     pub fn would_show(&self, netns: u64, protocol: Protocol, state: SocketState) -> bool {
-        self.walked
-            .get(&netns)
-            .is_some_and(|walked| walked.report == WalkReport::default() && walked.coverage.includes(protocol, state))
+        self.walked.get(&netns).is_some_and(|walked| walked.shows(protocol, state))
     }
 
     /// Whether nothing was missed of what was walked. A namespace that could not be entered was not walked.
@@ -155,6 +165,11 @@ impl SurveyReport {
     /// Whether TCP connections of any namespace were walked.
     pub fn has_connections(&self) -> bool {
         self.walked.values().any(|walked| walked.coverage == Coverage::Everything)
+    }
+
+    /// Why raw and packet sockets of the namespaces were not seen, one reason for all.
+    pub fn portless_unseen(&self) -> Option<CaptureError> {
+        self.walked.values().find_map(|walked| walked.portless.err())
     }
 
     /// What all walks together could not tell.
@@ -204,8 +219,9 @@ impl Surveyor {
             Coverage::Listeners => self.home.walk_listeners(rows),
         };
         match walked {
-            Ok(walked) => {
-                report.walked.insert(home, Walked { coverage, report: walked });
+            Ok(mut walked) => {
+                let portless = self.home.append_portless(rows).map(|more| walked += more);
+                report.walked.insert(home, Walked { coverage, report: walked, portless });
             }
             Err(cause) => {
                 rows.clear();
@@ -312,7 +328,8 @@ impl Stay<'_> {
         if self.census.udp6 > 0 {
             report += self.ask(udp6)?;
         }
-        Ok(Walked { coverage, report })
+        let portless = append_portless(&mut self.netlink, self.netns, self.limit, self.rows).map(|more| report += more);
+        Ok(Walked { coverage, report, portless })
     }
 
     /// Whether all TCP sockets are these listeners. Counted before and after they were dumped: otherwise one that began
@@ -364,7 +381,7 @@ mod tests {
     #[test]
     fn absence_means_something_only_where_a_whole_walk_looked() {
         let cut = WalkReport { interrupted: 1, ..WalkReport::default() };
-        let walked = |coverage, report| Walked { coverage, report };
+        let walked = |coverage, report| Walked { coverage, report, portless: Ok(()) };
         let report = SurveyReport {
             walked: BTreeMap::from([
                 (1, walked(Coverage::Everything, WalkReport::default())),

@@ -8,6 +8,7 @@ use super::{
     SocketRow,
     diag::{Queries, Query, Unreadable, row},
     netlink::{Netlink, NetlinkError},
+    portless,
 };
 
 /// Most sockets of a walk that are kept; the others are counted.
@@ -106,6 +107,13 @@ impl Walker {
         let Queries { tcp_listeners, udp4, udp6, .. } = &mut self.queries;
         rows.clear();
         append(&mut self.netlink, [tcp_listeners, udp4, udp6], self.netns, self.limit, rows)
+    }
+}
+
+impl Walker {
+    /// Appends the raw and packet sockets of the network namespace of the calling thread, which must be that of the walker.
+    pub fn append_portless(&mut self, rows: &mut Vec<SocketRow>) -> Result<WalkReport, CaptureError> {
+        portless::append_portless(&mut self.netlink, self.netns, self.limit, rows)
     }
 }
 

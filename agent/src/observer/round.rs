@@ -242,6 +242,8 @@ impl Round {
         losses.add(Loss::Walk, report.unreadable.saturating_sub(self.report.unreadable));
         losses.add(Loss::Walk, report.interrupted);
         self.report = report;
+        let portless = survey.portless_unseen().map(|error| format!("raw and packet sockets are not seen: {error}"));
+        self.observer.remarks.make(Topic::Portless, portless);
         if let Some(error) = &survey.stranded {
             losses.add(Loss::Walk, 1);
             tracing::warn!(%error, "there is no thread to walk other network namespaces");

@@ -20,7 +20,10 @@ const LEFT_OUT: [&str; 2] = ["host", "class"];
 /// The listeners of a class.
 pub(super) fn class(invocation: &mut Invocation, class: PortClass, ports: &[Listener]) -> Result<(), Ended> {
     let rows: Vec<Listener> = ports.iter().filter(|row| row.class() == class).cloned().collect();
-    let heading = format!("{class} ports ({}): {}", class.range(), rows.len());
+    let heading = match class {
+        PortClass::Portless => format!("raw and packet sockets: {}", rows.len()),
+        _ => format!("{class} ports ({}): {}", class.range(), rows.len()),
+    };
     let console = &mut invocation.console;
     writeln!(console.out, "\n{}", console.paint.tone(Tone::Heading, &heading))?;
     let clock = invocation.clock.clone();

@@ -327,3 +327,36 @@ fn what_an_agent_saw_while_the_server_was_away_arrives_when_it_is_back() {
     assert_eq!(gaps(&meta, "agent-down"), [""; 0], "the agent watched all the time: {items:?}");
     assert_eq!(gaps(&meta, "not-yet-observed"), ["web1"], "before it enrolled nobody did");
 }
+
+#[test]
+fn raw_and_packet_sockets_are_listeners_of_their_own_kind_with_their_process() {
+    let Some(fleet) = Fleet::start(&["server", "web1"]) else { return };
+    let text = "
+import socket, sys, time
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+six = socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58)
+frames = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+time.sleep(3600)
+";
+    let sniffer = fleet.network.start("web1", "python3", &["-c", text]);
+    let seen = until("all three are seen", || {
+        let seen = fleet.items(&["ports", "--class", "portless"]).0;
+        (seen.len() >= 3).then_some(seen)
+    });
+    let mut found: Vec<(&str, &str, &str, Option<u64>)> = seen
+        .iter()
+        .map(|row| {
+            let text = |field: &str| row[field].as_str().unwrap_or_default();
+            (text("protocol"), text("family"), text("service"), row["pid"].as_u64())
+        })
+        .collect();
+    found.sort_unstable();
+    let pid = Some(u64::from(sniffer.pid()));
+    let expected =
+        [("packet", "packet", "all-frames", pid), ("raw", "ipv4", "icmp", pid), ("raw", "ipv6", "ipv6-icmp", pid)];
+    assert_eq!(found, expected);
+    assert_eq!(fleet.items(&["ports", "--class", "well-known", "--proto", "raw"]).0, [0; 0], "it is no port");
+    assert_eq!(fleet.items(&["ports", "--service", "icmp"]).0.len(), 1);
+    drop(sniffer);
+    until("they are gone", || fleet.items(&["ports", "--class", "portless"]).0.is_empty().then_some(()));
+}

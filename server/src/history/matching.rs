@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use fleetsock_proto::{
-    port::PortRange,
+    port::{PortClass, PortRange},
     question::SocketFilter,
     service,
     socket::{Family, Protocol},
@@ -53,8 +53,8 @@ pub struct OwnerNames<'a> {
 /// A [`SocketFilter`], ready to be held against many sockets.
 #[derive(Debug)]
 pub struct Matcher {
-    /// Every range must hold one of the inner ranges: classes and ports are two conditions.
-    ranges: Vec<Vec<PortRange>>,
+    classes: Vec<PortClass>,
+    ports: Vec<PortRange>,
     protocols: Vec<Protocol>,
     services: Option<HashSet<(u16, Protocol)>>,
     processes: Vec<Glob>,
@@ -65,9 +65,9 @@ pub struct Matcher {
 impl Matcher {
     /// The filter, unless it names a service that no port has.
     pub fn new(filter: &SocketFilter) -> Result<Matcher, HistoryError> {
-        let classes: Vec<PortRange> = filter.classes.iter().map(|class| class.range()).collect();
         Ok(Matcher {
-            ranges: [classes, filter.ports.clone()].into_iter().filter(|ranges| !ranges.is_empty()).collect(),
+            classes: filter.classes.clone(),
+            ports: filter.ports.clone(),
             protocols: filter.protocols.clone(),
             services: services(&filter.services)?,
             processes: filter.processes.iter().map(|text| Glob::parse(text)).collect::<Result<_, _>>()?,
@@ -82,7 +82,8 @@ impl Matcher {
         let mut narrow = |first: Option<u16>, last: Option<u16>| {
             bounds = (bounds.0.max(first.unwrap_or(0)), bounds.1.min(last.unwrap_or(u16::MAX)));
         };
-        for ranges in &self.ranges {
+        let classes: Vec<PortRange> = self.classes.iter().map(|class| class.range()).collect();
+        for ranges in [&classes, &self.ports].into_iter().filter(|ranges| !ranges.is_empty()) {
             narrow(ranges.iter().map(|range| range.first()).min(), ranges.iter().map(|range| range.last()).max());
         }
         if let Some(services) = &self.services {
@@ -94,7 +95,9 @@ impl Matcher {
 
     /// Whether protocol, family and the service's port match.
     pub fn matches_socket(&self, protocol: Protocol, family: Family, port: u16) -> bool {
-        self.ranges.iter().all(|ranges| ranges.iter().any(|range| range.contains(port)))
+        (self.classes.is_empty() || self.classes.contains(&PortClass::of(protocol, port)))
+            // What is in place of the port of a raw socket is none.
+            && (self.ports.is_empty() || protocol.has_ports() && self.ports.iter().any(|range| range.contains(port)))
             && (self.protocols.is_empty() || self.protocols.contains(&protocol))
             && self.services.as_ref().is_none_or(|services| services.contains(&(port, protocol)))
             && (self.families.is_empty() || self.families.iter().any(|wanted| reaches(family, *wanted)))
@@ -143,10 +146,8 @@ fn services(names: &[String]) -> Result<Option<HashSet<(u16, Protocol)>>, Histor
 
 #[cfg(test)]
 mod tests {
-    use fleetsock_proto::port::PortClass;
-
     use super::*;
-    use Protocol::{Tcp, Udp};
+    use Protocol::{Packet, Raw, Tcp, Udp};
 
     fn matcher(change: impl FnOnce(&mut SocketFilter)) -> Matcher {
         let mut filter = SocketFilter::default();
@@ -170,6 +171,20 @@ mod tests {
         assert!(both.matches_socket(Tcp, Family::Ipv4, 443));
         assert!(!both.matches_socket(Tcp, Family::Ipv4, 8080));
         assert_eq!(both.port_bounds(), (443, 1023));
+    }
+
+    #[test]
+    fn what_has_no_port_is_found_by_its_class_and_its_service_but_not_by_a_number() {
+        let by_number = matcher(|filter| filter.ports = vec!["1".parse().unwrap()]);
+        let well_known = matcher(|filter| filter.classes = vec![PortClass::WellKnown]);
+        for port in [&by_number, &well_known] {
+            assert!(port.matches_socket(Tcp, Family::Ipv4, 1) && !port.matches_socket(Raw, Family::Ipv4, 1));
+        }
+        let portless = matcher(|filter| filter.classes = vec![PortClass::Portless]);
+        assert!(portless.matches_socket(Packet, Family::Packet, 3) && !portless.matches_socket(Tcp, Family::Ipv4, 3));
+        assert_eq!(portless.port_bounds(), (0, u16::MAX));
+        let icmp = matcher(|filter| filter.services = vec!["icmp".to_owned()]);
+        assert!(icmp.matches_socket(Raw, Family::Ipv4, 1) && !icmp.matches_socket(Tcp, Family::Ipv4, 1));
     }
 
     #[test]
