@@ -62,7 +62,7 @@ pub struct SocketArguments {
     /// Which hosts.
     #[command(flatten)]
     pub hosts: HostArguments,
-    /// well-known, registered, dynamic; also system, user, private, ephemeral.
+    /// well-known, registered, dynamic; also system, user, private, ephemeral. portless: raw and packet sockets.
     #[arg(long, value_name = "CLASS,...", value_delimiter = ',')]
     pub class: Vec<String>,
     /// Ports and ranges, as in 443,8000-8100.
@@ -305,7 +305,7 @@ mod tests {
             failure(class),
             (
                 2,
-                "--class: `wellknwn` is no port class; one of well-known, registered, dynamic".to_owned(),
+                "--class: `wellknwn` is no port class; one of well-known, registered, dynamic, portless".to_owned(),
                 "--class well-known".to_owned()
             )
         );
