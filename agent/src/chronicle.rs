@@ -290,7 +290,7 @@ pub struct Reader {
     ancestry: Ancestry,
     drained: Drained,
     /// Held back, or about to be taken in. With processes that were looked at when they had run another program.
-    waiting: Vec<(Record, Option<Described>)>,
+    waiting: Vec<(Record, Option<Box<Described>>)>,
     /// Records that were lost and of which nobody was told.
     lost: u64,
     ended: Vec<Ended>,
@@ -325,7 +325,7 @@ impl Reader {
         self.lost += self.drained.lost + self.drained.unreadable;
         for record in self.drained.records.drain(..) {
             let seen = match record.what {
-                What::Named { pid, exec: true, .. } => self.processes.describe(pid),
+                What::Named { pid, exec: true, .. } => self.processes.describe(pid).map(Box::new),
                 _ => None,
             };
             self.waiting.push((record, seen));
@@ -350,7 +350,7 @@ impl Reader {
         teller.tell(ended, &mut state);
         for (record, seen) in waiting.drain(..believed) {
             state.lives.handle(&record, ended);
-            teller.ancestry.handle(&record, seen);
+            teller.ancestry.handle(&record, seen.map(|seen| *seen));
             teller.tell(ended, &mut state);
         }
         if self.lost > 0 {

@@ -62,7 +62,7 @@ pub struct Events {
 /// What came out of the rings.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Drained {
-    /// In the order of their times.
+    /// Ring by ring; nearly in the order of their times within each.
     pub records: Vec<Record>,
     /// Records that the kernel had no room for.
     pub lost: u64,
@@ -113,7 +113,7 @@ impl Events {
     /// Takes everything out of the rings.
     ///
     /// The records of one socket can lie in two rings, when two processors handled it one after the other, so all rings
-    /// are read before anything is put in order. A record that was written while they were read comes next time, also
+    /// are to be read before anything is put in order. A record that was written while they were read comes next time, also
     /// when it is older than the last one here: whoever uses them holds the youngest back for a moment.
     pub fn drain(&mut self, drained: &mut Drained) {
         drained.records.clear();
@@ -122,7 +122,6 @@ impl Events {
             ring.take(&mut self.buffer);
             record::read(&self.buffer, &self.formats, drained);
         }
-        drained.records.sort_by_key(|record| record.at_ns);
     }
 }
 

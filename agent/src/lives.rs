@@ -4,7 +4,10 @@
 //! open socket looks here, by its pair, for when it opened and who opened it; and the last event of a life names the
 //! cookie, so that what a walk found is closed at its moment, and what no walk ever found is told whole.
 
-use std::{cell::Cell, net::SocketAddr};
+use std::{
+    cell::Cell,
+    net::{IpAddr, SocketAddr},
+};
 
 use fleetsock_proto::socket::{Direction, Family, SocketKey, SocketState};
 use foldhash::HashMap;
@@ -72,9 +75,9 @@ pub struct Ended {
 pub struct Lives {
     limit: usize,
     sockets: HashMap<u64, Followed>,
-    by_pair: HashMap<(SocketAddr, SocketAddr), u64>,
+    by_pair: HashMap<Pair, u64>,
     /// Those that are closed and that a process still holds.
-    closed_by_pair: HashMap<(SocketAddr, SocketAddr), u64>,
+    closed_by_pair: HashMap<Pair, u64>,
     /// Those that a walk should see.
     queue: Queue,
     /// Those that a walk saw and that changed their state since.
@@ -96,7 +99,35 @@ struct Followed {
     told: Cell<bool>,
 }
 
+/// A socket pair in a form that is quick to hash and compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Pair {
+    local: u128,
+    peer: u128,
+    ports: u32,
+}
+
+impl Pair {
+    fn new(local: SocketAddr, peer: SocketAddr) -> Pair {
+        // Addresses are normalised, so that none is both an IPv4 one and its mapped form.
+        let number = |end: SocketAddr| match end.ip() {
+            IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(address) => address.to_bits(),
+        };
+        let ports = u32::from(local.port()) << 16 | u32::from(peer.port());
+        Pair { local: number(local), peer: number(peer), ports }
+    }
+
+    fn of(event: &SocketEvent) -> Pair {
+        Pair::new(event.local, event.peer)
+    }
+}
+
 impl Life {
+    fn pair(&self) -> Pair {
+        Pair::new(self.local, self.peer)
+    }
+
     fn new(event: &SocketEvent, purpose: Purpose, state: SocketState) -> Life {
         Life {
             family: event.family,
@@ -174,7 +205,7 @@ impl Lives {
     }
 
     fn find(&self, local: SocketAddr, peer: SocketAddr) -> Option<&Followed> {
-        let pair = (local, peer);
+        let pair = Pair::new(local, peer);
         let socket = self.by_pair.get(&pair).or_else(|| self.closed_by_pair.get(&pair))?;
         self.sockets.get(socket)
     }
@@ -189,7 +220,7 @@ impl Lives {
     /// When the socket with this pair was closed, if a process still holds what is left of it; whoever asks does not
     /// see it any more, and tells its end.
     pub fn closed_ns(&self, local: SocketAddr, peer: SocketAddr) -> Option<u64> {
-        let socket = self.closed_by_pair.get(&(local, peer))?;
+        let socket = self.closed_by_pair.get(&Pair::new(local, peer))?;
         let followed = self.sockets.get(socket)?;
         if followed.walked.take().is_some() {
             followed.told.set(true);
@@ -234,7 +265,7 @@ impl Lives {
             let Some(Followed { life, walked, .. }) = self.sockets.get(&socket) else { continue };
             let is_open = life.closed_ns.is_none() && walked.get().is_none();
             // Two namespaces can have the same pair, and a walk then finds only one of the two here.
-            if is_open && self.by_pair.get(&(life.local, life.peer)) == Some(&socket) {
+            if is_open && self.by_pair.get(&life.pair()) == Some(&socket) {
                 self.conclude_one(at_ns, socket, ended);
             }
         }
@@ -258,8 +289,8 @@ impl Lives {
 
     /// The socket is gone, and no record told so.
     fn conclude_one(&mut self, at_ns: u64, socket: u64, ended: &mut Vec<Ended>) {
-        self.unpair(socket);
         let Some(Followed { life, earlier, walked, told }) = self.sockets.remove(&socket) else { return };
+        self.unpair(life.pair(), socket);
         self.unheard += 1;
         // What a walk saw open, a walk will see closed.
         let is_untold = walked.get().is_none() && !told.get();
@@ -310,26 +341,27 @@ impl Lives {
                 self.accept(at_ns, event, Established, ended);
             }
             (_, Some(new)) => {
-                let life = self.followed(at_ns, event, old.unwrap_or(new));
+                let followed = self.followed(at_ns, event, old.unwrap_or(new));
+                let life = &mut followed.life;
                 life.state = new;
                 let closes = matches!((old, new), (Some(Established), FinWait1) | (Some(CloseWait), LastAck));
                 if closes {
                     life.closer = process(event.by).or(life.closer);
                 }
-                self.pair(event);
-                if self.is_walked(event.socket) {
+                if followed.walked.get().is_some() {
                     self.restated.push(event.socket);
                 }
             }
             (old, None) => {
-                let life = self.followed(at_ns, event, old.unwrap_or(Established));
+                let followed = self.followed(at_ns, event, old.unwrap_or(Established));
+                let life = &mut followed.life;
                 life.closed_ns = Some(at_ns);
                 // Closed by a reset or with unread data: in a system call when a process did it.
                 life.closer = life.closer.or(process(event.by));
-                let pair = (life.local, life.peer);
-                self.unpair(event.socket);
+                let (pair, is_walked) = (life.pair(), followed.walked.get().is_some());
+                self.unpair(pair, event.socket);
                 self.closed_by_pair.insert(pair, event.socket);
-                if self.is_walked(event.socket) {
+                if is_walked {
                     self.overflow += self.queue.add(at_ns, event.socket);
                 }
             }
@@ -353,9 +385,9 @@ impl Lives {
             self.overflow += 1;
             return;
         }
-        self.unpair(event.socket);
         let mut earlier = Vec::new();
         if let Some(before) = self.sockets.remove(&event.socket) {
+            self.unpair(before.life.pair(), event.socket);
             earlier = before.earlier;
             match before.told.get() {
                 true => {}
@@ -371,48 +403,50 @@ impl Lives {
         self.pair(event);
     }
 
-    fn is_walked(&self, socket: u64) -> bool {
-        self.sockets.get(&socket).is_some_and(|followed| followed.walked.get().is_some())
-    }
-
-    /// The life of a socket; one that began before the events is followed from now on.
-    fn followed(&mut self, at_ns: u64, event: &SocketEvent, state: SocketState) -> &mut Life {
+    /// The life of a socket, with its pair; one that began before the events is followed from now on.
+    fn followed(&mut self, at_ns: u64, event: &SocketEvent, state: SocketState) -> &mut Followed {
         let purpose = if state == SocketState::Listen { Purpose::Listener } else { Purpose::Session(None) };
-        let (queue, overflow) = (&mut self.queue, &mut self.overflow);
+        let (queue, overflow, by_pair) = (&mut self.queue, &mut self.overflow, &mut self.by_pair);
+        let mut is_paired = true;
         let followed = self.sockets.entry(event.socket).or_insert_with(|| {
             if purpose != Purpose::Listener {
                 *overflow += queue.add(at_ns, event.socket);
             }
+            is_paired = false;
             Followed::new(Life::new(event, purpose, state), Vec::new())
         });
         // The port is given while it connects; a reset erases the pair before the last event.
         if event.local.port() != 0 && event.peer.port() != 0 {
-            (followed.life.local, followed.life.peer) = (event.local, event.peer);
+            let life = &mut followed.life;
+            is_paired = is_paired && (life.local, life.peer) == (event.local, event.peer);
+            (life.local, life.peer) = (event.local, event.peer);
+            if !is_paired {
+                by_pair.insert(Pair::of(event), event.socket);
+            }
         }
-        &mut followed.life
+        followed
     }
 
     fn pair(&mut self, event: &SocketEvent) {
-        if event.local.port() != 0 && event.peer.port() != 0 && self.sockets.contains_key(&event.socket) {
-            self.by_pair.insert((event.local, event.peer), event.socket);
+        if event.local.port() != 0 && event.peer.port() != 0 {
+            self.by_pair.insert(Pair::of(event), event.socket);
         }
     }
 
-    fn unpair(&mut self, socket: u64) {
-        if let Some(followed) = self.sockets.get(&socket) {
-            let pair = (followed.life.local, followed.life.peer);
-            for pairs in [&mut self.by_pair, &mut self.closed_by_pair] {
-                if pairs.get(&pair) == Some(&socket) {
-                    pairs.remove(&pair);
-                }
+    fn unpair(&mut self, pair: Pair, socket: u64) {
+        for pairs in [&mut self.by_pair, &mut self.closed_by_pair] {
+            if pairs.get(&pair) == Some(&socket) {
+                pairs.remove(&pair);
             }
         }
     }
 
     fn end(&mut self, at_ns: u64, event: &SocketEvent, cookie: u64, ended: &mut Vec<Ended>) {
-        self.unpair(event.socket);
         let mut followed = match self.sockets.remove(&event.socket) {
-            Some(followed) => followed,
+            Some(followed) => {
+                self.unpair(followed.life.pair(), event.socket);
+                followed
+            }
             // Nothing told of it before its end: it is older than the events, or its records were lost.
             None if event.local.port() != 0 && event.peer.port() != 0 => {
                 Followed::new(Life::new(event, Purpose::Session(None), SocketState::Established), Vec::new())
