@@ -1,4 +1,5 @@
-//! What a snapshot with owners costs, against `ss -tanup` and `lsof -i -n -P`: CPU (user and system), not time.
+//! What a snapshot with owners costs, against `ss -tanup`, `netstat -tanup` and `lsof -i -n -P`: CPU
+//! (user and system), not time.
 //!
 //! `cargo bench -p fleetsock-agent --bench snapshot`
 //!
@@ -34,7 +35,7 @@ use rustix::{
 };
 
 /// Numbers of sockets and how often each contender takes its turn.
-const SIZES: [(usize, usize); 2] = [(1_000, 15), (10_000, 9)];
+const SIZES: [(usize, usize); 3] = [(1_000, 15), (10_000, 9), (100_000, 3)];
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -114,6 +115,10 @@ fn contenders() -> Vec<Contender> {
         },
         Contender { name: "steady walk, nothing unknown", run: Box::new(move || Some(of_thread(|| steady.walk()))) },
         Contender { name: "`ss -tanup`", run: Box::new(|| of_child("ss", &["-H", "-tanup"], Tells::Lines)) },
+        Contender {
+            name: "`netstat -tanup`",
+            run: Box::new(|| of_child("netstat", &["--numeric", "-tanup"], Tells::Lines)),
+        },
         Contender { name: "`lsof -i -n -P`", run: Box::new(|| of_child("lsof", &["-i", "-n", "-P"], Tells::Lines)) },
     ]
 }
@@ -149,7 +154,10 @@ fn of_child(program: &str, arguments: &[&str], tells: Tells) -> Option<(Duration
     let text = String::from_utf8(output.stdout).unwrap();
     let sockets = match tells {
         Tells::Count => text.trim().parse().unwrap(),
-        Tells::Lines => text.lines().filter(|line| !line.starts_with("COMMAND")).count(),
+        Tells::Lines => text
+            .lines()
+            .filter(|line| !["COMMAND", "Active", "Proto"].iter().any(|head| line.starts_with(head)))
+            .count(),
     };
     Some((used, sockets))
 }
@@ -177,7 +185,9 @@ fn holder(sockets: usize) -> Child {
 }
 
 fn bench() {
-    println!("| CPU, median | sockets | told | ms | of `ss` | of `lsof` |\n|---|---|---|---|---|---|");
+    println!(
+        "| CPU, median | sockets | told | ms | of `ss` | of `netstat` | of `lsof` |\n|---|---|---|---|---|---|---|"
+    );
     for (sockets, turns) in SIZES {
         let mut holder = holder(sockets);
         let mut contenders = contenders();
@@ -196,11 +206,11 @@ fn bench() {
             Some((mine, other)) => format!("{:.3}", mine / other),
             None => "-".to_owned(),
         };
-        let [.., ss, lsof] = medians[..] else { unreachable!("there are five contenders") };
+        let [.., ss, netstat, lsof] = medians[..] else { unreachable!("there are six contenders") };
         for ((contender, told), mine) in contenders.iter().zip(told).zip(&medians) {
             let ms = mine.map_or("not installed".to_owned(), |ms| format!("{ms:.2}"));
-            let (name, ss, lsof) = (contender.name, against(*mine, ss), against(*mine, lsof));
-            println!("| {name} | {sockets} | {told} | {ms} | {ss} | {lsof} |");
+            let [ss, netstat, lsof] = [ss, netstat, lsof].map(|other| against(*mine, other));
+            println!("| {} | {sockets} | {told} | {ms} | {ss} | {netstat} | {lsof} |", contender.name);
         }
         io::stdout().flush().unwrap();
         drop(holder.stdin.take());
