@@ -7,15 +7,14 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError,
+        Condvar, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use fleetsock_proto::{
-    owner::Owner,
-    socket::{Known, OwnerKnown, SocketKey, SocketState},
+    socket::{SocketKey, SocketState},
     time::Timestamp,
 };
 use rustix::{
@@ -23,13 +22,15 @@ use rustix::{
     io::Errno,
 };
 
+use self::reader::HeldBack;
+pub use self::reader::Reader;
 use crate::{
-    ancestry::{Ancestry, Described},
-    events::{self, Drained, Events, Record, What},
+    events,
     lives::{Ended, LIVES_LIMIT, Lives, Purpose, Sought},
-    owners::Processes,
-    table::{Insight, Origin, STAND_IN, Told},
+    table::{Insight, Origin, Told},
 };
+
+mod reader;
 
 /// How long records wait at most: as long as a process that did something may be gone before it is looked at.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -38,10 +39,6 @@ const QUIET_PATIENCE: Duration = Duration::from_millis(250);
 /// How long the youngest records are held back. The kernel writes a record in microseconds; a machine that is short of
 /// processors can stop one in between for longer.
 const HELD_BACK: Duration = Duration::from_millis(3);
-/// How long what is left of a closed connection may be held by a process before it is told without waiting for that.
-const CLOSED_PATIENCE: Duration = Duration::from_secs(2);
-/// Records that are kept in memory while a walk looks at what is known: more make the reader wait.
-const WAITING_LIMIT: usize = 128 * 1024;
 /// Most lives that wait for a walk to take them, however little memory there is; further ones are counted as lost.
 const TOLD_LEAST: usize = 64 * 1024;
 /// How long a walk waits for the records before it.
@@ -143,8 +140,7 @@ impl Chronicle {
         // Also when it panics: nobody waits for a reader that is gone.
         let _end = End(self);
         loop {
-            let patience = if reader.is_behind { HELD_BACK } else { self.patience() };
-            if let Err(errno) = reader.events.wait(patience, self.wake.as_fd()) {
+            if let Err(errno) = reader.wait(self.patience(), self.wake.as_fd()) {
                 tracing::error!(error = %errno, "cannot wait for events");
                 std::thread::sleep(PATIENCE);
             }
@@ -162,7 +158,8 @@ impl Chronicle {
 
     /// How long the reader may sleep: until what somebody waits for is old enough to be believed.
     fn patience(&self) -> Duration {
-        let state = self.state();
+        // Not even this may keep it from the rings.
+        let Some(state) = self.state_if(false) else { return HELD_BACK };
         if self.stopping.load(Ordering::Relaxed) {
             Duration::ZERO
         } else if state.wanted_ns > state.known_until_ns {
@@ -272,155 +269,6 @@ impl Insight for Look<'_> {
 
     fn closed_at(&self, local: SocketAddr, peer: SocketAddr) -> Option<Timestamp> {
         self.0.lives.closed_ns(local, peer).map(|at_ns| events::moment(at_ns, self.0.clock_offset_ns))
-    }
-}
-
-/// Whether the youngest records are believed at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum HeldBack {
-    Youngest,
-    Nothing,
-}
-
-/// What the thread that empties the rings works with.
-#[derive(Debug)]
-pub struct Reader {
-    events: Events,
-    processes: Processes,
-    ancestry: Ancestry,
-    drained: Drained,
-    /// Held back, or about to be taken in. With processes that were looked at when they had run another program.
-    waiting: Vec<(Record, Option<Box<Described>>)>,
-    /// Records that were lost and of which nobody was told.
-    lost: u64,
-    ended: Vec<Ended>,
-    /// The last cookie that stands for one that is not known.
-    stand_in: u64,
-    /// There are records that wait because somebody looks at what is known.
-    is_behind: bool,
-}
-
-impl Reader {
-    /// A reader of these rings.
-    pub fn new(events: Events, processes: Processes) -> Reader {
-        Reader {
-            events,
-            processes,
-            ancestry: Ancestry::default(),
-            drained: Drained::default(),
-            waiting: Vec::new(),
-            lost: 0,
-            ended: Vec::new(),
-            stand_in: STAND_IN,
-            is_behind: false,
-        }
-    }
-
-    /// Empties the rings, and takes in what is old enough to be believed. While a walk looks at what is known, the rings are
-    /// emptied all the same: they are small, and a look can last.
-    fn take_in(&mut self, chronicle: &Chronicle, held_back: HeldBack) {
-        let began_ns = events::now_ns();
-        let clock_offset_ns = events::clock_offset_ns();
-        self.events.drain(&mut self.drained);
-        self.lost += self.drained.lost + self.drained.unreadable;
-        for record in self.drained.records.drain(..) {
-            let seen = match record.what {
-                What::Named { pid, exec: true, .. } => self.processes.describe(pid).map(Box::new),
-                _ => None,
-            };
-            self.waiting.push((record, seen));
-        }
-        let is_full = self.waiting.len() >= WAITING_LIMIT || held_back == HeldBack::Nothing;
-        let Some(mut state) = chronicle.state_if(is_full) else {
-            self.is_behind = true;
-            return;
-        };
-        self.is_behind = false;
-        self.waiting.sort_by_key(|(record, _)| record.at_ns);
-        let until_ns = match held_back {
-            HeldBack::Youngest => began_ns.saturating_sub(nanoseconds(HELD_BACK)),
-            HeldBack::Nothing => u64::MAX,
-        };
-        let believed = self.waiting.partition_point(|(record, _)| record.at_ns <= until_ns);
-        state.quiet = self.waiting.is_empty();
-        let Reader { waiting, ancestry, processes, ended, stand_in, .. } = self;
-        let mut teller = Teller { ancestry, processes, stand_in, clock_offset_ns };
-        ended.append(&mut state.noticed);
-        state.lives.tell_closed(began_ns.saturating_sub(nanoseconds(CLOSED_PATIENCE)), ended);
-        teller.tell(ended, &mut state);
-        for (record, seen) in waiting.drain(..believed) {
-            state.lives.handle(&record, ended);
-            teller.ancestry.handle(&record, seen.map(|seen| *seen));
-            teller.tell(ended, &mut state);
-        }
-        if self.lost > 0 {
-            // Ends may be among what was lost: the next walk tells what is still there.
-            state.lives.forget();
-            self.ancestry.forget();
-            state.lost.records += std::mem::take(&mut self.lost);
-        }
-        state.lost.lives += self.ancestry.take_overflow();
-        self.ancestry.sweep(began_ns);
-        state.clock_offset_ns = clock_offset_ns;
-        state.known_until_ns = state.known_until_ns.max(until_ns);
-        drop(state);
-        chronicle.progressed.notify_all();
-    }
-}
-
-/// What gives the lives that ended their processes.
-struct Teller<'a> {
-    ancestry: &'a mut Ancestry,
-    processes: &'a mut Processes,
-    stand_in: &'a mut u64,
-    clock_offset_ns: i64,
-}
-
-impl Teller<'_> {
-    fn tell(&mut self, ended: &mut Vec<Ended>, state: &mut State) {
-        for ended in ended.drain(..) {
-            if state.told.len() >= state.told_limit {
-                state.lost.lives += 1;
-                continue;
-            }
-            let told = self.tell_one(ended);
-            state.told.push(told);
-        }
-    }
-
-    fn tell_one(&mut self, Ended { cookie, life, closed_ns, walked }: Ended) -> Told {
-        let mut owners: Vec<Arc<Owner>> = Vec::with_capacity(1);
-        let mut netns = 0;
-        for pid in [life.opener, life.closer].into_iter().flatten() {
-            let processes = &mut *self.processes;
-            let known = self.ancestry.describe(pid, self.clock_offset_ns, &mut |pid| processes.describe(pid));
-            netns = if netns == 0 { known.netns } else { netns };
-            if !owners.iter().any(|owner| owner.pid == pid) {
-                owners.push(known.owner);
-            }
-        }
-        let owner_known = match (life.opener, life.closer) {
-            (Some(_), _) => OwnerKnown::Exact,
-            (None, Some(_)) => OwnerKnown::Closer,
-            (None, None) => OwnerKnown::Unknown,
-        };
-        let key = walked.unwrap_or_else(|| {
-            let cookie = cookie.unwrap_or_else(|| {
-                // Moments do not come twice in a boot, also not for the next agent.
-                *self.stand_in = (*self.stand_in + 1).max(STAND_IN | closed_ns);
-                *self.stand_in
-            });
-            SocketKey { netns, cookie }
-        });
-        Told {
-            key,
-            opened_at: life.opened_ns.map(|at_ns| events::moment(at_ns, self.clock_offset_ns)),
-            closed_at: events::moment(closed_ns, self.clock_offset_ns),
-            closed_known: if life.closed_ns.is_some() || cookie.is_some() { Known::Event } else { Known::BetweenWalks },
-            life,
-            owners,
-            owner_known,
-        }
     }
 }
 

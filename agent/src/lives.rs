@@ -4,71 +4,28 @@
 //! open socket looks here, by its pair, for when it opened and who opened it; and the last event of a life names the
 //! cookie, so that what a walk found is closed at its moment, and what no walk ever found is told whole.
 
-use std::{
-    cell::Cell,
-    net::{IpAddr, SocketAddr},
-};
+use std::{cell::Cell, net::SocketAddr};
 
-use fleetsock_proto::socket::{Direction, Family, SocketKey, SocketState};
+use fleetsock_proto::socket::{Direction, SocketKey, SocketState};
 use foldhash::HashMap;
 
-use self::sought::Queue;
-pub use self::sought::Sought;
+use self::{life::Pair, sought::Queue};
+pub use self::{
+    life::{Ended, Life, Purpose},
+    sought::Sought,
+};
 use crate::events::{Actor, Record, SocketEvent, What};
 
+mod life;
 mod sought;
 #[cfg(test)]
 mod tests;
+mod unheard;
 
 /// Most sockets that are followed at once, unless it is told otherwise; what begins beyond them is known only by walks.
 pub const LIVES_LIMIT: usize = 512 * 1024;
 /// Most attempts to connect that one socket is remembered for; further ones are counted.
 const ATTEMPTS_LIMIT: usize = 16;
-
-/// What a life was for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// It waited for connections.
-    Listener,
-    /// It was a connection, or an attempt at one; the direction is not known when it began before the events did.
-    Session(Option<Direction>),
-}
-
-/// A life, or what is known of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Life {
-    /// Family of the socket.
-    pub family: Family,
-    /// The host's end.
-    pub local: SocketAddr,
-    /// The other end.
-    pub peer: SocketAddr,
-    /// What it was for.
-    pub purpose: Purpose,
-    /// The last state before it was closed.
-    pub state: SocketState,
-    /// When it opened (nanoseconds, the clock of the events); absent when that was before the events began.
-    pub opened_ns: Option<u64>,
-    /// The process that connected.
-    pub opener: Option<u32>,
-    /// The process that closed.
-    pub closer: Option<u32>,
-    /// When it closed.
-    pub closed_ns: Option<u64>,
-}
-
-/// A life that is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ended {
-    /// sk_cookie; absent when the record that names it did not come.
-    pub cookie: Option<u64>,
-    /// The whole of it.
-    pub life: Life,
-    /// When it closed; or, if no record told so, when it was noticed that it had.
-    pub closed_ns: u64,
-    /// What a walk that saw it knows it by.
-    pub walked: Option<SocketKey>,
-}
 
 /// The lives that are not over.
 #[derive(Debug)]
@@ -97,50 +54,6 @@ struct Followed {
     walked: Cell<Option<SocketKey>>,
     /// The end of this life was told, though a process still holds the socket.
     told: Cell<bool>,
-}
-
-/// A socket pair in a form that is quick to hash and compare.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Pair {
-    local: u128,
-    peer: u128,
-    ports: u32,
-}
-
-impl Pair {
-    fn new(local: SocketAddr, peer: SocketAddr) -> Pair {
-        // Addresses are normalised, so that none is both an IPv4 one and its mapped form.
-        let number = |end: SocketAddr| match end.ip() {
-            IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
-            IpAddr::V6(address) => address.to_bits(),
-        };
-        let ports = u32::from(local.port()) << 16 | u32::from(peer.port());
-        Pair { local: number(local), peer: number(peer), ports }
-    }
-
-    fn of(event: &SocketEvent) -> Pair {
-        Pair::new(event.local, event.peer)
-    }
-}
-
-impl Life {
-    fn pair(&self) -> Pair {
-        Pair::new(self.local, self.peer)
-    }
-
-    fn new(event: &SocketEvent, purpose: Purpose, state: SocketState) -> Life {
-        Life {
-            family: event.family,
-            local: event.local,
-            peer: event.peer,
-            purpose,
-            state,
-            opened_ns: None,
-            opener: None,
-            closer: None,
-            closed_ns: None,
-        }
-    }
 }
 
 impl Followed {
@@ -248,55 +161,6 @@ impl Lives {
     /// A walk was made that should have seen these.
     pub fn looked(&mut self, looked_for: &[Sought]) {
         self.queue.looked(looked_for);
-    }
-
-    /// Whether walks looked for something in vain: only one that shows everything can tell what became of it.
-    pub fn has_missed(&self) -> bool {
-        self.queue.has_missed()
-    }
-
-    /// After a walk that showed every connection of the host, and with all records until then taken in: connections that
-    /// the walks did not show and whose end no record told are over by `at_ns`, and are added to `ended`.
-    ///
-    /// The kernel leaves records out without a word: now and then none is written while a certain task is interrupted
-    /// (measured on Linux 6.18: 1 to 197 of 5,000 ends, in every second run).
-    pub fn conclude(&mut self, at_ns: u64, ended: &mut Vec<Ended>) {
-        for socket in self.queue.missed() {
-            let Some(Followed { life, walked, .. }) = self.sockets.get(&socket) else { continue };
-            let is_open = life.closed_ns.is_none() && walked.get().is_none();
-            // Two namespaces can have the same pair, and a walk then finds only one of the two here.
-            if is_open && self.by_pair.get(&life.pair()) == Some(&socket) {
-                self.conclude_one(at_ns, socket, ended);
-            }
-        }
-    }
-
-    /// Adds to `ended` what no walk saw and was closed at `before_ns` or earlier, though a process holds what is left of it
-    /// (or the record that it does not is missing).
-    pub fn tell_closed(&mut self, before_ns: u64, ended: &mut Vec<Ended>) {
-        for socket in self.closed_by_pair.values() {
-            let Some(Followed { life, earlier, walked, told }) = self.sockets.get_mut(socket) else { continue };
-            let is_untold = walked.get().is_none() && !told.get();
-            if let Some(closed_ns) = life.closed_ns.filter(|closed_ns| is_untold && *closed_ns <= before_ns) {
-                told.set(true);
-                for life in earlier.drain(..).chain([*life]) {
-                    let closed_ns = life.closed_ns.unwrap_or(closed_ns);
-                    ended.push(Ended { cookie: None, life, closed_ns, walked: None });
-                }
-            }
-        }
-    }
-
-    /// The socket is gone, and no record told so.
-    fn conclude_one(&mut self, at_ns: u64, socket: u64, ended: &mut Vec<Ended>) {
-        let Some(Followed { life, earlier, walked, told }) = self.sockets.remove(&socket) else { return };
-        self.unpair(life.pair(), socket);
-        self.unheard += 1;
-        // What a walk saw open, a walk will see closed.
-        let is_untold = walked.get().is_none() && !told.get();
-        for life in earlier.into_iter().chain(Some(life).filter(|_| is_untold)) {
-            ended.push(Ended { cookie: None, life, closed_ns: life.closed_ns.unwrap_or(at_ns), walked: None });
-        }
     }
 
     /// Records were lost: an end may be among them, so nothing that is followed can be believed.

@@ -1,5 +1,7 @@
 //! Scenes that the kernel plays, event by event.
 
+use fleetsock_proto::socket::Family;
+
 use super::*;
 use SocketState::{CloseWait, Established, FinWait1, FinWait2, LastAck, Listen, SynReceived, SynSent};
 

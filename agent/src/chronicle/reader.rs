@@ -1,0 +1,178 @@
+//! The thread that empties the rings: puts records in order, lets them become lives, and gives those that ended their
+//! processes.
+
+use std::{os::fd::BorrowedFd, sync::Arc, time::Duration};
+
+use fleetsock_proto::{
+    owner::Owner,
+    socket::{Known, OwnerKnown, SocketKey},
+};
+use rustix::io::Errno;
+
+use super::{Chronicle, HELD_BACK, State, nanoseconds};
+use crate::{
+    ancestry::{Ancestry, Described},
+    events::{self, Drained, Events, Record, What},
+    lives::Ended,
+    owners::Processes,
+    table::{STAND_IN, Told},
+};
+
+/// How long what is left of a closed connection may be held by a process before it is told without waiting for that.
+const CLOSED_PATIENCE: Duration = Duration::from_secs(2);
+/// Records that are kept in memory while a walk looks at what is known: more make the reader wait.
+const WAITING_LIMIT: usize = 128 * 1024;
+
+/// Whether the youngest records are believed at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HeldBack {
+    Youngest,
+    Nothing,
+}
+
+/// What the thread that empties the rings works with.
+#[derive(Debug)]
+pub struct Reader {
+    events: Events,
+    processes: Processes,
+    ancestry: Ancestry,
+    drained: Drained,
+    /// Held back, or about to be taken in. With processes that were looked at when they had run another program.
+    waiting: Vec<(Record, Option<Box<Described>>)>,
+    /// Records that were lost and of which nobody was told.
+    lost: u64,
+    ended: Vec<Ended>,
+    /// The last cookie that stands for one that is not known.
+    stand_in: u64,
+    /// There are records that wait because somebody looks at what is known.
+    is_behind: bool,
+}
+
+impl Reader {
+    /// A reader of these rings.
+    pub fn new(events: Events, processes: Processes) -> Reader {
+        Reader {
+            events,
+            processes,
+            ancestry: Ancestry::default(),
+            drained: Drained::default(),
+            waiting: Vec::new(),
+            lost: 0,
+            ended: Vec::new(),
+            stand_in: STAND_IN,
+            is_behind: false,
+        }
+    }
+
+    /// Waits until the rings want to be emptied.
+    pub(super) fn wait(&self, patience: Duration, wake: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.events.wait(if self.is_behind { HELD_BACK } else { patience }, wake)
+    }
+
+    /// Empties the rings, and takes in what is old enough to be believed. While a walk looks at what is known, the rings are
+    /// emptied all the same: they are small, and a look can last.
+    pub(super) fn take_in(&mut self, chronicle: &Chronicle, held_back: HeldBack) {
+        let began_ns = events::now_ns();
+        let clock_offset_ns = events::clock_offset_ns();
+        self.events.drain(&mut self.drained);
+        self.lost += self.drained.lost + self.drained.unreadable;
+        for record in self.drained.records.drain(..) {
+            let seen = match record.what {
+                What::Named { pid, exec: true, .. } => self.processes.describe(pid).map(Box::new),
+                _ => None,
+            };
+            self.waiting.push((record, seen));
+        }
+        let is_full = self.waiting.len() >= WAITING_LIMIT || held_back == HeldBack::Nothing;
+        let Some(mut state) = chronicle.state_if(is_full) else {
+            self.is_behind = true;
+            return;
+        };
+        self.is_behind = false;
+        self.waiting.sort_by_key(|(record, _)| record.at_ns);
+        let until_ns = match held_back {
+            HeldBack::Youngest => began_ns.saturating_sub(nanoseconds(HELD_BACK)),
+            HeldBack::Nothing => u64::MAX,
+        };
+        let believed = self.waiting.partition_point(|(record, _)| record.at_ns <= until_ns);
+        state.quiet = self.waiting.is_empty();
+        let Reader { waiting, ancestry, processes, ended, stand_in, .. } = self;
+        let mut teller = Teller { ancestry, processes, stand_in, clock_offset_ns };
+        ended.append(&mut state.noticed);
+        state.lives.tell_closed(began_ns.saturating_sub(nanoseconds(CLOSED_PATIENCE)), ended);
+        teller.tell(ended, &mut state);
+        for (record, seen) in waiting.drain(..believed) {
+            state.lives.handle(&record, ended);
+            teller.ancestry.handle(&record, seen.map(|seen| *seen));
+            teller.tell(ended, &mut state);
+        }
+        if self.lost > 0 {
+            // Ends may be among what was lost: the next walk tells what is still there.
+            state.lives.forget();
+            self.ancestry.forget();
+            state.lost.records += std::mem::take(&mut self.lost);
+        }
+        state.lost.lives += self.ancestry.take_overflow();
+        self.ancestry.sweep(began_ns);
+        state.clock_offset_ns = clock_offset_ns;
+        state.known_until_ns = state.known_until_ns.max(until_ns);
+        drop(state);
+        chronicle.progressed.notify_all();
+    }
+}
+
+/// What gives the lives that ended their processes.
+struct Teller<'a> {
+    ancestry: &'a mut Ancestry,
+    processes: &'a mut Processes,
+    stand_in: &'a mut u64,
+    clock_offset_ns: i64,
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, ended: &mut Vec<Ended>, state: &mut State) {
+        for ended in ended.drain(..) {
+            if state.told.len() >= state.told_limit {
+                state.lost.lives += 1;
+                continue;
+            }
+            let told = self.tell_one(ended);
+            state.told.push(told);
+        }
+    }
+
+    fn tell_one(&mut self, Ended { cookie, life, closed_ns, walked }: Ended) -> Told {
+        let mut owners: Vec<Arc<Owner>> = Vec::with_capacity(1);
+        let mut netns = 0;
+        for pid in [life.opener, life.closer].into_iter().flatten() {
+            let processes = &mut *self.processes;
+            let known = self.ancestry.describe(pid, self.clock_offset_ns, &mut |pid| processes.describe(pid));
+            netns = if netns == 0 { known.netns } else { netns };
+            if !owners.iter().any(|owner| owner.pid == pid) {
+                owners.push(known.owner);
+            }
+        }
+        let owner_known = match (life.opener, life.closer) {
+            (Some(_), _) => OwnerKnown::Exact,
+            (None, Some(_)) => OwnerKnown::Closer,
+            (None, None) => OwnerKnown::Unknown,
+        };
+        let key = walked.unwrap_or_else(|| {
+            let cookie = cookie.unwrap_or_else(|| {
+                // Moments do not come twice in a boot, also not for the next agent.
+                *self.stand_in = (*self.stand_in + 1).max(STAND_IN | closed_ns);
+                *self.stand_in
+            });
+            SocketKey { netns, cookie }
+        });
+        Told {
+            key,
+            opened_at: life.opened_ns.map(|at_ns| events::moment(at_ns, self.clock_offset_ns)),
+            closed_at: events::moment(closed_ns, self.clock_offset_ns),
+            closed_known: if life.closed_ns.is_some() || cookie.is_some() { Known::Event } else { Known::BetweenWalks },
+            life,
+            owners,
+            owner_known,
+        }
+    }
+}

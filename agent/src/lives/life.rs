@@ -1,0 +1,96 @@
+//! A life of a socket, as far as events told of it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use fleetsock_proto::socket::{Direction, Family, SocketKey, SocketState};
+
+use crate::events::SocketEvent;
+
+/// What a life was for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It waited for connections.
+    Listener,
+    /// It was a connection, or an attempt at one; the direction is not known when it began before the events did.
+    Session(Option<Direction>),
+}
+
+/// A life, or what is known of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    /// Family of the socket.
+    pub family: Family,
+    /// The host's end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub peer: SocketAddr,
+    /// What it was for.
+    pub purpose: Purpose,
+    /// The last state before it was closed.
+    pub state: SocketState,
+    /// When it opened (nanoseconds, the clock of the events); absent when that was before the events began.
+    pub opened_ns: Option<u64>,
+    /// The process that connected.
+    pub opener: Option<u32>,
+    /// The process that closed.
+    pub closer: Option<u32>,
+    /// When it closed.
+    pub closed_ns: Option<u64>,
+}
+
+/// A life that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// sk_cookie; absent when the record that names it did not come.
+    pub cookie: Option<u64>,
+    /// The whole of it.
+    pub life: Life,
+    /// When it closed; or, if no record told so, when it was noticed that it had.
+    pub closed_ns: u64,
+    /// What a walk that saw it knows it by.
+    pub walked: Option<SocketKey>,
+}
+
+/// A socket pair in a form that is quick to hash and compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Pair {
+    local: u128,
+    peer: u128,
+    ports: u32,
+}
+
+impl Pair {
+    pub(super) fn new(local: SocketAddr, peer: SocketAddr) -> Pair {
+        // Addresses are normalised, so that none is both an IPv4 one and its mapped form.
+        let number = |end: SocketAddr| match end.ip() {
+            IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(address) => address.to_bits(),
+        };
+        let ports = u32::from(local.port()) << 16 | u32::from(peer.port());
+        Pair { local: number(local), peer: number(peer), ports }
+    }
+
+    pub(super) fn of(event: &SocketEvent) -> Pair {
+        Pair::new(event.local, event.peer)
+    }
+}
+
+impl Life {
+    pub(super) fn pair(&self) -> Pair {
+        Pair::new(self.local, self.peer)
+    }
+
+    pub(super) fn new(event: &SocketEvent, purpose: Purpose, state: SocketState) -> Life {
+        Life {
+            family: event.family,
+            local: event.local,
+            peer: event.peer,
+            purpose,
+            state,
+            opened_ns: None,
+            opener: None,
+            closer: None,
+            closed_ns: None,
+        }
+    }
+}
