@@ -32,7 +32,7 @@ fn a_wrong_filter_is_told_with_what_to_type() {
     for (line, expected) in [
         (
             "ports --class wellknwn",
-            "error: --class: `wellknwn` is no port class; one of well-known, registered, dynamic\n  \
+            "error: --class: `wellknwn` is no port class; one of well-known, registered, dynamic, portless\n  \
              try: --class well-known\n",
         ),
         (
@@ -48,7 +48,7 @@ fn a_wrong_filter_is_told_with_what_to_type() {
         ),
         (
             "ports --proto icmp",
-            "error: --proto: `icmp` is no protocol; one of tcp, udp, dccp, sctp\n  try: --proto tcp\n",
+            "error: --proto: `icmp` is no protocol; one of tcp, udp, dccp, sctp, raw, packet\n  try: --proto tcp\n",
         ),
         (
             "ports --label site",
