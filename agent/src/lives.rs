@@ -52,20 +52,30 @@ struct Followed {
     earlier: Vec<Life>,
     /// What a walk that saw this life knows it by.
     walked: Cell<Option<SocketKey>>,
+    /// When it came into the queue.
+    since_ns: u64,
     /// The end of this life was told, though a process still holds the socket.
     told: Cell<bool>,
 }
 
 impl Followed {
-    fn new(life: Life, earlier: Vec<Life>) -> Followed {
-        Followed { life, earlier, walked: Cell::new(None), told: Cell::new(false) }
+    fn new(life: Life, earlier: Vec<Life>, since_ns: u64) -> Followed {
+        Followed { life, earlier, since_ns, walked: Cell::new(None), told: Cell::new(false) }
     }
 
     /// What a walk has to look for, if there is anything.
     fn sought(&self, socket: u64) -> Option<Sought> {
         let Life { local, peer, opener, closed_ns, .. } = self.life;
         let walked = self.walked.get();
-        (walked.is_some() == closed_ns.is_some()).then_some(Sought { socket, local, peer, opener, walked, looks: 0 })
+        (walked.is_some() == closed_ns.is_some()).then_some(Sought {
+            socket,
+            since_ns: self.since_ns,
+            local,
+            peer,
+            opener,
+            walked,
+            looks: 0,
+        })
     }
 }
 
@@ -223,6 +233,7 @@ impl Lives {
                 // Closed by a reset or with unread data: in a system call when a process did it.
                 life.closer = life.closer.or(process(event.by));
                 let (pair, is_walked) = (life.pair(), followed.walked.get().is_some());
+                followed.since_ns = if is_walked { at_ns } else { followed.since_ns };
                 self.unpair(pair, event.socket);
                 self.closed_by_pair.insert(pair, event.socket);
                 if is_walked {
@@ -263,7 +274,8 @@ impl Lives {
         if let (Purpose::Session(_), Some(opened_ns)) = (life.purpose, life.opened_ns) {
             self.overflow += self.queue.add(opened_ns, event.socket);
         }
-        self.sockets.insert(event.socket, Followed::new(life, earlier));
+        let since_ns = life.opened_ns.unwrap_or_default();
+        self.sockets.insert(event.socket, Followed::new(life, earlier, since_ns));
         self.pair(event);
     }
 
@@ -277,7 +289,7 @@ impl Lives {
                 *overflow += queue.add(at_ns, event.socket);
             }
             is_paired = false;
-            Followed::new(Life::new(event, purpose, state), Vec::new())
+            Followed::new(Life::new(event, purpose, state), Vec::new(), at_ns)
         });
         // The port is given while it connects; a reset erases the pair before the last event.
         if event.local.port() != 0 && event.peer.port() != 0 {
@@ -313,14 +325,14 @@ impl Lives {
             }
             // Nothing told of it before its end: it is older than the events, or its records were lost.
             None if event.local.port() != 0 && event.peer.port() != 0 => {
-                Followed::new(Life::new(event, Purpose::Session(None), SocketState::Established), Vec::new())
+                Followed::new(Life::new(event, Purpose::Session(None), SocketState::Established), Vec::new(), at_ns)
             }
             // It was never connected, or reset by its owner, which erases its pair.
             None => return,
         };
         // Reset by the peer: the process closes what is closed already, and this is where it is seen.
         followed.life.closer = followed.life.closer.or(process(event.by));
-        let Followed { life, earlier, walked, told } = followed;
+        let Followed { life, earlier, walked, told, .. } = followed;
         let walked = walked.get().filter(|key| key.cookie == cookie);
         let cookie = Some(cookie);
         for life in earlier {

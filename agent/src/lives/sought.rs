@@ -18,8 +18,9 @@ const LOOKS_LIMIT: u8 = 2;
 /// A life that a walk should see, or see gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sought {
-    /// Its address in the kernel.
+    /// Its address in the kernel, and since when it is to be looked for: an address is soon used again.
     pub(crate) socket: u64,
+    pub(crate) since_ns: u64,
     /// The host's end.
     pub local: SocketAddr,
     /// The other end.
@@ -37,7 +38,7 @@ impl Sought {
     #[cfg(test)]
     pub(crate) fn new(ends: [SocketAddr; 2], opener: Option<u32>, walked: Option<SocketKey>) -> Sought {
         let [local, peer] = ends;
-        Sought { socket: 0, local, peer, opener, walked, looks: 0 }
+        Sought { socket: 0, since_ns: 0, local, peer, opener, walked, looks: 0 }
     }
 }
 
@@ -45,56 +46,65 @@ impl Sought {
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// In the order of their times, or nearly so.
-    young: VecDeque<(u64, u64)>,
+    young: VecDeque<Waiting>,
     waiting: Vec<Waiting>,
     /// Those that no walk showed.
-    missed: Vec<u64>,
+    missed: Vec<Waiting>,
 }
 
-#[derive(Debug)]
+/// A life by its socket and by when it came into the queue, so that the next one at the same address is not taken for it.
+#[derive(Debug, Clone, Copy)]
 struct Waiting {
+    since_ns: u64,
     socket: u64,
     looks: u8,
+}
+
+impl Waiting {
+    /// What it stands for, if that life still has to be looked for.
+    fn find(self, find: impl Fn(u64) -> Option<Sought>) -> Option<Sought> {
+        let sought = find(self.socket).filter(|sought| sought.since_ns == self.since_ns)?;
+        Some(Sought { looks: self.looks, ..sought })
+    }
 }
 
 impl Queue {
     /// Something happened to a socket that a walk does not know. Most are over before anybody looks. Tells how many had
     /// no room.
-    pub(super) fn add(&mut self, at_ns: u64, socket: u64) -> u64 {
+    pub(super) fn add(&mut self, since_ns: u64, socket: u64) -> u64 {
         if self.young.len() >= LIVES_LIMIT {
             return 1;
         }
-        self.young.push_back((at_ns, socket));
+        self.young.push_back(Waiting { since_ns, socket, looks: 0 });
         0
     }
 
     /// Some of those since `before_ns` or longer of which `find` still gives something.
     pub(super) fn sought(&mut self, before_ns: u64, find: impl Fn(u64) -> Option<Sought>) -> Vec<Sought> {
-        while let Some((at_ns, socket)) = self.young.front().copied()
-            && at_ns <= before_ns
+        while let Some(young) = self.young.front().copied()
+            && young.since_ns <= before_ns
         {
             self.young.pop_front();
-            if find(socket).is_some() && self.waiting.len() < LIVES_LIMIT {
-                self.waiting.push(Waiting { socket, looks: 0 });
+            if young.find(&find).is_some() && self.waiting.len() < LIVES_LIMIT {
+                self.waiting.push(young);
             }
         }
-        self.waiting.retain(|waiting| find(waiting.socket).is_some());
-        let named = |waiting: &Waiting| Some(Sought { looks: waiting.looks, ..find(waiting.socket)? });
-        self.waiting.iter().filter_map(named).take(SOUGHT_LIMIT).collect()
+        self.waiting.retain(|waiting| waiting.find(&find).is_some());
+        self.waiting.iter().filter_map(|waiting| waiting.find(&find)).take(SOUGHT_LIMIT).collect()
     }
 
     /// See [`super::Lives::looked`].
     pub(super) fn looked(&mut self, looked_for: &[Sought]) {
-        let sockets: HashSet<u64> = looked_for.iter().map(|sought| sought.socket).collect();
-        if sockets.is_empty() {
+        let lives: HashSet<(u64, u64)> = looked_for.iter().map(|sought| (sought.socket, sought.since_ns)).collect();
+        if lives.is_empty() {
             return;
         }
         let missed = &mut self.missed;
         self.waiting.retain_mut(|waiting| {
-            waiting.looks += u8::from(sockets.contains(&waiting.socket));
+            waiting.looks += u8::from(lives.contains(&(waiting.socket, waiting.since_ns)));
             let is_missed = waiting.looks >= LOOKS_LIMIT;
             if is_missed && missed.len() < LIVES_LIMIT {
-                missed.push(waiting.socket);
+                missed.push(*waiting);
             }
             !is_missed
         });
@@ -106,7 +116,7 @@ impl Queue {
     }
 
     /// Those that were looked for in vain, for the last time.
-    pub(super) fn missed(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.missed)
+    pub(super) fn missed(&mut self, find: impl Fn(u64) -> Option<Sought>) -> Vec<Sought> {
+        std::mem::take(&mut self.missed).into_iter().filter_map(|missed| missed.find(&find)).collect()
     }
 }

@@ -170,7 +170,7 @@ fn a_connection_that_stays_is_sought_until_a_walk_saw_it() {
     assert_eq!(scene.lives.sought(0), [], "it may be over in a moment");
     let at = scene.at_ns;
     let ends = [OUT.1, OUT.2].map(|end| end.parse().unwrap());
-    assert_eq!(scene.lives.sought(at), [Sought { socket: CLIENT, ..Sought::new(ends, Some(1), None) }]);
+    assert_eq!(scene.lives.sought(at), [Sought { socket: CLIENT, since_ns: 1, ..Sought::new(ends, Some(1), None) }]);
     assert!(see(&scene, OUT));
     assert!(sought(&mut scene).is_empty());
     scene.state(OUT, ALICE, Established, None);
@@ -318,4 +318,32 @@ fn an_end_that_a_walk_was_told_is_not_told_again_and_the_next_life_of_the_socket
     scene.state((CLIENT, "10.0.0.1:40001", OUT.2), Actor::Kernel, SynSent, None);
     scene.destroy(OUT, ALICE, 7);
     assert_eq!(ends(&scene), [(Some(7), 5, "10.0.0.1:40001".parse().unwrap())]);
+}
+
+#[test]
+fn a_connection_at_the_address_of_one_that_was_looked_for_in_vain_is_not_taken_for_it() {
+    let mut scene = Scene::new();
+    scene.state(IN, Actor::Kernel, Listen, SynReceived);
+    let looked_for = scene.lives.sought(scene.at_ns);
+    scene.lives.looked(&looked_for);
+    scene.state(IN, BOB, SynReceived, None);
+    scene.destroy(IN, BOB, 8);
+    scene.state((SERVER, IN.1, "10.0.0.9:1"), Actor::Kernel, Listen, SynReceived);
+    scene.lives.looked(&looked_for);
+    scene.lives.conclude(50, &mut scene.ended);
+    assert_eq!((scene.ended.len(), scene.lives.len()), (1, 1), "the walk began before it was open");
+    let looks: Vec<u8> = scene.lives.sought(scene.at_ns).iter().map(|sought| sought.looks).collect();
+    assert_eq!(looks, [0]);
+}
+
+#[test]
+fn of_a_connection_that_was_looked_for_in_vain_and_ended_nothing_is_concluded_about_the_next_one() {
+    let mut scene = Scene::new();
+    scene.state(IN, Actor::Kernel, Listen, SynReceived);
+    look_twice(&mut scene);
+    scene.state(IN, BOB, SynReceived, None);
+    scene.destroy(IN, BOB, 8);
+    scene.state((SERVER, IN.1, "10.0.0.9:1"), Actor::Kernel, Listen, SynReceived);
+    scene.lives.conclude(50, &mut scene.ended);
+    assert_eq!((scene.ended.len(), scene.lives.len()), (1, 1));
 }

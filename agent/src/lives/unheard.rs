@@ -1,6 +1,6 @@
 //! Ends that no record told: found out when a walk does not show what should be open, or when the address is used again.
 
-use super::{Ended, Followed, Lives};
+use super::{Ended, Followed, Lives, Pair, Sought};
 
 impl Lives {
     /// Whether walks looked for something in vain: only one that shows everything can tell what became of it.
@@ -14,11 +14,11 @@ impl Lives {
     /// The kernel leaves records out without a word: now and then none is written while a certain task is interrupted
     /// (measured on Linux 6.18: 1 to 197 of 5,000 ends, in every second run).
     pub fn conclude(&mut self, at_ns: u64, ended: &mut Vec<Ended>) {
-        for socket in self.queue.missed() {
-            let Some(Followed { life, walked, .. }) = self.sockets.get(&socket) else { continue };
-            let is_open = life.closed_ns.is_none() && walked.get().is_none();
+        for Sought { socket, local, peer, walked, .. } in
+            self.queue.missed(|socket| self.sockets.get(&socket)?.sought(socket))
+        {
             // Two namespaces can have the same pair, and a walk then finds only one of the two here.
-            if is_open && self.by_pair.get(&life.pair()) == Some(&socket) {
+            if walked.is_none() && self.by_pair.get(&Pair::new(local, peer)) == Some(&socket) {
                 self.conclude_one(at_ns, socket, ended);
             }
         }
@@ -28,7 +28,7 @@ impl Lives {
     /// (or the record that it does not is missing).
     pub fn tell_closed(&mut self, before_ns: u64, ended: &mut Vec<Ended>) {
         for socket in self.closed_by_pair.values() {
-            let Some(Followed { life, earlier, walked, told }) = self.sockets.get_mut(socket) else { continue };
+            let Some(Followed { life, earlier, walked, told, .. }) = self.sockets.get_mut(socket) else { continue };
             let is_untold = walked.get().is_none() && !told.get();
             if let Some(closed_ns) = life.closed_ns.filter(|closed_ns| is_untold && *closed_ns <= before_ns) {
                 told.set(true);
@@ -42,7 +42,7 @@ impl Lives {
 
     /// The socket is gone, and no record told so.
     pub(super) fn conclude_one(&mut self, at_ns: u64, socket: u64, ended: &mut Vec<Ended>) {
-        let Some(Followed { life, earlier, walked, told }) = self.sockets.remove(&socket) else { return };
+        let Some(Followed { life, earlier, walked, told, .. }) = self.sockets.remove(&socket) else { return };
         self.unpair(life.pair(), socket);
         self.unheard += 1;
         // What a walk saw open, a walk will see closed.

@@ -266,7 +266,8 @@ impl Round {
     /// What changed, by the walk and by what was told before it; and whether events were lost.
     fn compare(&mut self, walk: Walk<'_>, (wanted, scan): (Wanted, OwnerScan), plan: &Plan) -> (Comparison, bool) {
         let chronicle = self.observer.chronicle.clone();
-        if chronicle.as_ref().is_some_and(|chronicle| !chronicle.catch_up()) {
+        let is_caught_up = chronicle.as_ref().is_none_or(|chronicle| chronicle.catch_up());
+        if !is_caught_up {
             tracing::debug!("events are behind the walk");
         }
         // One look for all: what ended after it is still open for this walk.
@@ -276,7 +277,8 @@ impl Round {
             self.observer.departures.as_ref().map(|departures| departures.take()).unwrap_or_default();
         self.depart(&departed);
         self.end(told);
-        let shows_all = self.shows_all(walk.survey);
+        // An end that was not read yet is not one that was left out.
+        let shows_all = is_caught_up && self.shows_all(walk.survey);
         let table = &mut self.observer.table;
         let mut comparison = table.apply(Walk { rows: &self.rows, ..walk }, &wanted, &scan, &look);
         comparison.changes.extend(table.restate(states));

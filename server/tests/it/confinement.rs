@@ -30,8 +30,12 @@ fn config(folder: &Path, listen: SocketAddr) -> Config {
 
 #[test]
 fn a_confined_server_reaches_its_folders_and_its_port_and_nothing_else() {
-    // Not under /tmp, where SQLite may write.
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    // Not where SQLite may write.
+    let built = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let is_shared = ["/tmp", "/var/tmp", "/usr/tmp"].iter().any(|shared| built.starts_with(shared));
+    let Ok(folder) = tempfile::tempdir_in(if is_shared { Path::new("/run") } else { built }) else {
+        return crate::tell("skipped: there is no folder of its own outside of /tmp");
+    };
     let (elsewhere, other) = (folder.path().join("elsewhere"), TcpListener::bind("127.0.0.1:0").unwrap());
     fs::write(&elsewhere, "a secret").unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
