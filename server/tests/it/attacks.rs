@@ -49,7 +49,7 @@ impl Victim {
         };
         setup::init(&state, &fleet, fleetsock_proto::time::Timestamp::now()).unwrap();
         let config = Config::load(&state, None).unwrap();
-        let server = Command::new(env!("CARGO_BIN_EXE_fleetsock-server"))
+        let mut server = Command::new(env!("CARGO_BIN_EXE_fleetsock-server"))
             .args(["serve", "--state"])
             .arg(&state)
             .env("FLEETSOCK_LOG", "warn")
@@ -59,6 +59,7 @@ impl Victim {
         let mut local = loop {
             match OperatorClient::connect(Target::Local(config.admin_socket.clone())).await {
                 Ok(local) => break local,
+                Err(_) if server.try_wait().unwrap().is_some() => panic!("the server ended"),
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         };
