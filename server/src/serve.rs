@@ -12,6 +12,10 @@ use fleetsock_proto::wire::{
     admin_server::AdminServer, agent_server::AgentServer, enrollment_server::EnrollmentServer,
     inventory_server::InventoryServer,
 };
+use rustix::{
+    fs::Mode,
+    net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_stream::{
     StreamExt,
@@ -40,6 +44,8 @@ use crate::{
 
 /// How long connections may take to end after the streams have.
 const GRACE: Duration = Duration::from_secs(5);
+/// Local connections that wait to be accepted.
+const LOCAL_BACKLOG: i32 = 128;
 /// HTTP/2 pings, and how long one may stay unanswered.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
 /// Largest compressed header list, bytes.
@@ -224,12 +230,20 @@ fn builder(policy: &Policy, streams: u32) -> Server<Stack<Policy, Identity>> {
 fn local_socket(path: &Path) -> Result<UnixListenerStream, ServeError> {
     let failed = |source| ServeError::Socket { path: path.to_owned(), source };
     remove_socket(path);
-    let before = rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(path);
-    rustix::process::umask(before);
-    let listener = bound.map_err(failed)?;
+    let listener = private_listener(path).map_err(failed)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(UnixListenerStream::new(listener))
+    UnixListener::from_std(listener).map(UnixListenerStream::new).map_err(failed)
+}
+
+/// A Unix socket that nobody else could open at any moment: the mode that it has before it is bound is that of its file
+/// (unix_bind of net/unix/af_unix.c). The umask would be that of all threads.
+fn private_listener(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    net::listen(&socket, LOCAL_BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// A socket that a server left behind, this one or one that was killed: the history's lock says there is no other.
@@ -244,4 +258,21 @@ fn remove_socket(path: &Path) {
 
 fn local_peer(accepted: io::Result<UnixStream>) -> io::Result<PeerStream<UnixStream, ()>> {
     Ok(PeerStream::new(accepted?, Peer { caller: Caller::Local, address: None }, ()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn the_local_socket_is_private_from_the_moment_it_can_be_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let _listener = private_listener(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        let again = private_listener(&path).unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AddrInUse);
+    }
 }

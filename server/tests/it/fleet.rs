@@ -75,7 +75,7 @@ impl Fleet {
             clock: Timestamp::now,
         };
         let serving = tokio::spawn(serve(foundation, listener, stop.clone()));
-        while !config.admin_socket.exists() {
+        while std::os::unix::net::UnixStream::connect(&config.admin_socket).is_err() {
             tokio::task::yield_now().await;
         }
         Fleet { folder, config, address, store, stop, serving }
