@@ -215,6 +215,7 @@ impl Lives {
                 self.accept(at_ns, event, Established, ended);
             }
             (_, Some(new)) => {
+                self.part(at_ns, event, ended);
                 let followed = self.followed(at_ns, event, old.unwrap_or(new));
                 let life = &mut followed.life;
                 life.state = new;
@@ -227,6 +228,7 @@ impl Lives {
                 }
             }
             (old, None) => {
+                self.part(at_ns, event, ended);
                 let followed = self.followed(at_ns, event, old.unwrap_or(Established));
                 let life = &mut followed.life;
                 life.closed_ns = Some(at_ns);
@@ -318,6 +320,7 @@ impl Lives {
     }
 
     fn end(&mut self, at_ns: u64, event: &SocketEvent, cookie: u64, ended: &mut Vec<Ended>) {
+        self.part(at_ns, event, ended);
         let mut followed = match self.sockets.remove(&event.socket) {
             Some(followed) => {
                 self.unpair(followed.life.pair(), event.socket);

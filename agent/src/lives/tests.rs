@@ -347,3 +347,24 @@ fn of_a_connection_that_was_looked_for_in_vain_and_ended_nothing_is_concluded_ab
     scene.lives.conclude(50, &mut scene.ended);
     assert_eq!((scene.ended.len(), scene.lives.len()), (1, 1));
 }
+
+#[test]
+fn a_socket_with_another_pair_at_the_address_of_one_that_did_not_end_is_another_one() {
+    const NEXT: (u64, &str, &str) = (SERVER, "10.0.0.2:80", "10.0.0.9:5000");
+    for heard in [0, 1, 2] {
+        let mut scene = Scene::new();
+        scene.state(IN, Actor::Kernel, Listen, SynReceived);
+        if heard > 1 {
+            scene.state(NEXT, BOB, Established, FinWait1);
+        }
+        if heard > 0 {
+            scene.state(NEXT, Actor::Kernel, FinWait1, None);
+        }
+        scene.destroy(NEXT, BOB, 9);
+        let [before, after] = scene.ended.as_slice() else { panic!("{heard}: {:?}", scene.ended) };
+        assert_eq!((before.cookie, before.life.peer), (None, IN.2.parse().unwrap()), "{heard}");
+        assert_eq!((after.cookie, after.life.peer, after.life.opened_ns), (Some(9), NEXT.2.parse().unwrap(), None));
+        assert!(scene.lives.is_empty() && scene.lives.by_pair.is_empty() && scene.lives.closed_by_pair.is_empty());
+        assert_eq!(scene.lives.take_unheard(), 1);
+    }
+}

@@ -1,6 +1,9 @@
 //! Ends that no record told: found out when a walk does not show what should be open, or when the address is used again.
 
+use std::net::SocketAddr;
+
 use super::{Ended, Followed, Lives, Pair, Sought};
+use crate::events::SocketEvent;
 
 impl Lives {
     /// Whether walks looked for something in vain: only one that shows everything can tell what became of it.
@@ -37,6 +40,17 @@ impl Lives {
                     ended.push(Ended { cookie: None, life, closed_ns, walked: None });
                 }
             }
+        }
+    }
+
+    /// Another pair means another socket at the same address: the one before ended, and this one began, without their
+    /// records.
+    pub(super) fn part(&mut self, at_ns: u64, event: &SocketEvent, ended: &mut Vec<Ended>) {
+        let Some(Followed { life, .. }) = self.sockets.get(&event.socket) else { return };
+        let has_pair = |local: SocketAddr, peer: SocketAddr| local.port() != 0 && peer.port() != 0;
+        let both = has_pair(life.local, life.peer) && has_pair(event.local, event.peer);
+        if both && (life.local, life.peer) != (event.local, event.peer) {
+            self.conclude_one(at_ns, event.socket, ended);
         }
     }
 
