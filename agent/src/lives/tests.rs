@@ -316,7 +316,7 @@ fn an_end_that_a_walk_was_told_is_not_told_again_and_the_next_life_of_the_socket
     assert_eq!(scene.lives.closed_ns(OUT.1.parse().unwrap(), OUT.2.parse().unwrap()), Some(3));
     scene.state(UNBOUND, ALICE, None, SynSent);
     scene.state((CLIENT, "10.0.0.1:40001", OUT.2), Actor::Kernel, SynSent, None);
-    scene.destroy(OUT, ALICE, 7);
+    scene.destroy((CLIENT, "10.0.0.1:40001", OUT.2), ALICE, 7);
     assert_eq!(ends(&scene), [(Some(7), 5, "10.0.0.1:40001".parse().unwrap())]);
 }
 
