@@ -27,7 +27,7 @@ pub use self::reader::Reader;
 use crate::{
     events,
     lives::{Ended, LIVES_LIMIT, Lives, Purpose, Sought},
-    table::{Insight, Origin, Told},
+    table::{Insight, Origin, Owned, Told},
 };
 
 mod reader;
@@ -62,6 +62,8 @@ pub struct Taken {
     pub told: Vec<Told>,
     /// States of sockets that a walk saw.
     pub states: Vec<(SocketKey, SocketState)>,
+    /// Whose sockets are of which a walk could not tell that.
+    pub owned: Vec<Owned>,
     /// What was lost.
     pub lost: Lost,
 }
@@ -81,6 +83,7 @@ pub struct State {
     told_limit: usize,
     lives: Lives,
     told: Vec<Told>,
+    owned: Vec<Owned>,
     /// Those that were noticed to be over when a walk was made.
     noticed: Vec<Ended>,
     lost: Lost,
@@ -103,6 +106,7 @@ impl Chronicle {
             told_limit: sockets.max(TOLD_LEAST),
             lives: Lives::with_limit(sockets.min(LIVES_LIMIT)),
             told: Vec::new(),
+            owned: Vec::new(),
             noticed: Vec::new(),
             lost: Lost::default(),
             known_until_ns: 0,
@@ -224,6 +228,7 @@ impl Look<'_> {
         Taken {
             told: std::mem::take(&mut self.0.told),
             states: self.0.lives.take_states(),
+            owned: std::mem::take(&mut self.0.owned),
             lost: std::mem::take(&mut self.0.lost),
         }
     }
@@ -265,6 +270,10 @@ impl Insight for Look<'_> {
         };
         let opened_at = life.opened_ns.map(|at_ns| events::moment(at_ns, self.0.clock_offset_ns));
         Some(Origin { opened_at, direction, state: life.closed_ns.is_none().then_some(life.state) })
+    }
+
+    fn ask_owners(&self, key: SocketKey, local: SocketAddr, peer: SocketAddr) {
+        self.0.lives.ask(key, local, peer);
     }
 
     fn closed_at(&self, local: SocketAddr, peer: SocketAddr) -> Option<Timestamp> {

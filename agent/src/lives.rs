@@ -4,14 +4,17 @@
 //! open socket looks here, by its pair, for when it opened and who opened it; and the last event of a life names the
 //! cookie, so that what a walk found is closed at its moment, and what no walk ever found is told whole.
 
-use std::{cell::Cell, net::SocketAddr};
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+};
 
 use fleetsock_proto::socket::{Direction, SocketKey, SocketState};
 use foldhash::HashMap;
 
 use self::{life::Pair, sought::Queue};
 pub use self::{
-    life::{Ended, Life, Purpose},
+    life::{Asked, Ended, Life, Purpose},
     sought::Sought,
 };
 use crate::events::{Actor, Record, SocketEvent, What};
@@ -39,6 +42,8 @@ pub struct Lives {
     queue: Queue,
     /// Those that a walk saw and that changed their state since.
     restated: Vec<u64>,
+    /// Those that a walk saw without knowing whose they are.
+    asked: RefCell<Vec<Asked>>,
     /// What was not followed because there were too many.
     overflow: u64,
     /// Ends that were noticed without their record.
@@ -102,6 +107,7 @@ impl Lives {
             closed_by_pair: HashMap::default(),
             queue: Queue::default(),
             restated: Vec::new(),
+            asked: RefCell::new(Vec::new()),
             overflow: 0,
             unheard: 0,
         }
@@ -138,6 +144,18 @@ impl Lives {
         let followed = self.find(local, peer)?;
         followed.walked.set(Some(key));
         Some(&followed.life)
+    }
+
+    /// A walk did not find out whose this socket is: who opened or closed it will be told, if that is known.
+    pub fn ask(&self, key: SocketKey, local: SocketAddr, peer: SocketAddr) {
+        if let Some(Followed { life, .. }) = self.find(local, peer) {
+            self.asked.borrow_mut().extend(life.asked(key));
+        }
+    }
+
+    /// What was asked since the last time, with the processes that are known.
+    pub fn take_asked(&mut self) -> Vec<Asked> {
+        std::mem::take(self.asked.get_mut())
     }
 
     /// When the socket with this pair was closed, if a process still holds what is left of it; whoever asks does not
@@ -180,6 +198,7 @@ impl Lives {
         self.closed_by_pair.clear();
         self.queue = Queue::default();
         self.restated.clear();
+        self.asked.get_mut().clear();
     }
 
     /// Takes in a record; lives that ended with it are added to `ended`.
@@ -223,8 +242,11 @@ impl Lives {
                 if closes {
                     life.closer = process(event.by).or(life.closer);
                 }
-                if followed.walked.get().is_some() {
+                // Its end may go unheard, and who closed it is known from now on.
+                let (life, walked) = (followed.life, followed.walked.get());
+                if let Some(key) = walked {
                     self.restated.push(event.socket);
+                    self.asked.get_mut().extend(life.asked(key).filter(|_| closes));
                 }
             }
             (old, None) => {

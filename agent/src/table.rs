@@ -25,7 +25,7 @@ mod opening;
 #[cfg(test)]
 mod tests;
 
-pub use self::endings::{Insight, Origin, STAND_IN, Told};
+pub use self::endings::{Insight, Origin, Owned, STAND_IN, Told};
 
 /// Most sockets that are kept; further ones are counted as lost.
 pub const TABLE_SOCKETS_LIMIT: usize = 1_000_000;

@@ -13,9 +13,9 @@ use super::{Chronicle, HELD_BACK, State, nanoseconds};
 use crate::{
     ancestry::{Ancestry, Described},
     events::{self, Drained, Events, Record, What},
-    lives::Ended,
+    lives::{Asked, Ended},
     owners::Processes,
-    table::{STAND_IN, Told},
+    table::{Owned, STAND_IN, Told},
 };
 
 /// How long what is left of a closed connection may be held by a process before it is told without waiting for that.
@@ -106,6 +106,10 @@ impl Reader {
             teller.ancestry.handle(&record, seen.map(|seen| *seen));
             teller.tell(ended, &mut state);
         }
+        for asked in state.lives.take_asked() {
+            let owned = teller.own(asked);
+            state.owned.push(owned);
+        }
         if self.lost > 0 {
             // Ends may be among what was lost: the next walk tells what is still there.
             state.lives.forget();
@@ -141,10 +145,16 @@ impl Teller<'_> {
         }
     }
 
-    fn tell_one(&mut self, Ended { cookie, life, closed_ns, walked }: Ended) -> Told {
+    fn own(&mut self, Asked { key, opener, closer }: Asked) -> Owned {
+        let (owners, owner_known, _) = self.describe(opener, closer);
+        Owned { key, owners, owner_known }
+    }
+
+    /// The processes, how they are known, and their network namespace (0 when it is not known).
+    fn describe(&mut self, opener: Option<u32>, closer: Option<u32>) -> (Vec<Arc<Owner>>, OwnerKnown, u64) {
         let mut owners: Vec<Arc<Owner>> = Vec::with_capacity(1);
         let mut netns = 0;
-        for pid in [life.opener, life.closer].into_iter().flatten() {
+        for pid in [opener, closer].into_iter().flatten() {
             let processes = &mut *self.processes;
             let known = self.ancestry.describe(pid, self.clock_offset_ns, &mut |pid| processes.describe(pid));
             netns = if netns == 0 { known.netns } else { netns };
@@ -152,11 +162,16 @@ impl Teller<'_> {
                 owners.push(known.owner);
             }
         }
-        let owner_known = match (life.opener, life.closer) {
+        let owner_known = match (opener, closer) {
             (Some(_), _) => OwnerKnown::Exact,
             (None, Some(_)) => OwnerKnown::Closer,
             (None, None) => OwnerKnown::Unknown,
         };
+        (owners, owner_known, netns)
+    }
+
+    fn tell_one(&mut self, Ended { cookie, life, closed_ns, walked }: Ended) -> Told {
+        let (owners, owner_known, netns) = self.describe(life.opener, life.closer);
         let key = walked.unwrap_or_else(|| {
             let cookie = cookie.unwrap_or_else(|| {
                 // Moments do not come twice in a boot, also not for the next agent.

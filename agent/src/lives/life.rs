@@ -51,6 +51,17 @@ pub struct Ended {
     pub walked: Option<SocketKey>,
 }
 
+/// An open socket of which a walk does not know whose it is, and events know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// What the walk knows it by.
+    pub key: SocketKey,
+    /// The process that connected.
+    pub opener: Option<u32>,
+    /// The process that closed.
+    pub closer: Option<u32>,
+}
+
 /// A socket pair in a form that is quick to hash and compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Pair {
@@ -78,6 +89,12 @@ impl Pair {
 impl Life {
     pub(super) fn pair(&self) -> Pair {
         Pair::new(self.local, self.peer)
+    }
+
+    /// Whose it is, if that is known.
+    pub(super) fn asked(&self, key: SocketKey) -> Option<Asked> {
+        let Life { opener, closer, .. } = *self;
+        opener.or(closer).map(|_| Asked { key, opener, closer })
     }
 
     pub(super) fn new(event: &SocketEvent, purpose: Purpose, state: SocketState) -> Life {

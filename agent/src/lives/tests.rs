@@ -368,3 +368,22 @@ fn a_socket_with_another_pair_at_the_address_of_one_that_did_not_end_is_another_
         assert_eq!(scene.lives.take_unheard(), 1);
     }
 }
+
+#[test]
+fn whose_a_socket_is_that_a_walk_could_not_tell_is_told_when_it_is_asked_and_when_it_is_closed() {
+    let (mut scene, key) = (Scene::new(), SocketKey { netns: 1, cookie: 7 });
+    let see = |scene: &Scene, (_, local, peer): (u64, &str, &str)| {
+        let (local, peer) = (local.parse().unwrap(), peer.parse().unwrap());
+        scene.lives.recognise(key, local, peer).unwrap();
+        scene.lives.ask(key, local, peer);
+    };
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state(OUT, Actor::Kernel, SynSent, Established);
+    see(&scene, OUT);
+    assert_eq!(scene.lives.take_asked(), [Asked { key, opener: Some(1), closer: None }]);
+    scene.state(IN, Actor::Kernel, SynReceived, Established);
+    see(&scene, IN);
+    assert_eq!(scene.lives.take_asked(), [], "nobody accepted it yet");
+    scene.state(IN, BOB, Established, FinWait1);
+    assert_eq!(scene.lives.take_asked(), [Asked { key, opener: None, closer: Some(2) }]);
+}

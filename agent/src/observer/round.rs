@@ -272,11 +272,12 @@ impl Round {
         }
         // One look for all: what ended after it is still open for this walk.
         let mut look = chronicle.as_deref().map(Chronicle::look);
-        let Taken { told, states, lost } = look.as_mut().map(Look::take).unwrap_or_default();
+        let Taken { told, states, owned, lost } = look.as_mut().map(Look::take).unwrap_or_default();
         let (departed, departures_lost) =
             self.observer.departures.as_ref().map(|departures| departures.take()).unwrap_or_default();
         self.depart(&departed);
         self.end(told);
+        self.observer.table.own(owned);
         // An end that was not read yet is not one that was left out.
         let shows_all = is_caught_up && self.shows_all(walk.survey);
         let table = &mut self.observer.table;

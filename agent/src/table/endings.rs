@@ -43,6 +43,17 @@ pub struct Told {
     pub owner_known: OwnerKnown,
 }
 
+/// Whose an open socket is of which a walk could not tell that, as events tell it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owned {
+    /// The socket.
+    pub key: SocketKey,
+    /// Who opened it, then who closed it when that is another one.
+    pub owners: Vec<Arc<Owner>>,
+    /// How they are known.
+    pub owner_known: OwnerKnown,
+}
+
 /// Where an open socket comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
@@ -58,6 +69,8 @@ pub struct Origin {
 pub trait Insight {
     /// Where the open socket with this key comes from; a walk has seen it.
     fn origin(&self, key: SocketKey, local: SocketAddr, peer: SocketAddr) -> Option<Origin>;
+    /// The walk does not know whose it is: who knows better tells it to [`Table::own`] later.
+    fn ask_owners(&self, key: SocketKey, local: SocketAddr, peer: SocketAddr);
     /// When the socket closed that no walk sees any more.
     fn closed_at(&self, local: SocketAddr, peer: SocketAddr) -> Option<Timestamp>;
 }
@@ -68,6 +81,8 @@ impl Insight for () {
         None
     }
 
+    fn ask_owners(&self, _key: SocketKey, _local: SocketAddr, _peer: SocketAddr) {}
+
     fn closed_at(&self, _local: SocketAddr, _peer: SocketAddr) -> Option<Timestamp> {
         None
     }
@@ -76,6 +91,12 @@ impl Insight for () {
 impl<I: Insight> Insight for Option<I> {
     fn origin(&self, key: SocketKey, local: SocketAddr, peer: SocketAddr) -> Option<Origin> {
         self.as_ref().and_then(|insight| insight.origin(key, local, peer))
+    }
+
+    fn ask_owners(&self, key: SocketKey, local: SocketAddr, peer: SocketAddr) {
+        if let Some(insight) = self {
+            insight.ask_owners(key, local, peer);
+        }
     }
 
     fn closed_at(&self, local: SocketAddr, peer: SocketAddr) -> Option<Timestamp> {
@@ -185,6 +206,19 @@ impl Table {
         socket
     }
 
+    /// Takes the owners that events told of, before the walk is applied that may close the sockets.
+    pub fn own(&mut self, owned: Vec<Owned>) {
+        for Owned { key, owners, owner_known } in owned {
+            if let Some(Open { socket, .. }) = self.open.get_mut(&key)
+                && lacks_owners(socket)
+                && !owners.is_empty()
+            {
+                (socket.owners, socket.owner_known) = (owners, owner_known);
+                self.ended.changes.push(Change { op: Op::Updated, socket: socket.clone() });
+            }
+        }
+    }
+
     /// Takes the states that events told of, after the walk was applied that is older than they are.
     pub fn restate(&mut self, states: Vec<(SocketKey, SocketState)>) -> Vec<Change> {
         let mut updated = Vec::new();
@@ -233,12 +267,16 @@ impl Table {
     }
 }
 
+/// Whether nobody is known to have it, or only by guess.
+pub(super) fn lacks_owners(socket: &Socket) -> bool {
+    socket.owners.is_empty() || socket.owner_known == OwnerKnown::Listener
+}
+
 /// What a walk saw of a life, and how it ended.
 fn close(open: Open, told: Told) -> Change {
     let mut socket = open.socket;
     socket.state = told.life.state;
-    let is_guess = socket.owners.is_empty() || socket.owner_known == OwnerKnown::Listener;
-    if is_guess && !told.owners.is_empty() {
+    if lacks_owners(&socket) && !told.owners.is_empty() {
         (socket.owners, socket.owner_known) = (told.owners, told.owner_known);
     }
     if let Some(opened_at) = told.opened_at {

@@ -9,7 +9,7 @@ use fleetsock_proto::{
     time::Timestamp,
 };
 
-use super::{Comparison, Found, Insight, Open, Purpose, Table, Walk, purpose, within_limit};
+use super::{Comparison, Found, Insight, Open, Purpose, Table, Walk, endings::lacks_owners, purpose, within_limit};
 use crate::capture::SocketRow;
 
 /// Owners, and how they are known.
@@ -48,6 +48,11 @@ impl Table {
             }
             if socket.role == Role::Listener || socket.protocol != Protocol::Tcp {
                 self.always.insert(socket.key);
+            }
+            if let Role::Session { peer, .. } = socket.role
+                && lacks_owners(&socket)
+            {
+                insight.ask_owners(socket.key, socket.local, peer);
             }
             comparison.changes.push(Change { op: Op::Opened, socket: socket.clone() });
             *self.namespaces.entry(socket.key.netns).or_default() += 1;

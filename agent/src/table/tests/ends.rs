@@ -159,3 +159,43 @@ fn who_closed_a_session_is_better_known_than_who_listened() {
     assert_eq!(changes[0].socket.state, SocketState::LastAck);
     assert_eq!((unseen[0].socket.owner_known, &unseen[0].socket.owners), (OwnerKnown::Listener, &vec![owner(7)]));
 }
+
+/// Notes whose owners are asked for.
+#[derive(Default)]
+struct Asking(std::cell::RefCell<Vec<u64>>);
+
+impl Insight for Asking {
+    fn origin(&self, _key: SocketKey, _local: SocketAddr, _peer: SocketAddr) -> Option<Origin> {
+        None
+    }
+
+    fn ask_owners(&self, key: SocketKey, _local: SocketAddr, _peer: SocketAddr) {
+        self.0.borrow_mut().push(key.cookie);
+    }
+
+    fn closed_at(&self, _local: SocketAddr, _peer: SocketAddr) -> Option<Timestamp> {
+        None
+    }
+}
+
+#[test]
+fn whose_a_socket_was_that_its_process_had_closed_is_asked_for_and_told_though_its_end_is_not() {
+    let mut table = Table::default();
+    let rows = [session(1, "10.0.0.1:4000", "10.0.0.9:80"), incoming(2)];
+    let orphan = SocketRow { inode: 0, state: SocketState::FinWait1, ..rows[0] };
+    let (asking, rows) = (Asking::default(), [orphan, rows[1], listener(3, "0.0.0.0:80")]);
+    let found = scan(&[(102, &[8]), (103, &[7])]);
+    let wanted = table.wanted(&rows, Search::Unknown);
+    table.apply(walk(1, &rows, &whole()), &wanted, &found, &asking);
+    assert_eq!(asking.0.into_inner(), [1], "the others have owners");
+    let key = |cookie| SocketKey { netns: 1, cookie };
+    let owned = |cookie| Owned { key: key(cookie), owners: vec![owner(5)], owner_known: OwnerKnown::Closer };
+    table.own(vec![owned(1), owned(2), owned(9)]);
+    let (changes, _) = then(&mut table, 2, &[]);
+    assert_eq!(ops(&changes)[0], ("updated", 1), "{changes:?}");
+    let closed = changes.iter().find(|change| matches!(change.op, Op::Closed { .. }) && change.socket.key == key(1));
+    assert_eq!(closed.unwrap().socket.owners, [owner(5)]);
+    assert_eq!(closed.unwrap().socket.owner_known, OwnerKnown::Closer);
+    let other = changes.iter().find(|change| change.socket.key == key(2)).unwrap();
+    assert_eq!(other.socket.owners, [owner(8)], "who holds it is known better");
+}
