@@ -4,8 +4,8 @@ use anstream::ColorChoice;
 use clap::{Args, Command, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    audit, completions, context, dev, doctor, hosts, login, operators, ports, render::Format, sessions, tokens, topics,
-    version,
+    audit, changes, completions, context, dev, doctor, hosts, login, operators, ports, render::Format, sessions,
+    tokens, topics, version,
 };
 
 /// Examples stand before everything else.
@@ -44,6 +44,9 @@ pub enum What {
     /// List sessions, newest first.
     #[command(before_help = sessions::EXAMPLES)]
     Sessions(sessions::Arguments),
+    /// List what opened, closed, changed hands or began to reach further, newest first.
+    #[command(before_help = changes::EXAMPLES)]
+    Changes(changes::Arguments),
     /// Make, list and revoke the tokens that hosts and operators enrol with.
     #[command(before_help = tokens::EXAMPLES)]
     Tokens(tokens::Arguments),

@@ -34,6 +34,7 @@ fn only_asks(command: &What) -> bool {
         What::Hosts(_)
         | What::Ports(_)
         | What::Sessions(_)
+        | What::Changes(_)
         | What::Tokens(_)
         | What::Operators(_)
         | What::Audit(_)

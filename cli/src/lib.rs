@@ -20,6 +20,7 @@ use crate::{
 
 pub mod arguments;
 pub mod audit;
+pub mod changes;
 pub mod clock;
 pub mod completions;
 pub mod confinement;
@@ -99,6 +100,7 @@ fn perform(invocation: &mut Invocation, command: What) -> Result<Exit, Ended> {
             What::Hosts(arguments) => hosts::run(invocation, arguments).await,
             What::Ports(arguments) => ports::run(invocation, arguments).await,
             What::Sessions(arguments) => sessions::run(invocation, arguments).await,
+            What::Changes(arguments) => changes::run(invocation, arguments).await,
             What::Tokens(arguments) => tokens::run(invocation, arguments).await,
             What::Operators(arguments) => operators::run(invocation, arguments).await,
             What::Audit(arguments) => audit::run(invocation, arguments).await,

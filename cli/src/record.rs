@@ -17,6 +17,7 @@ use crate::{
 };
 
 pub mod audit;
+pub mod change;
 pub mod context;
 pub mod host;
 pub mod operator;
@@ -183,7 +184,7 @@ impl Marks {
         let told: Vec<&str> = [
             (self.between_walks, "~ it happened between two walks of the socket table"),
             (self.first_seen, "≥ ≤ it was open when observation began: it opened then or earlier"),
-            (self.lost, "? it closed while nobody looked"),
+            (self.lost, "? it ended or changed hands while nobody looked"),
             (self.warning, "! somebody should look at it: fleetctl hosts HOST says why"),
         ]
         .into_iter()

@@ -49,7 +49,7 @@ Tables show ages (3m, 2d4h); -o wide shows local times; machine formats have RFC
 
   ~3m    it happened between two walks of the socket table
   ≥3m    it was open when observation began: it opened then or earlier (≤ before a date)
-  ?3m    it closed while nobody looked
+  ?3m    it ended or changed hands while nobody looked
 ";
 
 const FILTERS: &str = "\
@@ -68,6 +68,7 @@ Filters; all that are given must hold, and of several values any
   --peer 10.0.0.0/8,db1     the other end: address, CIDR prefix, or a host of the fleet by its addresses (sessions)
   --state close-wait        established, syn-sent, syn-received, fin-wait-1, fin-wait-2, close-wait, last-ack, closing,
                             time-wait (sessions)
+  --kind scope-widened      opened, closed, owner-changed, scope-widened, agent-started, host-booted (changes)
   -4 -6                     address family; a listener on [::] that IPv4 reaches is both
   --at --since --until      fleetctl help time
   --limit N                 at most so many rows; standard error says when there is more
@@ -111,6 +112,7 @@ fn topic(name: &str) -> Option<String> {
 fn column_lists() -> String {
     use fleetsock_proto::{
         audit::AuditRow,
+        change::ChangeRecord,
         host::Host,
         listener::Listener,
         session::Session,
@@ -127,6 +129,7 @@ fn column_lists() -> String {
         list::<Host>("hosts"),
         list::<Listener>("ports"),
         list::<Session>("sessions"),
+        list::<ChangeRecord>("changes"),
         list::<Token>("tokens"),
         list::<OperatorCertificate>("operators"),
         list::<AuditRow>("audit"),

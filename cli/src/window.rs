@@ -1,8 +1,13 @@
 //! The time that a question is about, as `--at`, `--since` and `--until` say it.
 
+use std::time::Duration;
+
 use fleetsock_proto::{question::SessionTime, time::Timestamp};
 
 use crate::{Invocation, failure::Failure, moment::InvalidMoment};
+
+/// How far a question about changes goes back when it does not say.
+const CHANGES_WINDOW: Duration = Duration::from_secs(86_400);
 
 /// What was typed.
 #[derive(Debug, Clone, Copy, Default)]
@@ -53,6 +58,19 @@ pub fn of_log(
         return Err(Failure::usage("--since lies after --until").hint(hint));
     }
     Ok((parsed_since, parsed_until))
+}
+
+/// The time of a question about changes, the last day unless it says otherwise, and says what it was taken for.
+pub fn of_changes(
+    invocation: &Invocation,
+    since: Option<&str>,
+    until: Option<&str>,
+) -> Result<(Timestamp, Option<Timestamp>), Failure> {
+    let (since, until) = of_log(invocation, since, until)?;
+    let since = since.unwrap_or_else(|| until.unwrap_or(invocation.clock.now()).minus(CHANGES_WINDOW));
+    let end = until.map_or_else(|| "now".to_owned(), |until| invocation.clock.resolved(until));
+    invocation.console.note(&format!("from {} to {end}", invocation.clock.resolved(since)));
+    Ok((since, until))
 }
 
 /// The time of a question about sessions, and says what it was taken for.

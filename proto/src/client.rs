@@ -11,12 +11,13 @@ use crate::{
     InvalidMessage,
     answer::{AnswerMeta, Gap},
     audit::{AuditMark, AuditQuestion, AuditRow, AuditVerdict},
+    change::ChangeRecord,
     connection::{Connection, check_expiry},
     host::{Host, HostId, HostSelector},
     identity::{Identity, Key, pin_of},
     join::JoinString,
     listener::Listener,
-    question::{CoverageQuestion, PortQuestion, SessionQuestion},
+    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion},
     session::Session,
     stream::{AgentMessage, ServerMessage},
     time::{self, Timestamp},
@@ -198,6 +199,12 @@ impl OperatorClient {
         self.answer(answer)
     }
 
+    /// What opened, closed or changed hands, newest first.
+    pub async fn list_changes(&mut self, question: ChangeQuestion) -> Result<Answer<ChangeRecord>, CallError> {
+        let answer = self.inventory.list_changes(wire::ListChangesRequest::from(question)).await;
+        self.answer(answer)
+    }
+
     /// Makes a token; the text is the join string, which is told only now.
     pub async fn create_token(&mut self, token: NewToken) -> Result<(Token, String), CallError> {
         self.create_token_under(token, Conditions::default()).await
@@ -325,6 +332,7 @@ parts! {
     ListPortsResponse, ports, Listener;
     ListSessionsResponse, sessions, Session;
     ListCoverageResponse, gaps, Gap;
+    ListChangesResponse, changes, ChangeRecord;
     ListAuditResponse, rows, AuditRow;
 }
 

@@ -7,6 +7,7 @@ pub mod address;
 pub mod answer;
 pub mod audit;
 pub mod batch;
+pub mod change;
 pub mod client;
 mod connection;
 pub mod host;

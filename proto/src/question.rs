@@ -13,6 +13,10 @@ use crate::{
     wire,
 };
 
+mod changes;
+
+pub use changes::ChangeQuestion;
+
 /// Most values that one filter of a question may have.
 pub const FILTER_VALUES_LIMIT: usize = 1_000;
 /// Longest value of a filter, bytes.
@@ -37,6 +41,14 @@ pub struct SocketFilter {
     pub users: Vec<String>,
     /// Families; [`Family::Dual`] sockets match IPv4 and IPv6.
     pub families: Vec<Family>,
+}
+
+impl SocketFilter {
+    /// Whether it has any condition besides the hosts.
+    pub fn is_about_sockets(&self) -> bool {
+        let only_hosts = SocketFilter { hosts: self.hosts.clone(), ..SocketFilter::default() };
+        *self != only_hosts
+    }
 }
 
 /// What `ports` asks.

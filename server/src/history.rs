@@ -10,9 +10,10 @@ use fleetsock_proto::{
     answer::{AnswerMeta, Gap, GapReason},
     audit::{AuditMark, AuditQuestion, AuditRow, AuditVerdict},
     batch::Batch,
+    change::ChangeRecord,
     host::{Host, HostFacts, HostId, HostSelector, Warning},
     listener::Listener,
-    question::{CoverageQuestion, PortQuestion, SessionQuestion},
+    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion},
     session::Session,
     stream::{AgentCost, BatchNumber, GapReport},
     time::Timestamp,
@@ -96,6 +97,14 @@ pub trait History: Send + Sync + 'static {
         question: SessionQuestion,
         now: Timestamp,
         rows: Rows<Session>,
+    ) -> Result<AnswerMeta, HistoryError>;
+
+    /// What opened, closed or changed hands, newest first.
+    async fn list_changes(
+        &self,
+        question: ChangeQuestion,
+        now: Timestamp,
+        rows: Rows<ChangeRecord>,
     ) -> Result<AnswerMeta, HistoryError>;
 
     /// Gaps, newest first.
@@ -339,6 +348,9 @@ pub enum HistoryError {
     /// The question took longer than it may.
     #[error("the question took longer than {} s; ask for fewer hosts, a shorter time or fewer rows", .0.as_secs())]
     TooSlow(Duration),
+    /// The question needs more memory than it may.
+    #[error("{0}")]
+    TooMuch(String),
     /// Whoever asked went away.
     #[error("the answer is not wanted any more")]
     Abandoned,

@@ -9,8 +9,10 @@ use fleetctl::{
     render::{self, Format, Headers, Meta, Selection, Style, sorting::Sorting},
 };
 use fleetsock_proto::{
+    address::Scope,
     answer::{AnswerMeta, Gap, GapReason},
     audit::AuditRow,
+    change::{ChangeKind, ChangeRecord, Changed, HostStart},
     host::{BootId, Host, HostFacts, HostId, HostState, Tier, Warning},
     listener::Listener,
     owner::Owner,
@@ -134,6 +136,39 @@ fn sessions() -> Vec<Session> {
     vec![session(), short, lost]
 }
 
+/// One of each kind.
+fn changes() -> Vec<ChangeRecord> {
+    let change = |kind, seconds, known, what| ChangeRecord {
+        kind,
+        at: ago(seconds),
+        known,
+        what,
+        owners_before: Vec::new(),
+        scope_before: None,
+    };
+    let listens = |port| Changed::Listener(Box::new(listener("web1", port)));
+    let [_, short, _] = <[Session; 3]>::try_from(sessions()).unwrap();
+    let start = HostStart {
+        host_id: HostId::from_array([1; 16]),
+        host: "web1".to_owned(),
+        host_state: HostState::Online,
+        boot_id: BootId::from_array([2; 16]),
+    };
+    vec![
+        change(ChangeKind::Closed, 57, Known::BetweenWalks, Changed::Session(Box::new(short))),
+        ChangeRecord {
+            owners_before: vec![owner(700, "apache2"), owner(701, "apache2")],
+            ..change(ChangeKind::OwnerChanged, 300, Known::Lost, listens(443))
+        },
+        ChangeRecord {
+            scope_before: Some(Scope::Loopback),
+            ..change(ChangeKind::ScopeWidened, 7_500, Known::Event, listens(8080))
+        },
+        change(ChangeKind::Opened, 7_500, Known::Event, listens(8080)),
+        change(ChangeKind::HostBooted, 9_000, Known::FirstSeen, Changed::Start(start)),
+    ]
+}
+
 fn host() -> Host {
     Host {
         host_id: HostId::from_array([1; 16]),
@@ -225,6 +260,15 @@ fn ports_as_a_table() {
 fn sessions_as_a_table() {
     check(Format::Table, &[], &sessions(), "sessions.txt");
     check(Format::Wide, &[], &sessions(), "sessions-wide.txt");
+}
+
+#[test]
+fn changes_as_a_table_and_for_machines() {
+    check(Format::Table, &[], &changes(), "changes.txt");
+    check(Format::Wide, &[], &changes(), "changes-wide.txt");
+    check(Format::Jsonl, &[], &changes(), "changes.jsonl");
+    let names = written(Format::Name, &[], Headers::Shown, &changes()[2..]);
+    assert_eq!(names, "web1/tcp/0.0.0.0:8080 scope-widened\nweb1/tcp/0.0.0.0:8080 opened\nweb1 host-booted\n");
 }
 
 #[test]
@@ -403,6 +447,11 @@ fn fields_keep_their_names() {
         "host host_id protocol family direction local_address local_port peer_address peer_port peer_host \
          peer_process service class state netns pid process exe user owner_known container unit opened_at \
          opened_known closed_at closed_known duration_ms bytes_sent bytes_received",
+    );
+    check::<ChangeRecord>(
+        "at known change subject host host_id protocol family address port direction peer_address peer_port peer_host \
+         class service service_source scope scope_before netns pid process exe user container unit owner_known owners \
+         owners_before opened_at boot_id host_state",
     );
     check::<AuditRow>("number at actor address action detail rows hash");
     check::<OperatorCertificate>("operator role state issued_at expires_at revoked_at serial");

@@ -10,6 +10,7 @@ mod formats;
 mod help;
 mod identity;
 mod network;
+mod past;
 mod program;
 mod readme;
 mod usage;

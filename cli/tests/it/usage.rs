@@ -67,6 +67,11 @@ fn a_wrong_filter_is_told_with_what_to_type() {
             "ports --columns host,prot",
             "error: a listening port has no column `prot`\n  try: did you mean port, proto or protocol?\n",
         ),
+        (
+            "changes --kind scope-widend",
+            "error: --kind: `scope-widend` is no kind of change; one of opened, closed, owner-changed, scope-widened, \
+             agent-started, host-booted\n  try: --kind scope-widened\n",
+        ),
         ("hosts --sort=-uptime", "error: a host has no column `uptime`\n  try: one of"),
     ] {
         if !expected.ends_with('\n') {
@@ -100,6 +105,7 @@ fn a_wrong_time_is_told_with_what_to_type() {
             "error: --since lies after --until: 2026-01-02 00:00:00 +00:00 is later than 2026-01-01 00:00:00 +00:00\n  \
              try: --since 2026-01-01 --until 2026-01-02\n",
         ),
+        ("changes --since 1h --until 2h", "error: --since lies after --until\n  try: --since 2h --until 1h\n"),
         ("sessions --until 2h", "error: --until needs a beginning\n  try: --since yesterday --until 10:00\n"),
     ] {
         check(line, 2, expected);
@@ -150,7 +156,7 @@ fn with_json_an_error_is_an_object_on_standard_error() {
 
 #[test]
 fn who_knows_no_server_is_told_how_to_begin() {
-    for command in ["hosts", "ports", "sessions", "tokens"] {
+    for command in ["hosts", "ports", "sessions", "changes", "tokens"] {
         let ran = Home::new().run(&[command]);
         assert_eq!(ran.code, 4, "{ran:?}");
         assert!(ran.err.contains("fleetctl login") && ran.err.contains("fleetctl dev"), "{ran:?}");

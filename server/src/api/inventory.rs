@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fleetsock_proto::{
     answer::AnswerMeta,
-    question::{self, CoverageQuestion, PortQuestion, SessionQuestion},
+    question::{self, ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion},
     wire::{self, inventory_server::Inventory},
 };
 use tonic::{Request, Response, Status};
@@ -53,6 +53,7 @@ impl Inventory for InventoryService {
     type ListPortsStream = Messages<wire::ListPortsResponse>;
     type ListSessionsStream = Messages<wire::ListSessionsResponse>;
     type ListCoverageStream = Messages<wire::ListCoverageResponse>;
+    type ListChangesStream = Messages<wire::ListChangesResponse>;
 
     async fn list_hosts(
         &self,
@@ -122,6 +123,24 @@ impl Inventory for InventoryService {
                 asked,
                 move |rows| async move { send_all(history.list_gaps(question, now).await?, rows).await },
                 |rows, meta| wire::ListCoverageResponse { gaps: into(rows), meta: meta.map(Into::into) },
+            )
+            .await
+    }
+
+    async fn list_changes(
+        &self,
+        request: Request<wire::ListChangesRequest>,
+    ) -> Result<Response<Self::ListChangesStream>, Status> {
+        let peer = peer(&request)?;
+        let question = ChangeQuestion::try_from(request.into_inner()).map_err(status::of_invalid)?;
+        let asked = Asked { action: "list changes", detail: wording::changes(&question) };
+        let (history, now) = (Arc::clone(&self.history), self.answering.now());
+        self.answering
+            .answer(
+                &peer,
+                asked,
+                move |rows| async move { history.list_changes(question, now, rows).await },
+                |rows, meta| wire::ListChangesResponse { changes: into(rows), meta: meta.map(Into::into) },
             )
             .await
     }

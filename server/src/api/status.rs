@@ -15,6 +15,7 @@ pub(crate) fn of(error: HistoryError) -> Status {
         HistoryError::Revoked => Status::unauthenticated(text),
         HistoryError::Waits(_) => Status::failed_precondition(text),
         HistoryError::TooSlow(_) => Status::deadline_exceeded(text),
+        HistoryError::TooMuch(_) => Status::resource_exhausted(text),
         HistoryError::Abandoned => Status::cancelled(text),
         HistoryError::Full | HistoryError::Closed => Status::unavailable(text),
         HistoryError::Engine(cause) => {

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use fleetsock_proto::{
     audit::AuditQuestion,
     host::HostSelector,
-    question::{CoverageQuestion, PortQuestion, SessionQuestion, SessionTime, SocketFilter},
+    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SessionTime, SocketFilter},
     time::Timestamp,
 };
 
@@ -120,6 +120,20 @@ pub(super) fn sessions(question: &SessionQuestion) -> String {
 pub(super) fn coverage(question: &CoverageQuestion) -> String {
     Flags::default()
         .hosts(&question.hosts)
+        .one("since", question.since.map(moment))
+        .one("until", question.until.map(moment))
+        .one("limit", question.limit)
+        .done()
+}
+
+pub(super) fn changes(question: &ChangeQuestion) -> String {
+    Flags::default()
+        .sockets(&question.filter)
+        .each("scope", &question.scopes)
+        .each("direction", &question.directions)
+        .each("peer", &question.peers)
+        .each("kind", &question.kinds)
+        .each("of", &question.subjects)
         .one("since", question.since.map(moment))
         .one("until", question.until.map(moment))
         .one("limit", question.limit)

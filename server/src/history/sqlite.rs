@@ -15,9 +15,10 @@ use async_trait::async_trait;
 use fleetsock_proto::{
     answer::{AnswerMeta, Gap},
     batch::Batch,
+    change::ChangeRecord,
     host::{Host, HostId, HostSelector},
     listener::Listener,
-    question::{CoverageQuestion, PortQuestion, SessionQuestion},
+    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion},
     session::Session,
     stream::{BatchNumber, GapReport},
     time::Timestamp,
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     database::Database,
-    questions::{Readers, coverage, ports, sessions},
+    questions::{Readers, changes, coverage, ports, sessions},
     roster::Roster,
     work::{Reply, Work},
     writer::Writer,
@@ -207,6 +208,22 @@ impl History for SqliteHistory {
         self.questions
             .stream(bounds, question.limit, rows, move |reader, outlet| {
                 sessions::list(reader, &selection, &places, &question, now, outlet)
+            })
+            .await
+    }
+
+    async fn list_changes(
+        &self,
+        question: ChangeQuestion,
+        now: Timestamp,
+        rows: Rows<ChangeRecord>,
+    ) -> Result<AnswerMeta, HistoryError> {
+        let selection = self.roster.select(&question.filter.hosts, now)?;
+        let places = self.roster.places();
+        let bounds = self.options.bounds;
+        self.questions
+            .stream(bounds, question.limit, rows, move |reader, outlet| {
+                changes::list(reader, &selection, &places, &question, now, outlet)
             })
             .await
     }

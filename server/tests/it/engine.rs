@@ -13,9 +13,10 @@ use std::{
 use fleetsock_proto::{
     answer::{AnswerMeta, Gap},
     batch::{Batch, BatchKind, Change},
+    change::ChangeRecord,
     host::{HostId, HostSelector},
     listener::Listener,
-    question::{CoverageQuestion, PortQuestion, SessionQuestion, SessionTime},
+    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SessionTime},
     session::Session,
     time::Timestamp,
     token::{NewToken, TokenPurpose},
@@ -187,6 +188,16 @@ impl<E: Engine> World<E> {
     ) -> Result<(Vec<Session>, AnswerMeta), HistoryError> {
         let (rows, chunks) = mpsc::channel(1);
         let (meta, rows) = tokio::join!(self.store().list_sessions(question, now, rows), collect(chunks));
+        Ok((rows, meta?))
+    }
+
+    pub(crate) async fn changes(
+        &self,
+        question: ChangeQuestion,
+        now: Timestamp,
+    ) -> Result<(Vec<ChangeRecord>, AnswerMeta), HistoryError> {
+        let (rows, chunks) = mpsc::channel(1);
+        let (meta, rows) = tokio::join!(self.store().list_changes(question, now, rows), collect(chunks));
         Ok((rows, meta?))
     }
 

@@ -7,6 +7,7 @@
 
 mod answers;
 mod batches;
+mod changes;
 mod filters;
 mod gaps;
 mod lives;
@@ -81,6 +82,16 @@ macro_rules! conformance {
                 sessions_come_newest_first_open_ones_before_closed_ones
                 many_hosts_and_few_hosts_give_the_same_rows
                 a_peer_that_is_a_host_of_the_fleet_is_named
+            }
+            cases! { $engine, changes:
+                an_owner_that_a_walk_saw_changed_between_it_and_the_walk_before
+                an_owner_that_changed_while_nobody_looked_is_lost
+                a_port_that_is_reached_from_further_than_ever_before_has_a_wider_scope
+                starts_of_agents_and_hosts_are_told_when_asked_for
+                sessions_are_told_by_both_ends_among_the_listeners
+                every_change_is_told_once_however_many_there_are
+                changes_are_chosen_by_socket_scope_and_either_owner
+                a_question_that_would_hold_too_much_is_refused_with_words
             }
             cases! { $engine, filters:
                 every_filter_of_listeners_selects_what_it_says

@@ -11,8 +11,9 @@ use std::fmt::Debug;
 use fleetsock_proto::{
     answer::GapReason,
     batch::{Batch, BatchKind, Change},
+    change::{ChangeRecord, ChangeSubject, Changed},
     listener::Listener,
-    question::{PortQuestion, SessionQuestion, SessionTime},
+    question::{ChangeQuestion, PortQuestion, SessionQuestion, SessionTime},
     session::Session,
     stream::GapReport,
     time::Timestamp,
@@ -209,6 +210,21 @@ impl<E: Engine> Play<E> {
         self.expected.iter().flat_map(|host| host.sessions(time)).collect()
     }
 
+    /// Compares all changes, and those of a window.
+    async fn compare_changes(&self, since: Timestamp, until: Timestamp) {
+        for (since, until) in [(None, None), (Some(since.min(until)), Some(since.max(until)))] {
+            let subjects = ChangeSubject::ALL.to_vec();
+            let question = ChangeQuestion { since, until, subjects, ..ChangeQuestion::default() };
+            let found = self.world.changes(question, at(self.second)).await.unwrap().0;
+            assert!(found.is_sorted_by_key(|change| std::cmp::Reverse(change.at)), "newest first");
+            let within = |change: &ChangeRecord| {
+                since.is_none_or(|since| change.at >= since) && until.is_none_or(|until| change.at <= until)
+            };
+            let expected = self.expected.iter().flat_map(Expected::changes).filter(within);
+            same("changes", found.iter().map(change_line), expected.map(|change| change_line(&change)));
+        }
+    }
+
     async fn compare_gaps(&self) {
         let stored = self.world.gaps().await;
         let stored = stored.iter().map(|gap| format!("{} {:?} {:?} {}", gap.host, gap.since, gap.until, gap.reason));
@@ -228,6 +244,16 @@ fn kinds(parts: usize) -> Vec<BatchKind> {
 
 fn port(row: &Listener) -> String {
     format!("{} {} {} {}", listener_line(row), row.family, row.owner_known, row.netns)
+}
+
+fn change_line(change: &ChangeRecord) -> String {
+    let what = match &change.what {
+        Changed::Listener(listener) => port(listener),
+        Changed::Session(session) => connection(session),
+        Changed::Start(start) => format!("{} {}", start.host, start.boot_id),
+    };
+    let before: Vec<u32> = change.owners_before.iter().map(|owner| owner.pid).collect();
+    format!("{:?} {} {} {what} {before:?} {:?}", change.at, change.kind, change.known, change.scope_before)
 }
 
 fn connection(row: &Session) -> String {
@@ -250,10 +276,12 @@ async fn play<E: Engine>(steps: Vec<(Step, i64)>, moments: Vec<prop::sample::Ind
         play.take(step).await;
         play.compare_now().await;
     }
-    for moment in moments {
-        let second = moment.index(usize::try_from(play.second + 10).unwrap());
-        play.compare_past(at(i64::try_from(second).unwrap())).await;
+    let last = usize::try_from(play.second + 10).unwrap();
+    let moments: Vec<Timestamp> = moments.iter().map(|it| at(i64::try_from(it.index(last)).unwrap())).collect();
+    for moment in &moments {
+        play.compare_past(*moment).await;
     }
+    play.compare_changes(moments[0], moments[1]).await;
     play.compare_gaps().await;
     play.world.stop().await;
 }

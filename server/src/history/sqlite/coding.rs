@@ -1,6 +1,7 @@
 //! How values of the domain are written in columns.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
@@ -142,6 +143,23 @@ impl OwnerColumns {
         })
     }
 
+    /// Reads the columns of the owners before a change of owners.
+    pub(super) fn read_before(row: &Row<'_>) -> Result<OwnerColumns, rusqlite::Error> {
+        Ok(OwnerColumns {
+            known: row.get("before_known")?,
+            pid: row.get("before_pid")?,
+            started_at_us: row.get("before_started_at_us")?,
+            program_id: row.get("before_program_id")?,
+            more: row.get("before_more_owners")?,
+        })
+    }
+
+    /// How the owners are known.
+    pub(super) fn how_known(&self) -> Result<OwnerKnown, rusqlite::Error> {
+        OwnerKnown::from_number(self.known)
+            .ok_or_else(|| wrong("owner_known", format!("{} has no meaning", self.known)))
+    }
+
     /// Whether nobody is known.
     pub(super) fn is_empty(&self) -> bool {
         self.program_id == 0
@@ -151,6 +169,18 @@ impl OwnerColumns {
     /// now.
     pub(super) fn or(self, before: OwnerColumns) -> OwnerColumns {
         if self.is_empty() && !before.is_empty() { before } else { self }
+    }
+
+    /// Whether others hold a socket than those of `before`: another process first, or other programs. Processes that
+    /// come and go with the same program, as children do, change nothing; nor does it to learn who it is.
+    pub(super) fn are_others_than(&self, before: &OwnerColumns) -> bool {
+        let programs = |columns: &OwnerColumns| -> BTreeSet<i64> {
+            columns.owners().into_iter().map(|owner| owner.program_id).collect()
+        };
+        !self.is_empty()
+            && !before.is_empty()
+            && ((self.pid, self.started_at_us) != (before.pid, before.started_at_us)
+                || programs(self) != programs(before))
     }
 
     /// The owners, the primary one first.

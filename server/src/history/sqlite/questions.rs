@@ -17,7 +17,9 @@ use super::{
 };
 use crate::history::{Bounds, HistoryError, Rows, matching::OwnerNames};
 
+pub(super) mod changes;
 pub(super) mod coverage;
+mod holders;
 pub(super) mod outlet;
 pub(super) mod ports;
 pub(super) mod sessions;

@@ -27,6 +27,7 @@ use crate::history::{
     cursor::{Admission, Cursor, Step},
 };
 
+mod changes;
 mod listeners;
 mod programs;
 mod sessions;

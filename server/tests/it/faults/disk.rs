@@ -29,7 +29,7 @@ const DISK: &str = "FLEETSOCK_TEST_SMALL_DISK";
 fn a_full_disk_loses_nothing_and_recovers() {
     let folder = tempfile::tempdir().unwrap();
     let script =
-        "mount -t tmpfs -o size=4m,mode=700 small \"$1\" || exit 77; exec \"$2\" --exact \"$3\" --ignored --nocapture";
+        "mount -t tmpfs -o size=6m,mode=700 small \"$1\" || exit 77; exec \"$2\" --exact \"$3\" --ignored --nocapture";
     let run = Command::new("unshare")
         .args(["-m", "sh", "-c", script, "sh"])
         .arg(folder.path())
@@ -53,7 +53,7 @@ fn a_full_disk_loses_nothing_and_recovers() {
 async fn on_a_small_disk() {
     let disk = std::env::var_os(DISK).unwrap();
     let ballast = Path::new(&disk).join("ballast");
-    fs::write(&ballast, vec![0; 1 << 20]).unwrap();
+    fs::write(&ballast, vec![0; 2 << 20]).unwrap();
     let folder = Path::new(&disk).join("history");
     let store = SqliteHistory::open(&folder, Options::default()).unwrap();
     let mut load = Load::begin(&store).await;

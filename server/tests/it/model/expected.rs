@@ -1,15 +1,18 @@
 //! What the history must have of one host, by the plainest means: a list of lives.
 
-use std::collections::BTreeSet;
+mod changes;
+
+use std::{collections::BTreeSet, sync::Arc};
 
 use fleetsock_proto::{
     answer::GapReason,
-    batch::{Batch, BatchKind, Role, Socket},
+    batch::{Batch, BatchKind, Op, Role, Socket},
     host::{BootId, HostId, HostState},
     listener::Listener,
+    owner::Owner,
     question::SessionTime,
     session::Session,
-    socket::{Known, SocketKey},
+    socket::{Known, OwnerKnown, SocketKey},
     time::Timestamp,
 };
 
@@ -21,6 +24,47 @@ struct Life {
     /// As it was told last, but for what is kept from earlier: the opening, owners, counts.
     socket: Socket,
     closed: Option<(Timestamp, Known)>,
+    /// When a listener's owners changed: who held it before, and after.
+    owner_changes: Vec<OwnerChange>,
+}
+
+#[derive(Debug, Clone)]
+struct OwnerChange {
+    at: Timestamp,
+    known: Known,
+    before: Holders,
+    after: Holders,
+}
+
+/// Who holds a socket, and how that is known.
+#[derive(Debug, Clone)]
+struct Holders(OwnerKnown, Vec<Arc<Owner>>);
+
+impl Holders {
+    fn of(socket: &Socket) -> Holders {
+        Holders(socket.owner_known, socket.owners.clone())
+    }
+
+    /// Whether another process comes first, or other programs are among them.
+    fn are_others_than(&self, before: &Holders) -> bool {
+        let programs = |holders: &Holders| -> BTreeSet<String> {
+            holders.1.iter().map(|owner| format!("{} {} {}", owner.process, owner.exe, owner.unit)).collect()
+        };
+        match (self.1.first(), before.1.first()) {
+            (Some(now), Some(then)) => {
+                (now.pid, now.started_at) != (then.pid, then.started_at) || programs(self) != programs(before)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Life {
+    /// The owners at a moment; the last ones for none.
+    fn holders(&self, moment: Option<Timestamp>) -> Holders {
+        let later = |change: &&OwnerChange| moment.is_some_and(|moment| change.at > moment);
+        self.owner_changes.iter().find(later).map_or_else(|| Holders::of(&self.socket), |change| change.before.clone())
+    }
 }
 
 /// A host.
@@ -31,6 +75,8 @@ pub(super) struct Expected {
     ahead: i64,
     lives: Vec<Life>,
     gaps: Vec<(Timestamp, Timestamp, GapReason)>,
+    /// First walks of a numbering, and whether the boot was another one.
+    starts: Vec<(Timestamp, BootId, bool)>,
     epoch: u64,
     boot: Option<BootId>,
     walked: Timestamp,
@@ -59,6 +105,7 @@ impl Expected {
             ahead,
             lives: Vec::new(),
             gaps: Vec::new(),
+            starts: Vec::new(),
             epoch: 0,
             boot: None,
             walked: Timestamp::default(),
@@ -93,7 +140,11 @@ impl Expected {
         if batch.epoch > self.epoch && self.boot.is_some() && self.walked < walk {
             self.gaps.push((self.walked, walk, GapReason::AgentDown));
         }
-        if self.boot.is_some_and(|boot| boot != batch.boot_id) {
+        let rebooted = self.boot.is_some_and(|boot| boot != batch.boot_id);
+        if batch.seq == 1 {
+            self.starts.push((walk, batch.boot_id, rebooted));
+        }
+        if rebooted {
             self.lose_where(last_known, |_| true);
         }
         match batch.kind {
@@ -108,7 +159,12 @@ impl Expected {
             if let Some((named, _)) = &mut self.naming {
                 named.insert((is_session(&socket), socket.key));
             }
-            self.live(socket, closed, last_known);
+            let seen = match change.op {
+                Op::Closed { at, .. } => (self.corrected(at), Known::BetweenWalks),
+                Op::Present => (last_known, Known::Lost),
+                Op::Opened | Op::Updated => (walk, Known::BetweenWalks),
+            };
+            self.live(socket, closed, last_known, seen);
         }
         if matches!(batch.kind, BatchKind::SnapshotWhole | BatchKind::SnapshotEnd)
             && let Some((named, _)) = self.naming.take()
@@ -118,13 +174,21 @@ impl Expected {
         (self.epoch, self.boot, self.walked) = (batch.epoch, Some(batch.boot_id), walk);
     }
 
-    fn live(&mut self, told: Socket, closed: Option<(Timestamp, Known)>, last_known: Timestamp) {
+    /// `seen` is when owners that are told of were seen.
+    fn live(
+        &mut self,
+        told: Socket,
+        closed: Option<(Timestamp, Known)>,
+        last_known: Timestamp,
+        (seen_at, known): (Timestamp, Known),
+    ) {
         let (key, session) = (told.key, is_session(&told));
         let same_key =
             |life: &&mut Life| life.closed.is_none() && life.socket.key == key && is_session(&life.socket) == session;
         match self.lives.iter_mut().find(same_key) {
             Some(life) if same_life(&life.socket, &told) => {
                 let before = life.socket.clone();
+                let before_holders = Holders::of(&before);
                 let (owners, owner_known) = if told.owners.is_empty() && !before.owners.is_empty() {
                     (before.owners, before.owner_known)
                 } else {
@@ -139,14 +203,30 @@ impl Expected {
                     bytes_received: told.bytes_received.max(before.bytes_received),
                     ..told
                 };
-                life.closed = closed.map(|(at, known)| (at.max(before.opened_at), known));
+                life.closed = closed.map(|(at, known)| (at.max(life.socket.opened_at), known));
+                let (before, after) = (before_holders, Holders::of(&life.socket));
+                if !session && after.are_others_than(&before) {
+                    let earliest = life.owner_changes.last().map_or(life.socket.opened_at, |change| change.at);
+                    life.owner_changes.push(OwnerChange { at: seen_at.max(earliest), known, before, after });
+                }
             }
             other => {
                 if let Some(life) = other {
                     life.closed = Some((last_known.max(life.socket.opened_at), Known::Lost));
                 }
                 let closed = closed.map(|(at, known)| (at.max(told.opened_at), known));
-                self.lives.push(Life { socket: told, closed });
+                // A listener's life with the same beginning is the same one.
+                let same = |life: &Life| {
+                    !session
+                        && !is_session(&life.socket)
+                        && life.socket.key == key
+                        && life.socket.opened_at == told.opened_at
+                };
+                let owner_changes = match self.lives.iter().position(same) {
+                    Some(index) => self.lives.remove(index).owner_changes,
+                    None => Vec::new(),
+                };
+                self.lives.push(Life { socket: told, closed, owner_changes });
             }
         }
     }
@@ -166,7 +246,11 @@ impl Expected {
                     Some(at) => life.socket.opened_at <= at && life.closed.is_none_or(|(end, _)| end > at),
                 }
         };
-        let row = |life: &Life| Listener {
+        self.lives.iter().filter(meant).map(|life| self.listener(life, life.holders(moment))).collect()
+    }
+
+    fn listener(&self, life: &Life, Holders(owner_known, owners): Holders) -> Listener {
+        Listener {
             host_id: self.id,
             host: self.name.clone(),
             host_state: HostState::Online,
@@ -175,13 +259,12 @@ impl Expected {
             address: life.socket.local.ip(),
             port: life.socket.local.port(),
             netns: life.socket.key.netns,
-            owner_known: life.socket.owner_known,
-            owners: life.socket.owners.iter().map(|owner| owner.as_ref().clone()).collect(),
+            owner_known,
+            owners: owners.iter().map(|owner| owner.as_ref().clone()).collect(),
             opened_at: life.socket.opened_at,
             opened_known: life.socket.opened_known,
             closed: life.closed,
-        };
-        self.lives.iter().filter(meant).map(row).collect()
+        }
     }
 
     /// The sessions of a time.

@@ -21,8 +21,8 @@ pub(super) enum Event {
     Open(Kind),
     /// One opens and closes before anybody looks.
     Flash(Kind),
-    /// One of the open ones closes.
-    Close(Index),
+    /// One of the open ones closes, perhaps by a process that was not seen holding it.
+    Close(Index, Option<u32>),
     /// Its owners change, perhaps to nobody.
     Own(Index, Vec<u32>),
     /// Its state and its counts of bytes change.
@@ -55,7 +55,7 @@ pub(super) fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => kind().prop_map(Event::Open),
         1 => kind().prop_map(Event::Flash),
-        2 => which().prop_map(Event::Close),
+        2 => (which(), prop::option::weighted(0.2, 1..6_u32)).prop_map(|(which, by)| Event::Close(which, by)),
         2 => (which(), vec(1..6_u32, 0..3)).prop_map(|(which, pids)| Event::Own(which, pids)),
         1 => (which(), 0..100_u64).prop_map(|(which, bytes)| Event::Move(which, bytes)),
         2 => (which(), prop::sample::select(vec![Told::Both, Told::OnlyTheNext]))
@@ -113,7 +113,9 @@ impl Simulated {
     fn make(&mut self, kind: Kind, cookie: u64, second: i64) -> Socket {
         self.made += 1;
         let port = self.made;
-        let (any, local) = (format!("0.0.0.0:{port}"), format!("10.0.0.1:{port}"));
+        let local = format!("10.0.0.1:{port}");
+        // Few ports, so that they are listened on again, here and there.
+        let any = format!("{}:{}", ["127.0.0.1", "10.0.0.1", "0.0.0.0"][usize::from(port % 3)], 1 + port % 4);
         let socket = match kind {
             Kind::TcpListener => listener(cookie, &any),
             Kind::UdpListener => listener(cookie, &any).udp(),
@@ -142,14 +144,19 @@ impl Simulated {
                 let socket = self.make(kind, self.cookie, second).known(Known::Event);
                 vec![closed(socket, now)]
             }
-            Event::Close(which) => {
+            Event::Close(which, by) => {
                 let Some(socket) = self.pick(which) else { return Vec::new() };
                 self.open.remove(&socket.key.cookie);
+                let socket = match by {
+                    Some(pid) => Socket { owner_known: OwnerKnown::Closer, ..socket.held_by(&[owner("closer", pid)]) },
+                    None => socket,
+                };
                 vec![closed(socket, now)]
             }
             Event::Own(which, pids) => {
                 let Some(socket) = self.pick(which) else { return Vec::new() };
-                let owners: Vec<_> = pids.into_iter().map(|pid| owner("daemon", pid)).collect();
+                let owners: Vec<_> =
+                    pids.into_iter().map(|pid| owner(["daemon", "helper"][pid as usize / 4], pid)).collect();
                 self.tell(updated, socket.held_by(&owners))
             }
             Event::Move(which, bytes) => {

@@ -15,6 +15,18 @@ pub(in crate::history::sqlite) enum Wanted {
     NoMore,
 }
 
+/// Where rows go.
+pub(in crate::history::sqlite) trait Sink<T> {
+    /// Takes a row; whether more are wanted.
+    fn push(&mut self, row: T) -> Result<Wanted, HistoryError>;
+}
+
+impl<T> Sink<T> for Outlet<T> {
+    fn push(&mut self, row: T) -> Result<Wanted, HistoryError> {
+        Outlet::push(self, row)
+    }
+}
+
 /// The way out for rows. Used on a thread that may block.
 pub(in crate::history::sqlite) struct Outlet<T> {
     rows: Rows<T>,

@@ -5,13 +5,15 @@ use fleetsock_proto::{
     answer::AnswerMeta,
     listener::Listener,
     question::PortQuestion,
-    socket::{Family, Known, OwnerKnown, Protocol},
+    socket::{Family, Known, Protocol},
     time::Timestamp,
 };
 use rusqlite::{Row, params};
 
 use super::{
-    Programs, Reader, coverage, names,
+    Programs, Reader, coverage,
+    holders::Holders,
+    names,
     outlet::{Outlet, Wanted},
 };
 use crate::history::{
@@ -48,9 +50,18 @@ pub(in crate::history::sqlite) fn list(
             Some(at) => statement.query(params![host.entry.id, first, last, at.as_micros()])?,
             None => statement.query(params![host.entry.id, first, last])?,
         };
+        let holders = question.at.map(|at| Holders::at(&reader.main, host.entry.id, at)).transpose()?;
         while let Some(row) = rows.next()? {
-            let Some(listener) = listener(row, host, &matcher, &question.scopes, &mut programs)? else { continue };
-            if outlet.push(listener)? == Wanted::NoMore {
+            if !is_meant(row, &matcher, &question.scopes)? {
+                continue;
+            }
+            let columns = OwnerColumns::read(row)?;
+            let columns = match &holders {
+                Some(holders) => holders.of(row, columns)?,
+                None => columns,
+            };
+            let listener = read(row, host, &columns, &mut programs)?;
+            if matcher.matches_owners(names(&listener.owners)) && outlet.push(listener)? == Wanted::NoMore {
                 break 'hosts;
             }
         }
@@ -59,42 +70,38 @@ pub(in crate::history::sqlite) fn list(
     coverage::with_gaps(reader, selection, selection.meta(as_of), (as_of, as_of))
 }
 
-/// The listener of a row, if the question means it.
-fn listener(
-    row: &Row<'_>,
-    host: &Selected,
-    matcher: &Matcher,
-    scopes: &[Scope],
-    programs: &mut Programs<'_>,
-) -> Result<Option<Listener>, rusqlite::Error> {
+/// Whether the socket of a row is meant, whoever holds it.
+pub(super) fn is_meant(row: &Row<'_>, matcher: &Matcher, scopes: &[Scope]) -> Result<bool, rusqlite::Error> {
     let protocol = coding::word(row, "protocol", Protocol::from_number)?;
     let family = coding::word(row, "family", Family::from_number)?;
-    let port = row.get("port")?;
-    let address = coding::address(row, "address")?;
-    if !matcher.matches_socket(protocol, family, port) || !(scopes.is_empty() || scopes.contains(&Scope::of(address))) {
-        return Ok(None);
-    }
-    let owners = programs.owners(&OwnerColumns::read(row)?)?;
-    if !matcher.matches_owners(names(&owners)) {
-        return Ok(None);
-    }
+    let scope = Scope::of(coding::address(row, "address")?);
+    Ok(matcher.matches_socket(protocol, family, row.get("port")?) && (scopes.is_empty() || scopes.contains(&scope)))
+}
+
+/// The listener of a row, held by these owners.
+pub(super) fn read(
+    row: &Row<'_>,
+    host: &Selected,
+    owners: &OwnerColumns,
+    programs: &mut Programs<'_>,
+) -> Result<Listener, rusqlite::Error> {
     let closed = match coding::time_or_null(row, "closed_at_us")? {
         Some(at) => Some((at, coding::word(row, "closed_known", Known::from_number)?)),
         None => None,
     };
-    Ok(Some(Listener {
+    Ok(Listener {
         host_id: host.entry.host_id,
         host: host.entry.name.clone(),
         host_state: host.state,
-        protocol,
-        family,
-        address,
-        port,
+        protocol: coding::word(row, "protocol", Protocol::from_number)?,
+        family: coding::word(row, "family", Family::from_number)?,
+        address: coding::address(row, "address")?,
+        port: row.get("port")?,
         netns: coding::unsigned(row, "netns")?,
-        owner_known: coding::word(row, "owner_known", OwnerKnown::from_number)?,
-        owners,
+        owner_known: owners.how_known()?,
+        owners: programs.owners(owners)?,
         opened_at: coding::time(row, "opened_at_us")?,
         opened_known: coding::word(row, "opened_known", Known::from_number)?,
         closed,
-    }))
+    })
 }

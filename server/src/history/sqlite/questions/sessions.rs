@@ -20,7 +20,7 @@ use rusqlite::{Row, params_from_iter, types::Value};
 
 use super::{
     Programs, Reader, coverage, names,
-    outlet::{Outlet, Wanted},
+    outlet::{Outlet, Sink, Wanted},
 };
 use crate::history::{
     HistoryError,
@@ -44,23 +44,9 @@ pub(in crate::history::sqlite) fn list(
     now: Timestamp,
     outlet: &mut Outlet<Session>,
 ) -> Result<AnswerMeta, HistoryError> {
-    let matcher = Matcher::new(&question.filter)?;
-    let window = Window::of(question.time);
     // One view of the file, so that a session that closes meanwhile is not shown twice.
     let _view = reader.day.unchecked_transaction()?;
-    let mut search = Search {
-        reader,
-        hosts: selection.by_number(),
-        places,
-        question,
-        narrowed: Narrowed::new(&matcher, question),
-        matcher,
-        window,
-        programs: Programs::new(reader),
-    };
-    if search.open(selection, outlet)? == Wanted::More && window.past {
-        search.over(selection, outlet)?;
-    }
+    visit(reader, selection, places, question, outlet)?;
     let as_of = match question.time {
         SessionTime::At(at) => at,
         SessionTime::Now | SessionTime::Within { .. } => now,
@@ -71,6 +57,32 @@ pub(in crate::history::sqlite) fn list(
     };
     let meta = AnswerMeta { since, until, ..selection.meta(as_of) };
     coverage::with_gaps(reader, selection, meta, (since.unwrap_or(as_of), until.unwrap_or(as_of)))
+}
+
+/// Shows the sessions that a question means, newest first, for as long as they are wanted.
+pub(super) fn visit(
+    reader: &Reader,
+    selection: &Selection,
+    places: &Places,
+    question: &SessionQuestion,
+    sink: &mut dyn Sink<Session>,
+) -> Result<(), HistoryError> {
+    let matcher = Matcher::new(&question.filter)?;
+    let window = Window::of(question.time);
+    let mut search = Search {
+        reader,
+        hosts: selection.by_number(),
+        places,
+        question,
+        narrowed: Narrowed::new(&matcher, question),
+        matcher,
+        window,
+        programs: Programs::new(reader),
+    };
+    if search.open(selection, sink)? == Wanted::More && window.past {
+        search.over(selection, sink)?;
+    }
+    Ok(())
 }
 
 /// The sessions that are meant: opened not after `opened_until`, and open or closed after `closed_after`.
@@ -187,7 +199,7 @@ impl Ord for Next {
 
 impl Search<'_> {
     /// Sends the sessions that are open.
-    fn open(&mut self, selection: &Selection, outlet: &mut Outlet<Session>) -> Result<Wanted, HistoryError> {
+    fn open(&mut self, selection: &Selection, sink: &mut dyn Sink<Session>) -> Result<Wanted, HistoryError> {
         let mut by_host = self.reader.day.prepare_cached(
             "SELECT * FROM open_sessions WHERE host_id = ?2 AND opened_at_us <= ?1
              ORDER BY opened_at_us DESC, netns, cookie",
@@ -202,7 +214,7 @@ impl Search<'_> {
         };
         while let Some(row) = rows.next()? {
             if let Some(session) = self.session(row, None)?
-                && outlet.push(session)? == Wanted::NoMore
+                && sink.push(session)? == Wanted::NoMore
             {
                 return Ok(Wanted::NoMore);
             }
@@ -211,7 +223,7 @@ impl Search<'_> {
     }
 
     /// Sends the sessions that are over.
-    fn over(&mut self, selection: &Selection, outlet: &mut Outlet<Session>) -> Result<(), HistoryError> {
+    fn over(&mut self, selection: &Selection, sink: &mut dyn Sink<Session>) -> Result<(), HistoryError> {
         let mut heap = if selection.hosts.len() <= BY_HOST {
             let page = |host: &Selected| Next {
                 latest: i64::MAX,
@@ -224,13 +236,13 @@ impl Search<'_> {
         while let Some(Next { latest, what }) = heap.pop() {
             match what {
                 What::Session(session) => {
-                    if outlet.push(*session)? == Wanted::NoMore {
+                    if sink.push(*session)? == Wanted::NoMore {
                         break;
                     }
                 }
                 What::Row { id } => {
                     if let Some(session) = self.read_row(id)?
-                        && outlet.push(session)? == Wanted::NoMore
+                        && sink.push(session)? == Wanted::NoMore
                     {
                         break;
                     }

@@ -8,7 +8,11 @@ use fleetsock_proto::{
 };
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Admitted, programs::ProgramIds};
+use super::{
+    Admitted,
+    changes::{self, LifeKey},
+    programs::ProgramIds,
+};
 use crate::history::sqlite::coding::{OwnerColumns, address_bytes, signed, time, unsigned};
 
 /// Whether a batch has anything to do here.
@@ -16,6 +20,7 @@ pub(super) fn concern(one: &Admitted) -> bool {
     one.step.ends_snapshot
         || one.step.rebooted
         || one.step.first
+        || changes::begins(one)
         || one.step.gap.is_some()
         || one.batch.changes.iter().any(|change| change.socket.role == Role::Listener)
 }
@@ -25,6 +30,9 @@ pub(super) fn store(
     one: &Admitted,
     programs: &ProgramIds,
 ) -> Result<(), rusqlite::Error> {
+    if changes::begins(one) {
+        changes::note_start(transaction, one)?;
+    }
     if one.step.rebooted {
         // No snapshot has a negative number, so that none of those that are open was named by it.
         close_unnamed(transaction, one, -1)?;
@@ -74,7 +82,12 @@ fn apply(
         Op::Opened | Op::Updated | Op::Present => None,
     };
     match find(transaction, one.host, socket)? {
-        Some(open) if open.is_same => update(transaction, one, socket, open.opened_at, &owners.or(open.owners), closed),
+        Some(open) if open.is_same => {
+            let owners = owners.or(open.owners.clone());
+            let life = LifeKey { socket: socket.key, opened_at: open.opened_at };
+            changes::note_owners(transaction, one, life, change.op, (&open.owners, &owners))?;
+            update(transaction, one, socket, open.opened_at, &owners, closed)
+        }
         open => {
             if let Some(open) = open {
                 // The identity of a socket is never used again, so this is another life of an unconnected one.

@@ -1,0 +1,323 @@
+//! Changes, newest first. What opened and closed is told by the intervals, by their ends; owners of listeners that
+//! changed and starts of agents have tables of their own.
+//!
+//! Each of these is read in pages, of a host when few hosts are meant, else of the fleet. A heap puts their rows into one
+//! order: a page is only read when its latest possible row is the next one. Sessions come by their closing, so the
+//! openings of those that were seen wait in the heap for their turn.
+
+use std::collections::{BinaryHeap, HashMap};
+
+use fleetsock_proto::{
+    answer::AnswerMeta,
+    change::{ChangeKind, ChangeRecord, ChangeSubject, Changed, HostStart},
+    host::BootId,
+    question::{ChangeQuestion, SessionQuestion, SessionTime},
+    session::Session,
+    socket::Known,
+    time::Timestamp,
+};
+use rusqlite::{Row, params_from_iter};
+
+use self::{
+    order::{Next, Order, What},
+    scopes::Scopes,
+    source::{Page, Source},
+};
+use super::{
+    Programs, Reader, coverage, holders, names,
+    outlet::{Outlet, Sink, Wanted},
+    ports, sessions,
+};
+use crate::history::{
+    HistoryError,
+    matching::Matcher,
+    sqlite::{
+        coding::{self, OwnerColumns},
+        roster::{Places, Selected, Selection},
+    },
+};
+
+mod order;
+mod scopes;
+mod source;
+
+/// Up to so many hosts are each read by themselves; for more, reading the fleet is less work.
+const BY_HOST: usize = 64;
+/// Changes that may wait for their turn, about 1 KiB each.
+const WAITING_LIMIT: usize = 100_000;
+
+pub(in crate::history::sqlite) fn list(
+    reader: &Reader,
+    selection: &Selection,
+    places: &Places,
+    question: &ChangeQuestion,
+    now: Timestamp,
+    outlet: &mut Outlet<ChangeRecord>,
+) -> Result<AnswerMeta, HistoryError> {
+    let since = question.since.unwrap_or(Timestamp::MIN);
+    let until = question.until.unwrap_or(Timestamp::MAX);
+    // One view of each file, and that of the day first: the programs that its rows name were stored before them.
+    let _day = reader.day.unchecked_transaction()?;
+    reader.day.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    let _main = reader.main.unchecked_transaction()?;
+    let mut merge = Merge {
+        reader,
+        hosts: selection.by_number(),
+        question,
+        matcher: Matcher::new(&question.filter)?,
+        window: (since, until),
+        programs: Programs::new(reader),
+        scopes: Scopes::default(),
+        heap: BinaryHeap::new(),
+        outlet,
+    };
+    merge.begin(selection);
+    let mut wanted = Wanted::More;
+    if question.is_about(ChangeSubject::Session) {
+        let asked = SessionQuestion {
+            filter: question.filter.clone(),
+            directions: question.directions.clone(),
+            peers: question.peers.clone(),
+            time: SessionTime::Within { since, until: question.until },
+            ..SessionQuestion::default()
+        };
+        let mut turn = Turn { merge: &mut merge, wanted: Wanted::More };
+        sessions::visit(reader, selection, places, &asked, &mut turn)?;
+        wanted = turn.wanted;
+    }
+    if wanted == Wanted::More {
+        merge.send_after(i64::MIN)?;
+    }
+    let meta = AnswerMeta { since: question.since, until: question.until, ..selection.meta(now) };
+    coverage::with_gaps(reader, selection, meta, (since, question.until.unwrap_or(now)))
+}
+
+/// Puts changes from all sources into one order.
+struct Merge<'a, 'o> {
+    reader: &'a Reader,
+    hosts: HashMap<i64, &'a Selected>,
+    question: &'a ChangeQuestion,
+    matcher: Matcher,
+    window: (Timestamp, Timestamp),
+    programs: Programs<'a>,
+    scopes: Scopes,
+    heap: BinaryHeap<Next>,
+    outlet: &'o mut Outlet<ChangeRecord>,
+}
+
+impl Merge<'_, '_> {
+    /// Notes the newest pages.
+    fn begin(&mut self, selection: &Selection) {
+        let wants = |kinds: &[ChangeKind]| kinds.iter().any(|kind| self.question.wants(*kind));
+        let listeners = self.question.is_about(ChangeSubject::Listener);
+        let sources = [
+            (Source::Opened, listeners && wants(&[ChangeKind::Opened, ChangeKind::ScopeWidened])),
+            (Source::Closed, listeners && wants(&[ChangeKind::Closed])),
+            (Source::Owners, listeners && wants(&[ChangeKind::OwnerChanged])),
+            (
+                Source::Starts,
+                self.question.is_about(ChangeSubject::Host)
+                    && wants(&[ChangeKind::AgentStarted, ChangeKind::HostBooted]),
+            ),
+        ];
+        let until = self.window.1.as_micros();
+        for (source, _) in sources.into_iter().filter(|(_, wanted)| *wanted) {
+            let mut note = |host| {
+                let page = Page::newest(source, host, until);
+                self.heap.push(Next { at: page.latest(), what: What::Page(page) });
+            };
+            if selection.hosts.len() <= BY_HOST {
+                selection.hosts.iter().for_each(|host| note(Some(host.entry.id)));
+            } else {
+                note(None);
+            }
+        }
+    }
+
+    /// Sends what is later than `at`.
+    fn send_after(&mut self, at: i64) -> Result<Wanted, HistoryError> {
+        while self.heap.peek().is_some_and(|next| next.at > at) {
+            match self.heap.pop().map(|next| next.what) {
+                Some(What::Page(page)) => self.read(&page)?,
+                Some(What::Change(_, change)) => {
+                    if self.outlet.push(*change)? == Wanted::NoMore {
+                        return Ok(Wanted::NoMore);
+                    }
+                }
+                None => break,
+            }
+        }
+        Ok(Wanted::More)
+    }
+
+    /// Reads a page, and notes the one after it.
+    fn read(&mut self, page: &Page) -> Result<(), HistoryError> {
+        let (sql, values) = page.sql(self.window.0.as_micros());
+        let mut statement = self.reader.main.prepare_cached(&sql)?;
+        let mut rows = statement.query(params_from_iter(values))?;
+        let (mut read, mut following) = (0, None);
+        while let Some(row) = rows.next()? {
+            read += 1;
+            if read == source::PAGE_ROWS {
+                following = Some(page.following(row)?);
+            }
+            let Some(host) = self.hosts.get(&row.get("host_id")?).copied() else { continue };
+            match page.source {
+                Source::Opened => self.opened(row, host)?,
+                Source::Closed => self.closed(row, host)?,
+                Source::Owners => self.owners_changed(row, host)?,
+                Source::Starts => self.started(row, host)?,
+            }
+        }
+        if let Some(page) = following {
+            self.heap.push(Next { at: page.latest(), what: What::Page(page) });
+        }
+        Ok(())
+    }
+
+    fn opened(&mut self, row: &Row<'_>, host: &Selected) -> Result<(), rusqlite::Error> {
+        if !ports::is_meant(row, &self.matcher, &self.question.scopes)? {
+            return Ok(());
+        }
+        let owners = holders::first(&self.reader.main, row)?;
+        let listener = ports::read(row, host, &owners, &mut self.programs)?;
+        if !self.matcher.matches_owners(names(&listener.owners)) {
+            return Ok(());
+        }
+        let (at, known) = (listener.opened_at, listener.opened_known);
+        let change = ChangeRecord {
+            kind: ChangeKind::Opened,
+            at,
+            known,
+            what: Changed::Listener(Box::new(listener)),
+            owners_before: Vec::new(),
+            scope_before: None,
+        };
+        let place = (row.get("netns")?, row.get("cookie")?);
+        if self.question.wants(ChangeKind::ScopeWidened)
+            && let Some(scope) = self.scopes.widened(&self.reader.main, row)?
+        {
+            self.wait(
+                ChangeRecord { kind: ChangeKind::ScopeWidened, scope_before: Some(scope), ..change.clone() },
+                place,
+            );
+        }
+        if self.question.wants(ChangeKind::Opened) {
+            self.wait(change, place);
+        }
+        Ok(())
+    }
+
+    fn closed(&mut self, row: &Row<'_>, host: &Selected) -> Result<(), rusqlite::Error> {
+        if !ports::is_meant(row, &self.matcher, &self.question.scopes)? {
+            return Ok(());
+        }
+        let listener = ports::read(row, host, &OwnerColumns::read(row)?, &mut self.programs)?;
+        if let Some((at, known)) = listener.closed
+            && self.matcher.matches_owners(names(&listener.owners))
+        {
+            let change = ChangeRecord {
+                kind: ChangeKind::Closed,
+                at,
+                known,
+                what: Changed::Listener(Box::new(listener)),
+                owners_before: Vec::new(),
+                scope_before: None,
+            };
+            self.wait(change, (row.get("netns")?, row.get("cookie")?));
+        }
+        Ok(())
+    }
+
+    fn owners_changed(&mut self, row: &Row<'_>, host: &Selected) -> Result<(), rusqlite::Error> {
+        if !ports::is_meant(row, &self.matcher, &self.question.scopes)? {
+            return Ok(());
+        }
+        let listener = ports::read(row, host, &OwnerColumns::read(row)?, &mut self.programs)?;
+        let owners_before = self.programs.owners(&OwnerColumns::read_before(row)?)?;
+        let is_meant = [&listener.owners, &owners_before].map(|owners| self.matcher.matches_owners(names(owners)));
+        if is_meant.contains(&true) {
+            let change = ChangeRecord {
+                kind: ChangeKind::OwnerChanged,
+                at: coding::time(row, "at_us")?,
+                known: coding::word(row, "known", Known::from_number)?,
+                what: Changed::Listener(Box::new(listener)),
+                owners_before,
+                scope_before: None,
+            };
+            self.wait(change, (row.get("id")?, 0));
+        }
+        Ok(())
+    }
+
+    fn started(&mut self, row: &Row<'_>, host: &Selected) -> Result<(), rusqlite::Error> {
+        let kind = if row.get("rebooted")? { ChangeKind::HostBooted } else { ChangeKind::AgentStarted };
+        if self.question.wants(kind) {
+            let start = HostStart {
+                host_id: host.entry.host_id,
+                host: host.entry.name.clone(),
+                host_state: host.state,
+                boot_id: BootId::from_array(row.get("boot_id")?),
+            };
+            let change = ChangeRecord {
+                kind,
+                at: coding::time(row, "at_us")?,
+                // It is the first walk that is known, not the start before it.
+                known: Known::FirstSeen,
+                what: Changed::Start(start),
+                owners_before: Vec::new(),
+                scope_before: None,
+            };
+            self.wait(change, (row.get("id")?, 0));
+        }
+        Ok(())
+    }
+
+    /// Keeps a change until its turn comes.
+    fn wait(&mut self, change: ChangeRecord, row: (i64, i64)) {
+        let at = change.at.as_micros();
+        self.heap.push(Next { at, what: What::Change(Order::of(&change, row), Box::new(change)) });
+    }
+
+    /// Takes a session that is the next one by its closing, open ones first.
+    fn session(&mut self, session: Session) -> Result<Wanted, HistoryError> {
+        if let Some((at, _)) = session.closed
+            && self.send_after(at.as_micros())? == Wanted::NoMore
+        {
+            return Ok(Wanted::NoMore);
+        }
+        let (since, until) = self.window;
+        let ends = [
+            (ChangeKind::Opened, Some((session.opened_at, session.opened_known))),
+            (ChangeKind::Closed, session.closed),
+        ];
+        for (kind, end) in ends {
+            let Some((at, known)) = end.filter(|(at, _)| since <= *at && *at <= until) else { continue };
+            if !self.question.wants(kind) {
+                continue;
+            }
+            let place = (session.local.port().into(), session.peer.port().into());
+            let what = Changed::Session(Box::new(session.clone()));
+            self.wait(ChangeRecord { kind, at, known, what, owners_before: Vec::new(), scope_before: None }, place);
+        }
+        if self.heap.len() > WAITING_LIMIT {
+            return Err(HistoryError::TooMuch(format!(
+                "more than {WAITING_LIMIT} sessions of the window were open at once; ask for fewer hosts, peers or ports"
+            )));
+        }
+        Ok(Wanted::More)
+    }
+}
+
+/// Takes sessions, each when its turn comes.
+struct Turn<'m, 'a, 'o> {
+    merge: &'m mut Merge<'a, 'o>,
+    wanted: Wanted,
+}
+
+impl Sink<Session> for Turn<'_, '_, '_> {
+    fn push(&mut self, session: Session) -> Result<Wanted, HistoryError> {
+        self.wanted = self.merge.session(session)?;
+        Ok(self.wanted)
+    }
+}

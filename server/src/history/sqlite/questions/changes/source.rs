@@ -1,0 +1,88 @@
+//! The tables that changes are read from, in pages, newest first.
+
+use rusqlite::{Row, types::Value};
+
+/// Rows of one page.
+pub(super) const PAGE_ROWS: usize = 256;
+
+/// What a page is read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Openings of listeners.
+    Opened,
+    /// Their closings.
+    Closed,
+    /// Changes of their owners.
+    Owners,
+    /// Starts of agents.
+    Starts,
+}
+
+/// A page that was not read yet: what follows a place in a source.
+#[derive(Debug, Clone)]
+pub(super) struct Page {
+    pub(super) source: Source,
+    /// The host, or the whole fleet.
+    host: Option<i64>,
+    /// The place: the values of the source's keys in the row before, the time first.
+    after: Vec<i64>,
+}
+
+const LISTENERS: &str = "SELECT * FROM listeners";
+/// The listeners of the changes, found by their key: CROSS JOIN keeps the planner from beginning with them.
+const OWNERS: &str = "SELECT l.host_id, l.netns, l.cookie, l.opened_at_us, l.opened_known, l.closed_at_us,
+        l.closed_known, l.protocol, l.family, l.state, l.address, l.port, c.*
+    FROM owner_changes c CROSS JOIN listeners l ON l.host_id = c.host_id AND l.netns = c.netns AND l.cookie = c.cookie
+        AND l.opened_at_us = c.opened_at_us";
+const STARTS: &str = "SELECT * FROM starts c";
+
+impl Source {
+    /// What is selected, the keys that order it (the time first), the host's column.
+    const fn parts(self) -> (&'static str, &'static [&'static str], &'static str) {
+        match self {
+            Source::Opened => (LISTENERS, &["opened_at_us", "host_id", "netns", "cookie"], "host_id"),
+            Source::Closed => (LISTENERS, &["closed_at_us", "host_id", "netns", "cookie", "opened_at_us"], "host_id"),
+            Source::Owners => (OWNERS, &["c.at_us", "c.id"], "c.host_id"),
+            Source::Starts => (STARTS, &["c.at_us", "c.id"], "c.host_id"),
+        }
+    }
+}
+
+impl Page {
+    /// The newest page up to a moment.
+    pub(super) fn newest(source: Source, host: Option<i64>, until: i64) -> Page {
+        let (_, keys, _) = source.parts();
+        let mut after = vec![i64::MAX; keys.len()];
+        after[0] = until;
+        Page { source, host, after }
+    }
+
+    /// The page that follows the one whose last row this was.
+    pub(super) fn following(&self, last: &Row<'_>) -> Result<Page, rusqlite::Error> {
+        let (_, keys, _) = self.source.parts();
+        let bare = |key: &&'static str| key.trim_start_matches("c.");
+        let after = keys.iter().map(|key| last.get(bare(key))).collect::<Result<_, _>>()?;
+        Ok(Page { after, ..self.clone() })
+    }
+
+    /// The latest moment that a row of it can have.
+    pub(super) fn latest(&self) -> i64 {
+        self.after[0]
+    }
+
+    /// Selects its rows that are not older than `since`, with the values of the parameters.
+    pub(super) fn sql(&self, since: i64) -> (String, Vec<Value>) {
+        let (select, keys, host_column) = self.source.parts();
+        let time = keys[0];
+        let places = vec!["?"; keys.len()].join(", ");
+        let host = if self.host.is_some() { format!("{host_column} = ? AND ") } else { String::new() };
+        let order: Vec<String> = keys.iter().map(|key| format!("{key} DESC")).collect();
+        let sql = format!(
+            "{select} WHERE {host}{time} IS NOT NULL AND {time} >= ? AND ({}) < ({places}) ORDER BY {} LIMIT {PAGE_ROWS}",
+            keys.join(", "),
+            order.join(", "),
+        );
+        let values = self.host.into_iter().chain([since]).chain(self.after.iter().copied()).map(Value::from);
+        (sql, values.collect())
+    }
+}
