@@ -4,8 +4,8 @@ use anstream::ColorChoice;
 use clap::{Args, Command, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    audit, changes, completions, context, dev, doctor, hosts, login, operators, ports, render::Format, sessions,
-    tokens, topics, version,
+    audit, changes, completions, context, dev, diff, doctor, hosts, login, operators, ports, render::Format, sessions,
+    timeline, tokens, topics, version,
 };
 
 /// Examples stand before everything else.
@@ -47,6 +47,12 @@ pub enum What {
     /// List what opened, closed, changed hands or began to reach further, newest first.
     #[command(before_help = changes::EXAMPLES)]
     Changes(changes::Arguments),
+    /// Tell the story of one host, in the order in which it happened.
+    #[command(before_help = timeline::EXAMPLES)]
+    Timeline(timeline::Arguments),
+    /// Compare the listening ports of two moments; exit with 1 when they differ.
+    #[command(before_help = diff::EXAMPLES)]
+    Diff(diff::Arguments),
     /// Make, list and revoke the tokens that hosts and operators enrol with.
     #[command(before_help = tokens::EXAMPLES)]
     Tokens(tokens::Arguments),

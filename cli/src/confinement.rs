@@ -35,6 +35,8 @@ fn only_asks(command: &What) -> bool {
         | What::Ports(_)
         | What::Sessions(_)
         | What::Changes(_)
+        | What::Timeline(_)
+        | What::Diff(_)
         | What::Tokens(_)
         | What::Operators(_)
         | What::Audit(_)

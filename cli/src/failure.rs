@@ -12,19 +12,21 @@ use fleetsock_proto::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// It did what was asked; an empty list is that too.
-    Done = 0,
+    Done,
+    /// It compared, and there are differences.
+    Differs,
     /// It failed.
-    Failed = 1,
+    Failed,
     /// What was asked is wrong.
-    Usage = 2,
+    Usage,
     /// The answer does not cover everything, and --fail-on-stale was given.
-    Partial = 3,
+    Partial,
     /// Not authorised, or a certificate was refused.
-    Denied = 4,
+    Denied,
     /// The server cannot be reached.
-    Unreachable = 5,
+    Unreachable,
     /// The named thing does not exist.
-    NotFound = 6,
+    NotFound,
 }
 
 impl Exit {
@@ -32,6 +34,7 @@ impl Exit {
     pub const fn as_str(self) -> &'static str {
         match self {
             Exit::Done => "done",
+            Exit::Differs => "differs",
             Exit::Failed => "failed",
             Exit::Usage => "usage",
             Exit::Partial => "partial",
@@ -43,7 +46,15 @@ impl Exit {
 
     /// The number that the process exits with.
     pub const fn code(self) -> u8 {
-        self as u8
+        match self {
+            Exit::Done => 0,
+            Exit::Differs | Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Partial => 3,
+            Exit::Denied => 4,
+            Exit::Unreachable => 5,
+            Exit::NotFound => 6,
+        }
     }
 }
 

@@ -28,6 +28,7 @@ pub mod console;
 pub mod context;
 pub mod contexts;
 pub mod dev;
+pub mod diff;
 pub mod doctor;
 pub mod failure;
 pub mod filters;
@@ -45,6 +46,7 @@ pub mod sanitise;
 pub mod server;
 pub mod sessions;
 pub mod suggestion;
+pub mod timeline;
 pub mod tokens;
 pub mod topics;
 pub mod version;
@@ -101,6 +103,8 @@ fn perform(invocation: &mut Invocation, command: What) -> Result<Exit, Ended> {
             What::Ports(arguments) => ports::run(invocation, arguments).await,
             What::Sessions(arguments) => sessions::run(invocation, arguments).await,
             What::Changes(arguments) => changes::run(invocation, arguments).await,
+            What::Timeline(arguments) => timeline::run(invocation, arguments).await,
+            What::Diff(arguments) => diff::run(invocation, arguments).await,
             What::Tokens(arguments) => tokens::run(invocation, arguments).await,
             What::Operators(arguments) => operators::run(invocation, arguments).await,
             What::Audit(arguments) => audit::run(invocation, arguments).await,

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use fleetsock_proto::{
+    answer::AnswerMeta,
     client::{Answer, CallError},
     time::Timestamp,
 };
@@ -84,6 +85,14 @@ impl<T: Record> Listing<T> {
         let meta = answer.meta().cloned().ok_or_else(|| CallError::Unavailable("the answer broke off".to_owned()))?;
         writer.finish(&Meta::of_answer(&meta), invocation)?;
         Ok(freshness::tell(&meta, invocation, self.limited))
+    }
+
+    /// Writes rows that were made of answers, and what those cover.
+    pub fn write_answer(self, invocation: &mut Invocation, rows: Vec<T>, meta: &AnswerMeta) -> Result<Exit, Ended> {
+        let mut writer = Writer::new(&self, invocation);
+        writer.take(rows, invocation)?;
+        writer.finish(&Meta::of_answer(meta), invocation)?;
+        Ok(freshness::tell(meta, invocation, self.limited))
     }
 
     /// Writes rows that are known already.

@@ -19,6 +19,8 @@ use crate::{
 pub mod audit;
 pub mod change;
 pub mod context;
+pub mod difference;
+pub mod entry;
 pub mod host;
 pub mod operator;
 pub mod port;

@@ -80,7 +80,7 @@ const EXIT_CODES: &str = "\
 Exit codes
 
   0    done; an empty list too, and when the reader of the output left early (| head)
-  1    failed
+  1    failed; of diff: there are differences
   2    wrong usage
   3    the answer does not cover everything, and --fail-on-stale was given: a host is stale, something was not
        observed, or the server cut the answer at its limit
@@ -119,7 +119,7 @@ fn column_lists() -> String {
         token::{OperatorCertificate, Token},
     };
 
-    use crate::record::Record;
+    use crate::record::{Record, difference::Difference, entry::Entry};
     fn list<T: Record>(noun: &str) -> String {
         let columns: Vec<&str> = T::columns().iter().map(|column| column.name).collect();
         let fields: Vec<&str> = T::fields().iter().map(|field| field.name).collect();
@@ -130,6 +130,8 @@ fn column_lists() -> String {
         list::<Listener>("ports"),
         list::<Session>("sessions"),
         list::<ChangeRecord>("changes"),
+        list::<Entry>("timeline"),
+        list::<Difference>("diff"),
         list::<Token>("tokens"),
         list::<OperatorCertificate>("operators"),
         list::<AuditRow>("audit"),

@@ -73,6 +73,19 @@ pub fn of_changes(
     Ok((since, until))
 }
 
+/// The two moments of a comparison, the later one now unless it says otherwise, and says what they were taken for.
+pub fn of_diff(invocation: &Invocation, from: &str, to: Option<&str>) -> Result<(Timestamp, Timestamp), Failure> {
+    let earlier = moment(invocation, "--from", from)?;
+    let later = to.map_or(Ok(invocation.clock.now()), |text| moment(invocation, "--to", text))?;
+    let (told, end) = (invocation.clock.resolved(earlier), invocation.clock.resolved(later));
+    if earlier > later {
+        let message = format!("--from lies after --to: {told} is later than {end}");
+        return Err(Failure::usage(message).hint(format!("--from {} --to {from}", to.unwrap_or("now"))));
+    }
+    invocation.console.note(&format!("from {told} to {end}"));
+    Ok((earlier, later))
+}
+
 /// The time of a question about sessions, and says what it was taken for.
 pub fn of_sessions(invocation: &Invocation, typed: Window<'_>) -> Result<SessionTime, Failure> {
     if let Some(at) = at(invocation, typed.at)? {

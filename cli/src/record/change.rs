@@ -208,6 +208,16 @@ fn detail(row: &ChangeRecord, _: &View) -> Cell {
     Cell::new(&told.join(", "))
 }
 
+/// What changed and how, in one sentence without the moment and the host.
+pub(super) fn sentence(row: &ChangeRecord, view: &View) -> String {
+    let told = |cell: Cell| Some(cell.text).filter(|text| text != "-");
+    let proto = socket(row).map(|socket| socket.protocol().to_string());
+    let service = socket(row).and_then(Socket::service).map(|service| format!("({}?)", service.name));
+    let held = told(process(row, view)).map(|process| format!("by {process}"));
+    let detail = told(detail(row, view)).map(|detail| format!("[{detail}]"));
+    [proto, told(local(row, view)), service, held, detail].into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
 const COLUMNS: &[Column<ChangeRecord>] = &[
     column("when", "WHEN", &["at", "known"], Shown::Always, Side::Left, |row, view| {
         Cell::new(&view.opened(row.at, row.known))

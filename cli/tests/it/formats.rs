@@ -1,5 +1,7 @@
 //! What each format writes, letter by letter, and the names that are a contract.
 
+mod past;
+
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use fleetctl::{
@@ -9,10 +11,8 @@ use fleetctl::{
     render::{self, Format, Headers, Meta, Selection, Style, sorting::Sorting},
 };
 use fleetsock_proto::{
-    address::Scope,
     answer::{AnswerMeta, Gap, GapReason},
     audit::AuditRow,
-    change::{ChangeKind, ChangeRecord, Changed, HostStart},
     host::{BootId, Host, HostFacts, HostId, HostState, Tier, Warning},
     listener::Listener,
     owner::Owner,
@@ -136,39 +136,6 @@ fn sessions() -> Vec<Session> {
     vec![session(), short, lost]
 }
 
-/// One of each kind.
-fn changes() -> Vec<ChangeRecord> {
-    let change = |kind, seconds, known, what| ChangeRecord {
-        kind,
-        at: ago(seconds),
-        known,
-        what,
-        owners_before: Vec::new(),
-        scope_before: None,
-    };
-    let listens = |port| Changed::Listener(Box::new(listener("web1", port)));
-    let [_, short, _] = <[Session; 3]>::try_from(sessions()).unwrap();
-    let start = HostStart {
-        host_id: HostId::from_array([1; 16]),
-        host: "web1".to_owned(),
-        host_state: HostState::Online,
-        boot_id: BootId::from_array([2; 16]),
-    };
-    vec![
-        change(ChangeKind::Closed, 57, Known::BetweenWalks, Changed::Session(Box::new(short))),
-        ChangeRecord {
-            owners_before: vec![owner(700, "apache2"), owner(701, "apache2")],
-            ..change(ChangeKind::OwnerChanged, 300, Known::Lost, listens(443))
-        },
-        ChangeRecord {
-            scope_before: Some(Scope::Loopback),
-            ..change(ChangeKind::ScopeWidened, 7_500, Known::Event, listens(8080))
-        },
-        change(ChangeKind::Opened, 7_500, Known::Event, listens(8080)),
-        change(ChangeKind::HostBooted, 9_000, Known::FirstSeen, Changed::Start(start)),
-    ]
-}
-
 fn host() -> Host {
     Host {
         host_id: HostId::from_array([1; 16]),
@@ -260,15 +227,6 @@ fn ports_as_a_table() {
 fn sessions_as_a_table() {
     check(Format::Table, &[], &sessions(), "sessions.txt");
     check(Format::Wide, &[], &sessions(), "sessions-wide.txt");
-}
-
-#[test]
-fn changes_as_a_table_and_for_machines() {
-    check(Format::Table, &[], &changes(), "changes.txt");
-    check(Format::Wide, &[], &changes(), "changes-wide.txt");
-    check(Format::Jsonl, &[], &changes(), "changes.jsonl");
-    let names = written(Format::Name, &[], Headers::Shown, &changes()[2..]);
-    assert_eq!(names, "web1/tcp/0.0.0.0:8080 scope-widened\nweb1/tcp/0.0.0.0:8080 opened\nweb1 host-booted\n");
 }
 
 #[test]
@@ -425,36 +383,32 @@ fn rows_are_sorted_by_value_and_not_by_letters() {
 }
 
 /// The names of the contract: adding is allowed, renaming is not.
+fn check_names<T: Record>(contract: &str) {
+    let fields: Vec<&str> = T::fields().iter().map(|field| field.name).collect();
+    let contract: Vec<&str> = contract.split_whitespace().collect();
+    assert_eq!(fields[..contract.len()], contract);
+    for column in T::columns() {
+        assert!(column.fields.iter().all(|name| fields.contains(name)), "{}: {:?}", column.name, column.fields);
+    }
+}
+
 #[test]
 fn fields_keep_their_names() {
-    fn check<T: Record>(contract: &str) {
-        let fields: Vec<&str> = T::fields().iter().map(|field| field.name).collect();
-        let contract: Vec<&str> = contract.split_whitespace().collect();
-        assert_eq!(fields[..contract.len()], contract);
-        for column in T::columns() {
-            assert!(column.fields.iter().all(|name| fields.contains(name)), "{}: {:?}", column.name, column.fields);
-        }
-    }
-    check::<Host>(
+    check_names::<Host>(
         "host host_id state last_seen_at os kernel arch boot_id addresses agent_version tier tier_reason labels \
          listeners sessions_open losses agent_cpu_percent agent_rss_bytes",
     );
-    check::<Listener>(
+    check_names::<Listener>(
         "host host_id protocol family address port class service service_source scope netns pid process exe user \
          owners owner_known container unit opened_at opened_known closed_at",
     );
-    check::<Session>(
+    check_names::<Session>(
         "host host_id protocol family direction local_address local_port peer_address peer_port peer_host \
          peer_process service class state netns pid process exe user owner_known container unit opened_at \
          opened_known closed_at closed_known duration_ms bytes_sent bytes_received",
     );
-    check::<ChangeRecord>(
-        "at known change subject host host_id protocol family address port direction peer_address peer_port peer_host \
-         class service service_source scope scope_before netns pid process exe user container unit owner_known owners \
-         owners_before opened_at boot_id host_state",
-    );
-    check::<AuditRow>("number at actor address action detail rows hash");
-    check::<OperatorCertificate>("operator role state issued_at expires_at revoked_at serial");
+    check_names::<AuditRow>("number at actor address action detail rows hash");
+    check_names::<OperatorCertificate>("operator role state issued_at expires_at revoked_at serial");
     let none: [Listener; 0] = [];
     let json: serde_json::Value = serde_json::from_str(&written(Format::Json, &[], Headers::Shown, &none)).unwrap();
     let names: Vec<&str> = json["meta"].as_object().unwrap().keys().map(String::as_str).collect();

@@ -4,8 +4,21 @@ use crate::program::Home;
 
 /// Lines of a screen that nobody has to scroll.
 const SCREEN_LINES: usize = 50;
-const COMMANDS: [&str; 11] =
-    ["hosts", "ports", "sessions", "changes", "tokens", "login", "context", "doctor", "dev", "version", "completions"];
+const COMMANDS: [&str; 13] = [
+    "hosts",
+    "ports",
+    "sessions",
+    "changes",
+    "timeline",
+    "diff",
+    "tokens",
+    "login",
+    "context",
+    "doctor",
+    "dev",
+    "version",
+    "completions",
+];
 
 #[test]
 fn short_help_fits_a_screen_and_begins_with_examples() {

@@ -46,3 +46,69 @@ fn a_listener_that_reaches_further_after_a_restart_is_told_with_its_process() {
         (items.len() == 2).then_some(())
     });
 }
+
+#[test]
+fn a_story_is_told_in_order_with_what_was_not_observed_and_a_comparison_by_its_exit_code() {
+    let Some(mut fleet) = Fleet::start(&["server", "web1"]) else { return };
+    let _kept = fleet.network.python("web1", &listening_on("0.0.0.0", 8098));
+    let short = fleet.network.python("web1", &listening_on("0.0.0.0", 8099));
+    let count = |fleet: &Fleet, port: &str| fleet.items(&["ports", "--port", port]).0.len();
+    until("both listen", || (count(&fleet, "8098,8099") == 2).then_some(()));
+    let moment = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        format!("@{}.{:06}", now.as_secs(), now.subsec_micros())
+    };
+    let both = moment();
+    let client = fleet
+        .network
+        .python("server", "import socket, time\ns = socket.create_connection(('10.99.0.2', 8098))\ntime.sleep(3600)");
+    until("a session is there", || {
+        (!fleet.items(&["sessions", "--host", "web1", "--port", "8098"]).0.is_empty()).then_some(())
+    });
+    client.stop();
+    fleet.stop_agent("web1");
+    let unobserved = moment();
+    short.stop();
+    fleet.report("web1");
+    until("it is closed", || (count(&fleet, "8099") == 0).then_some(()));
+
+    let same = fleet.ask(&["diff", "--from", &both, "--to", &both]);
+    assert_eq!((same.code, same.out.as_str()), (0, ""), "{same:?}");
+    let differs = fleet.ask(&["diff", "--from", &both, "--port", "8098,8099", "-o", "json"]);
+    assert_eq!(differs.code, 1, "{differs:?}");
+    let answer: serde_json::Value = serde_json::from_str(&differs.out).unwrap();
+    let [gone] = answer["items"].as_array().unwrap().as_slice() else { panic!("{answer}") };
+    let told = ["difference", "host", "process", "closed_known"].map(|field| gone[field].as_str());
+    assert_eq!(told, [Some("gone"), Some("web1"), Some("python3"), Some("lost")], "{gone}");
+    assert_eq!((gone["port"].as_u64(), gone["unobserved"].as_str()), (Some(8099), None));
+    let doubtful = fleet.ask(&["diff", "--from", &both, "--to", &unobserved, "--port", "8099"]);
+    assert!(doubtful.out.contains("not observed at --to") && doubtful.err.contains("agent-down"), "{doubtful:?}");
+    let turned = fleet.ask(&["diff", "--from", &unobserved, "--to", &both]);
+    assert!(turned.code == 2 && turned.err.contains("--from lies after --to"), "{turned:?}");
+
+    let ran = fleet.ask(&["timeline", "web1", "--since", "1h", "-o", "jsonl"]);
+    let entries: Vec<serde_json::Value> = ran.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(entries.is_sorted_by_key(|entry| entry["at"].as_str().unwrap().to_owned()), "{}", ran.out);
+    let place = |event: &str, reason: Option<&str>, port: Option<u64>| {
+        let is_it = |entry: &serde_json::Value| {
+            entry["event"] == event && entry["reason"].as_str() == reason && entry["port"].as_u64() == port
+        };
+        entries.iter().position(is_it).unwrap_or_else(|| panic!("no {event} {reason:?} {port:?}: {}", ran.out))
+    };
+    let story = [
+        place("not-observed", Some("not-yet-observed"), None),
+        place("agent-started", None, None),
+        place("opened", None, Some(8099)),
+        place("closed", None, Some(8099)),
+    ];
+    assert!(story.is_sorted(), "{story:?} {}", ran.out);
+    assert!(place("not-observed", Some("agent-down"), None) > place("opened", None, Some(8099)));
+    let inward: u64 = entries.iter().filter_map(|entry| entry["sessions_in"].as_u64()).sum();
+    assert!(inward >= 1, "{}", ran.out);
+    let table = fleet.ask(&["timeline", "web1", "--since", "1h"]);
+    assert!(table.out.contains("tcp 0.0.0.0:8099 by python3") && table.err.contains("as of "), "{table:?}");
+    for (host, code, words) in [("web2", 6, "web1"), ("nobody*", 6, "nobody*")] {
+        let ran = fleet.ask(&["timeline", host]);
+        assert!(ran.code == code && ran.err.contains(words), "{ran:?}");
+    }
+}

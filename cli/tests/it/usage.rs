@@ -106,6 +106,11 @@ fn a_wrong_time_is_told_with_what_to_type() {
              try: --since 2026-01-01 --until 2026-01-02\n",
         ),
         ("changes --since 1h --until 2h", "error: --since lies after --until\n  try: --since 2h --until 1h\n"),
+        (
+            "diff --utc --from 2026-01-02 --to 2026-01-01",
+            "error: --from lies after --to: 2026-01-02 00:00:00 +00:00 is later than 2026-01-01 00:00:00 +00:00\n  \
+             try: --from 2026-01-01 --to 2026-01-02\n",
+        ),
         ("sessions --until 2h", "error: --until needs a beginning\n  try: --since yesterday --until 10:00\n"),
     ] {
         check(line, 2, expected);
