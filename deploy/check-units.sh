@@ -8,6 +8,15 @@ if ! command -v systemd-analyze >/dev/null; then
     echo "skipped: systemd-analyze is not there (Debian: apt-get install systemd)" >&2
     exit 0
 fi
+# --offline came with systemd 250, and some containers forbid what systemd-analyze asks the kernel for: a unit that is
+# good beyond doubt tells that from units of ours that are broken.
+probe=$(mktemp -d)
+trap 'rm -r "$probe"' EXIT
+printf '[Service]\nExecStart=/bin/true\n' >"$probe/probe.service"
+if ! told=$(systemd-analyze security --offline=true "$probe/probe.service" 2>&1); then
+    echo "skipped: systemd-analyze cannot judge units here: $(echo "$told" | tail -n 1)" >&2
+    exit 0
+fi
 
 failed=0
 check() {
