@@ -68,19 +68,15 @@ impl Followed {
         Followed { life, earlier, since_ns, walked: Cell::new(None), told: Cell::new(false) }
     }
 
-    /// What a walk has to look for, if there is anything.
+    /// What a walk has to look for, if there is anything: what it did not see open, or not gone.
     fn sought(&self, socket: u64) -> Option<Sought> {
         let Life { local, peer, opener, closed_ns, .. } = self.life;
         let walked = self.walked.get();
-        (walked.is_some() == closed_ns.is_some()).then_some(Sought {
-            socket,
-            since_ns: self.since_ns,
-            local,
-            peer,
-            opener,
-            walked,
-            looks: 0,
-        })
+        let wanted = match walked {
+            None => closed_ns.is_none(),
+            Some(_) => closed_ns.is_some() || self.life.is_ending(),
+        };
+        wanted.then_some(Sought { socket, since_ns: self.since_ns, local, peer, opener, walked, looks: 0 })
     }
 }
 
@@ -242,17 +238,21 @@ impl Lives {
                 if closes {
                     life.closer = process(event.by).or(life.closer);
                 }
-                // Its end may go unheard, and who closed it is known from now on.
-                let (life, walked) = (followed.life, followed.walked.get());
-                if let Some(key) = walked {
-                    self.restated.push(event.socket);
-                    self.asked.get_mut().extend(life.asked(key).filter(|_| closes));
+                let Some(key) = followed.walked.get() else { return };
+                if closes {
+                    followed.since_ns = at_ns;
+                    // It may be held for long after it ended; and who closed it is known from now on.
+                    let asked = followed.life.asked(key);
+                    self.asked.get_mut().extend(asked);
+                    self.overflow += self.queue.add(at_ns, event.socket);
                 }
+                self.restated.push(event.socket);
             }
             (old, None) => {
                 self.part(at_ns, event, ended);
                 let followed = self.followed(at_ns, event, old.unwrap_or(Established));
                 let life = &mut followed.life;
+                life.state = old.unwrap_or(life.state);
                 life.closed_ns = Some(at_ns);
                 // Closed by a reset or with unread data: in a system call when a process did it.
                 life.closer = life.closer.or(process(event.by));

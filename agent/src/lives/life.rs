@@ -91,6 +91,13 @@ impl Life {
         Pair::new(self.local, self.peer)
     }
 
+    /// Whether a process closed it: when the peer did so too it is over, which no record tells by itself as long as a process
+    /// holds the socket.
+    pub(super) fn is_ending(&self) -> bool {
+        use SocketState::{Closing, FinWait1, FinWait2, LastAck};
+        matches!(self.state, FinWait1 | FinWait2 | Closing | LastAck)
+    }
+
     /// Whose it is, if that is known.
     pub(super) fn asked(&self, key: SocketKey) -> Option<Asked> {
         let Life { opener, closer, .. } = *self;

@@ -1,7 +1,7 @@
 //! Which lives a walk should see: only a walk tells the cookie of an open socket, its inode and so its other owners. Pure.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     net::SocketAddr,
 };
 
@@ -95,18 +95,21 @@ impl Queue {
 
     /// See [`super::Lives::looked`].
     pub(super) fn looked(&mut self, looked_for: &[Sought]) {
-        let lives: HashSet<(u64, u64)> = looked_for.iter().map(|sought| (sought.socket, sought.since_ns)).collect();
+        let lives: HashMap<(u64, u64), bool> =
+            looked_for.iter().map(|sought| ((sought.socket, sought.since_ns), sought.walked.is_some())).collect();
         if lives.is_empty() {
             return;
         }
         let missed = &mut self.missed;
         self.waiting.retain_mut(|waiting| {
-            waiting.looks += u8::from(lives.contains(&(waiting.socket, waiting.since_ns)));
-            let is_missed = waiting.looks >= LOOKS_LIMIT;
-            if is_missed && missed.len() < LIVES_LIMIT {
+            let looked_for = lives.get(&(waiting.socket, waiting.since_ns));
+            waiting.looks += u8::from(looked_for.is_some());
+            let is_over = waiting.looks >= LOOKS_LIMIT;
+            // Where a walk saw it, its namespace is known, and the walks have told whether it is still there.
+            if is_over && looked_for == Some(&false) && missed.len() < LIVES_LIMIT {
                 missed.push(*waiting);
             }
-            !is_missed
+            !is_over
         });
     }
 

@@ -256,7 +256,9 @@ fn an_end_whose_record_did_not_come_is_noticed_when_walks_do_not_show_the_connec
     scene.lives.conclude(50, &mut scene.ended);
     assert_eq!(ends(&scene), [(None, 50, IN.1.parse().unwrap())]);
     assert_eq!((scene.ended[0].life.closer, scene.ended[0].life.closed_ns), (Some(2), None));
-    assert_eq!((scene.lives.take_unheard(), scene.lives.take_unheard(), scene.lives.len()), (1, 0, 1));
+    assert_eq!((scene.lives.take_unheard(), scene.lives.take_unheard(), scene.lives.len()), (1, 0, 2));
+    scene.state((SERVER, IN.1, "10.0.0.9:1"), Actor::Kernel, Listen, SynReceived);
+    assert_eq!((ends(&scene).len(), scene.lives.len()), (1, 2), "told once");
 }
 
 #[test]
@@ -386,4 +388,25 @@ fn whose_a_socket_is_that_a_walk_could_not_tell_is_told_when_it_is_asked_and_whe
     assert_eq!(scene.lives.take_asked(), [], "nobody accepted it yet");
     scene.state(IN, BOB, Established, FinWait1);
     assert_eq!(scene.lives.take_asked(), [Asked { key, opener: None, closer: Some(2) }]);
+}
+
+#[test]
+fn what_both_ends_closed_while_its_process_holds_it_is_over_when_walks_do_not_show_it_and_told_once() {
+    for seen in [true, false] {
+        let mut scene = Scene::new();
+        scene.state(IN, Actor::Kernel, SynReceived, Established);
+        assert!(!seen || see(&scene, IN));
+        scene.state(IN, Actor::Kernel, Established, CloseWait);
+        // shutdown(2); what the kernel does then is not written.
+        scene.state(IN, BOB, CloseWait, LastAck);
+        assert_eq!(sought(&mut scene), [SERVER], "a walk tells whether it is gone");
+        look_twice(&mut scene);
+        scene.lives.conclude(50, &mut scene.ended);
+        let told = (!seen).then(|| (None, 50, IN.1.parse().unwrap()));
+        assert_eq!((ends(&scene), scene.lives.has_missed()), (told.into_iter().collect(), false), "seen: {seen}");
+        assert_eq!(scene.lives.take_unheard(), u64::from(!seen));
+        scene.destroy(IN, BOB, KEY.cookie);
+        let walked: Vec<_> = scene.ended.iter().map(|ended| ended.walked).collect();
+        assert_eq!(walked, [seen.then_some(KEY)], "the table knows what a walk saw, and that it is gone");
+    }
 }

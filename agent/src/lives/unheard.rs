@@ -21,8 +21,24 @@ impl Lives {
             self.queue.missed(|socket| self.sockets.get(&socket)?.sought(socket))
         {
             // Two namespaces can have the same pair, and a walk then finds only one of the two here.
-            if walked.is_none() && self.by_pair.get(&Pair::new(local, peer)) == Some(&socket) {
-                self.conclude_one(at_ns, socket, ended);
+            if walked.is_some() || self.by_pair.get(&Pair::new(local, peer)) != Some(&socket) {
+                continue;
+            }
+            match self.sockets.get(&socket) {
+                Some(followed) if followed.life.is_ending() => self.tell_ending(at_ns, socket, ended),
+                _ => self.conclude_one(at_ns, socket, ended),
+            }
+        }
+    }
+
+    /// Both ends closed the connection. Its socket may be held: then the record of its destruction is still to come, and is
+    /// of no other life.
+    fn tell_ending(&mut self, at_ns: u64, socket: u64, ended: &mut Vec<Ended>) {
+        let Some(Followed { life, earlier, told, .. }) = self.sockets.get_mut(&socket) else { return };
+        self.unheard += 1;
+        if !told.replace(true) {
+            for life in earlier.drain(..).chain([*life]) {
+                ended.push(Ended { cookie: None, life, closed_ns: life.closed_ns.unwrap_or(at_ns), walked: None });
             }
         }
     }

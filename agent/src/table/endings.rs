@@ -224,7 +224,7 @@ impl Table {
         let mut updated = Vec::new();
         for (key, state) in states {
             if let Some(Open { socket, .. }) = self.open.get_mut(&key)
-                && socket.state != state
+                && socket.state != later(state, socket.state)
             {
                 socket.state = state;
                 updated.push(Change { op: Op::Updated, socket: socket.clone() });
@@ -264,6 +264,15 @@ impl Table {
         };
         self.ask_listener(&mut socket);
         Change { op: Op::Closed { at: closed_at, known: closed_known }, socket }
+    }
+}
+
+/// The state by now of a socket that events left in one and that a walk saw in another one: events are as good as a walk,
+/// and it may be older, but they do not tell of FIN_WAIT2.
+pub(super) fn later(told: SocketState, seen: SocketState) -> SocketState {
+    match (told, seen) {
+        (SocketState::FinWait1, SocketState::FinWait2) => seen,
+        _ => told,
     }
 }
 

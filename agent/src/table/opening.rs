@@ -9,7 +9,11 @@ use fleetsock_proto::{
     time::Timestamp,
 };
 
-use super::{Comparison, Found, Insight, Open, Purpose, Table, Walk, endings::lacks_owners, purpose, within_limit};
+use super::{
+    Comparison, Found, Insight, Open, Purpose, Table, Walk,
+    endings::{lacks_owners, later},
+    purpose, within_limit,
+};
 use crate::capture::SocketRow;
 
 /// Owners, and how they are known.
@@ -95,7 +99,7 @@ impl Table {
             key: row.key,
             protocol: row.protocol,
             family: row.family,
-            state: origin.and_then(|origin| origin.state).unwrap_or(row.state),
+            state: origin.and_then(|origin| origin.state).map_or(row.state, |told| later(told, row.state)),
             local: row.local,
             role,
             opened_at,

@@ -199,3 +199,19 @@ fn whose_a_socket_was_that_its_process_had_closed_is_asked_for_and_told_though_i
     let other = changes.iter().find(|change| change.socket.key == key(2)).unwrap();
     assert_eq!(other.socket.owners, [owner(8)], "who holds it is known better");
 }
+
+#[test]
+fn events_that_leave_out_a_state_do_not_take_back_what_a_walk_saw() {
+    let mut table = Table::default();
+    let key = SocketKey { netns: 1, cookie: 1 };
+    for (seen, told, expected) in [
+        (SocketState::FinWait2, SocketState::FinWait1, SocketState::FinWait2),
+        (SocketState::FinWait1, SocketState::FinWait1, SocketState::FinWait1),
+        (SocketState::Established, SocketState::CloseWait, SocketState::CloseWait),
+        (SocketState::Established, SocketState::FinWait1, SocketState::FinWait1),
+    ] {
+        then(&mut table, 1, &[row(1, seen, "10.0.0.1:4000", Some("10.0.0.9:80"))]);
+        table.restate(vec![(key, told)]);
+        assert_eq!(socket(&table, 1).state, expected, "{seen} and {told}");
+    }
+}
