@@ -34,6 +34,8 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
+/// Sockets of one process: within the usual limit to open files.
+const OF_ONE: usize = 10_000;
 /// Numbers of sockets and how often each contender takes its turn.
 const SIZES: [(usize, usize); 3] = [(1_000, 15), (10_000, 9), (100_000, 3)];
 
@@ -162,26 +164,31 @@ fn of_child(program: &str, arguments: &[&str], tells: Tells) -> Option<(Duration
     Some((used, sockets))
 }
 
-/// The process with the sockets; the calling thread moves into its network namespace.
-fn holder(sockets: usize) -> Child {
+/// The processes with the sockets; the calling thread moves into their network namespace.
+fn holders(sockets: usize) -> Vec<Child> {
     let own = env::current_exe().unwrap();
-    let mut command = if geteuid().is_root() {
-        let mut command = Command::new("unshare");
-        command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""]).arg(&own);
-        command
-    } else {
-        Command::new(&own)
-    };
-    command.args(["hold", &sockets.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line.trim(), sockets.to_string(), "the sockets could not be opened");
-    if geteuid().is_root() {
-        let namespace = File::open(format!("/proc/{}/ns/net", child.id())).unwrap();
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    let mut holders = Vec::new();
+    while holders.len() * OF_ONE < sockets {
+        let mut command = if geteuid().is_root() && holders.is_empty() {
+            let mut command = Command::new("unshare");
+            command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""]).arg(&own);
+            command
+        } else {
+            Command::new(&own)
+        };
+        let number = OF_ONE.min(sockets - holders.len() * OF_ONE);
+        command.args(["hold", &number.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), number.to_string(), "the sockets could not be opened");
+        if geteuid().is_root() && holders.is_empty() {
+            let namespace = File::open(format!("/proc/{}/ns/net", child.id())).unwrap();
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        }
+        holders.push(child);
     }
-    child
+    holders
 }
 
 fn bench() {
@@ -189,7 +196,7 @@ fn bench() {
         "| CPU, median | sockets | told | ms | of `ss` | of `netstat` | of `lsof` |\n|---|---|---|---|---|---|---|"
     );
     for (sockets, turns) in SIZES {
-        let mut holder = holder(sockets);
+        let holders = holders(sockets);
         let mut contenders = contenders();
         let mut used = vec![Vec::new(); contenders.len()];
         let mut told = vec![0; contenders.len()];
@@ -213,8 +220,10 @@ fn bench() {
             println!("| {} | {sockets} | {told} | {ms} | {ss} | {netstat} | {lsof} |", contender.name);
         }
         io::stdout().flush().unwrap();
-        drop(holder.stdin.take());
-        holder.wait().unwrap();
+        for mut holder in holders {
+            drop(holder.stdin.take());
+            holder.wait().unwrap();
+        }
     }
 }
 

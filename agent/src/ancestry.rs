@@ -125,6 +125,7 @@ impl Ancestry {
                 user: String::new(),
                 container: String::new(),
                 unit: String::new(),
+                command_line: String::new(),
             };
             Described { owner: Arc::new(owner), netns: 0 }
         })
@@ -170,8 +171,11 @@ impl Entry {
         let Described { owner, netns } = parent;
         let process = self.name.clone().unwrap_or_else(|| owner.process.clone());
         // Programs that enter another network namespace do so before they run another one.
-        let (exe, netns) = if self.exec { (String::new(), 0) } else { (owner.exe.clone(), *netns) };
-        let owner = Owner { pid, started_at: Some(started_at), process, exe, ..Owner::clone(owner) };
+        let (exe, command_line, netns) = match self.exec {
+            true => (String::new(), String::new(), 0),
+            false => (owner.exe.clone(), owner.command_line.clone(), *netns),
+        };
+        let owner = Owner { pid, started_at: Some(started_at), process, exe, command_line, ..Owner::clone(owner) };
         Described { owner: Arc::new(owner), netns }
     }
 }
@@ -190,6 +194,7 @@ mod tests {
             user: "www-data".to_owned(),
             container: String::new(),
             unit: format!("{process}.service"),
+            command_line: String::new(),
         };
         Described { owner: Arc::new(owner), netns: 7 }
     }

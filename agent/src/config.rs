@@ -50,6 +50,8 @@ pub struct Config {
     /// Whether the bytes of TCP connections are counted. Absent leaves it to what else they give: without events, the end
     /// of every connection; where events tell that, they would nearly double what a connection costs.
     pub bytes: Option<Bytes>,
+    /// Whether command lines of processes are told.
+    pub command_lines: CommandLines,
     /// What walks may cost, percent of one core; what is dearer comes less often.
     pub cpu_percent: u32,
     /// What the agent may take of memory, bytes; sockets that do not fit are counted and not followed.
@@ -65,6 +67,16 @@ pub enum Bytes {
     On,
     /// It is not.
     Off,
+}
+
+/// Whether the command lines of the processes that own sockets are told. They can hold secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CommandLines {
+    /// They are not read.
+    #[default]
+    Untold,
+    /// They are, with what looks like a secret replaced by `***`.
+    Redacted,
 }
 
 /// Whose sockets are told.
@@ -89,6 +101,7 @@ impl Default for Config {
             name: None,
             reach: Reach::default(),
             bytes: None,
+            command_lines: CommandLines::default(),
             cpu_percent: 10,
             memory_bytes: 512 * MIB,
         }
@@ -156,6 +169,8 @@ struct Settings {
     #[serde(default)]
     namespaces: Reach,
     bytes: Option<Bytes>,
+    #[serde(default)]
+    command_line: bool,
     cpu_percent: Option<u64>,
     memory_mib: Option<u64>,
 }
@@ -211,6 +226,7 @@ impl Config {
             name,
             reach: settings.namespaces,
             bytes: settings.bytes,
+            command_lines: if settings.command_line { CommandLines::Redacted } else { CommandLines::Untold },
             cpu_percent: CPU_PERCENT
                 .check(settings.cpu_percent)?
                 .and_then(|percent| percent.try_into().ok())
@@ -229,6 +245,8 @@ mod tests {
         assert_eq!(Config::parse(""), Ok(Config::default()));
         let config = Config::parse("walk_ms = 250\nname = \"web1\"\nbytes = \"off\"").unwrap();
         assert_eq!((config.bytes, config.memory_bytes), (Some(Bytes::Off), Config::default().memory_bytes));
+        assert_eq!(config.command_lines, CommandLines::Untold);
+        assert_eq!(Config::parse("command_line = true").unwrap().command_lines, CommandLines::Redacted);
         assert_eq!((config.walk, config.referee), (Duration::from_millis(250), Config::default().referee));
         assert_eq!(config.name.unwrap().as_str(), "web1");
     }
@@ -243,6 +261,7 @@ mod tests {
             ("name = \"web 1\"", "name: `web 1` is no host name"),
             ("namespaces = \"some\"", "unknown variant `some`"),
             ("bytes = true", "line 1"),
+            ("command_line = \"yes\"", "line 1"),
             ("cpu_percent = 0", "cpu_percent = 0 is not within 1 and 100"),
             ("memory_mib = 31", "memory_mib = 31 is not within 32 and 65536"),
             ("wakl_ms = 1", "unknown field `wakl_ms`"),

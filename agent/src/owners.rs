@@ -2,23 +2,18 @@
 //!
 //! There is no index from a socket to its holders: every descriptor of every process is looked at (3 to 5 us each), so
 //! a scan is for when something unknown appeared. `process` reads one process, `placement` tells its container and
-//! unit, `users` the name of its user, `known` remembers all that.
+//! unit, `users` the name of its user, `command_line` how it was called, `known` remembers all that.
 
+mod command_line;
 mod known;
 mod placement;
 mod process;
 mod users;
 
-use std::{
-    collections::{HashMap, HashSet},
-    ffi::CString,
-    io,
-    mem::MaybeUninit,
-    os::fd::OwnedFd,
-    sync::Arc,
-};
+use std::{ffi::CString, io, mem::MaybeUninit, os::fd::OwnedFd, sync::Arc};
 
 use fleetsock_proto::{batch::SOCKET_OWNERS_LIMIT, owner::Owner};
+use foldhash::{HashMap, HashSet};
 use rustix::{
     ffi::CStr,
     fs::{AtFlags, CWD, Mode, OFlags, RawDir, SeekFrom, openat, readlinkat_raw, seek, stat, statat},
@@ -30,7 +25,7 @@ pub(crate) use self::{
     placement::Placement,
     process::{Folder, buffer, cut, pid},
 };
-use crate::ancestry::Described;
+use crate::{ancestry::Described, config::CommandLines};
 
 /// Bytes of folder entries that are read at once.
 const ENTRIES: usize = 32 * 1024;
@@ -58,6 +53,9 @@ pub enum OwnersError {
     /// There is no /proc.
     #[error("cannot open /proc: {0}")]
     Proc(#[source] Errno),
+    /// What hides secrets in command lines cannot be made.
+    #[error("cannot make the patterns that hide secrets in command lines: {0}")]
+    Redaction(#[source] Box<regex::Error>),
     /// There is no thread to look up the names of users.
     #[error("cannot start the thread that looks up user names: {0}")]
     Users(#[source] io::Error),
@@ -83,6 +81,14 @@ impl Processes {
         let own = stat("/proc/self/fd").map_err(OwnersError::Proc)?;
         let known = Known::new().map_err(OwnersError::Users)?;
         Ok(Processes { proc, known, counts_descriptors: own.st_size > 0 })
+    }
+
+    /// The same, that tells the command lines of processes if that is wanted.
+    pub fn telling(mut self, command_lines: CommandLines) -> Result<Processes, OwnersError> {
+        if command_lines == CommandLines::Redacted {
+            self.known.tell_command_lines().map_err(|error| OwnersError::Redaction(Box::new(error)))?;
+        }
+        Ok(self)
     }
 
     /// Looks through the descriptors of all processes for the wanted socket inodes. Processes that end meanwhile own
@@ -237,7 +243,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let twin = listener.try_clone().unwrap();
         let mut processes = Processes::open().unwrap();
-        let scan = processes.scan(&Wanted::from([inode(&listener), 1]));
+        let scan = processes.scan(&Wanted::from_iter([inode(&listener), 1]));
         // Another test may be between fork and exec, and then its child holds the socket too: it is younger.
         let owner = &scan.owners[&inode(&twin)][0];
         assert_eq!(owner.pid, std::process::id());
@@ -258,7 +264,7 @@ mod tests {
         let mut child = shell.stdin(OwnedFd::from(listener.try_clone().unwrap())).stderr(told).spawn().unwrap();
         let mut processes = Processes::open().unwrap();
         let mut find = || {
-            let scan = processes.scan(&Wanted::from([inode(&listener)]));
+            let scan = processes.scan(&Wanted::from_iter([inode(&listener)]));
             let owner = scan.owners[&inode(&listener)].iter().find(|owner| owner.pid == child.id()).cloned();
             owner.expect("the child holds the listener")
         };
@@ -285,6 +291,7 @@ mod tests {
                 user: String::new(),
                 container: String::new(),
                 unit: String::new(),
+                command_line: String::new(),
             })
         };
         let (mut owners, mut left_out) = (Vec::new(), 0);

@@ -25,7 +25,7 @@ const REFERENCE_BYTES: usize = 3;
 /// Bytes of a process at most, its strings aside: pid and uid 5 each, start 10, five references.
 const PROCESS_BYTES: usize = 20 + STRINGS * REFERENCE_BYTES;
 /// Strings of a process.
-const STRINGS: usize = 5;
+const STRINGS: usize = Owner::TEXTS;
 /// Bytes of the length and the tag of a string.
 const STRING_BYTES: usize = 4;
 
@@ -118,7 +118,7 @@ impl Load {
             socket.owners.iter().filter(|owner| !self.processes.contains_key(&place(owner))).collect();
         new.sort_unstable_by_key(|owner| place(owner));
         new.dedup_by_key(|owner| place(owner));
-        let texts: usize = new.iter().flat_map(|owner| texts(owner)).map(|text| text.len() + STRING_BYTES).sum();
+        let texts: usize = new.iter().flat_map(|owner| owner.texts()).map(|text| text.len() + STRING_BYTES).sum();
         Weight {
             owners: socket.owners.len(),
             processes: new.len(),
@@ -146,10 +146,6 @@ impl Load {
 
 fn place(owner: &Arc<Owner>) -> usize {
     Arc::as_ptr(owner).addr()
-}
-
-fn texts(owner: &Owner) -> [&String; STRINGS] {
-    [&owner.process, &owner.exe, &owner.user, &owner.container, &owner.unit]
 }
 
 impl Packer {
@@ -198,9 +194,9 @@ fn cut_to_limits(socket: &mut Socket) -> u64 {
     let mut lost = u64::try_from(socket.owners.len().saturating_sub(SOCKET_OWNERS_LIMIT)).unwrap_or(u64::MAX);
     socket.owners.truncate(SOCKET_OWNERS_LIMIT);
     for owner in &mut socket.owners {
-        if texts(owner).iter().any(|text| text.len() > BATCH_TEXT_LIMIT) {
+        if owner.texts().iter().any(|text| text.len() > BATCH_TEXT_LIMIT) {
             let owner = Arc::make_mut(owner);
-            for text in [&mut owner.process, &mut owner.exe, &mut owner.user, &mut owner.container, &mut owner.unit] {
+            for text in owner.texts_mut() {
                 let end = (0..=BATCH_TEXT_LIMIT).rev().find(|end| text.is_char_boundary(*end));
                 text.truncate(end.unwrap_or(0));
             }
@@ -230,8 +226,9 @@ mod tests {
 
     fn owner(pid: u32, exe: String) -> Arc<Owner> {
         let text = |name: &str| format!("{name}{pid}");
-        let (process, user, container, unit) = (text("p"), text("u"), text("c"), text("s"));
-        Arc::new(Owner { pid, started_at: Some(window().since), process, exe, uid: pid, user, container, unit })
+        let [process, user, container, unit, command_line] = ["p", "u", "c", "s", "l"].map(text);
+        let started_at = Some(window().since);
+        Arc::new(Owner { pid, started_at, process, exe, uid: pid, user, container, unit, command_line })
     }
 
     /// As wide as a row can be: IPv6, far times, all numbers long.

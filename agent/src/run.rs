@@ -116,7 +116,7 @@ pub async fn run(
     let observer = Observer {
         surveyor,
         namespaces,
-        processes: Processes::open()?,
+        processes: Processes::open()?.telling(config.command_lines)?,
         chronicle: events.as_ref().map(|(chronicle, _)| Arc::clone(chronicle)),
         departures: departures.clone(),
         ledger,

@@ -304,6 +304,7 @@ pub fn owners(owners: &[Owner]) -> Value {
                 "user": user(owner),
                 "container": text(&owner.container),
                 "unit": text(&owner.unit),
+                "command_line": text(&owner.command_line),
                 "started_at": moment_or_null(owner.started_at),
             })
         })

@@ -152,6 +152,9 @@ pub enum Role {
     },
 }
 
+/// The index of the empty string, which every batch has.
+const EMPTY: u32 = 0;
+
 /// Collects the strings and processes of a batch, each once.
 #[derive(Default)]
 struct Tables {
@@ -195,8 +198,7 @@ impl Tables {
             return *index;
         }
         let index = index(self.processes.pid.len());
-        let [process, exe, user, container, unit] =
-            [&owner.process, &owner.exe, &owner.user, &owner.container, &owner.unit].map(|text| self.string(text));
+        let [process, exe, user, container, unit, command_line] = owner.texts().map(|text| self.string(text));
         let columns = &mut self.processes;
         columns.pid.push(owner.pid);
         columns.started_at_us.push(owner.started_at.map_or(0, Timestamp::as_micros));
@@ -205,9 +207,20 @@ impl Tables {
         columns.user.push(user);
         columns.container.push(container);
         columns.unit.push(unit);
+        columns.command_line.push(command_line);
         columns.uid.push(owner.uid);
         self.process_of.insert(Arc::clone(owner), index);
         index
+    }
+}
+
+impl wire::ProcessColumns {
+    /// Most agents tell no command lines: then the column is absent.
+    fn without_empty_columns(mut self) -> wire::ProcessColumns {
+        if self.command_line.iter().all(|index| *index == EMPTY) {
+            self.command_line = Vec::new();
+        }
+        self
     }
 }
 
@@ -231,7 +244,7 @@ impl From<&Batch> for wire::Batch {
             observed_since: Some(batch.observed_since.into()),
             observed_until: Some(batch.observed_until.into()),
             strings: tables.strings,
-            processes: Some(tables.processes),
+            processes: Some(tables.processes.without_empty_columns()),
             sockets: Some(columns),
         }
     }
@@ -347,6 +360,7 @@ fn owners(strings: Vec<String>, columns: wire::ProcessColumns) -> Result<Vec<Arc
             columns.container.len(),
             columns.unit.len(),
             columns.uid.len(),
+            if columns.command_line.is_empty() { rows } else { columns.command_line.len() },
         ],
     )?;
     let string = |index: u32| {
@@ -366,6 +380,7 @@ fn owners(strings: Vec<String>, columns: wire::ProcessColumns) -> Result<Vec<Arc
                 user: string(columns.user[row])?,
                 container: string(columns.container[row])?,
                 unit: string(columns.unit[row])?,
+                command_line: columns.command_line.get(row).map_or(Ok(String::new()), |index| string(*index))?,
             }))
         })
         .collect()

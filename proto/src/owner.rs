@@ -21,6 +21,25 @@ pub struct Owner {
     pub container: String,
     /// systemd unit; empty when there is none.
     pub unit: String,
+    /// Command line without the secrets in it; empty unless the agent was told to tell it.
+    pub command_line: String,
+}
+
+impl Owner {
+    /// How many texts it has.
+    pub const TEXTS: usize = 6;
+
+    /// Its texts, in the order of the contract's columns.
+    pub fn texts(&self) -> [&String; Owner::TEXTS] {
+        let Owner { process, exe, user, container, unit, command_line, .. } = self;
+        [process, exe, user, container, unit, command_line]
+    }
+
+    /// The same, to be shortened.
+    pub fn texts_mut(&mut self) -> [&mut String; Owner::TEXTS] {
+        let Owner { process, exe, user, container, unit, command_line, .. } = self;
+        [process, exe, user, container, unit, command_line]
+    }
 }
 
 impl From<Owner> for wire::Owner {
@@ -34,6 +53,7 @@ impl From<Owner> for wire::Owner {
             user: owner.user,
             container: owner.container,
             unit: owner.unit,
+            command_line: owner.command_line,
         }
     }
 }
@@ -51,6 +71,7 @@ impl TryFrom<wire::Owner> for Owner {
             user: owner.user,
             container: owner.container,
             unit: owner.unit,
+            command_line: owner.command_line,
         })
     }
 }

@@ -181,6 +181,7 @@ fn socket(agent: u32, cookie: u64, now: Timestamp) -> Socket {
         user: process.to_owned(),
         container: String::new(),
         unit: format!("{process}.service"),
+        command_line: String::new(),
     };
     let listener = cookie.is_multiple_of(5);
     let peer = SocketAddr::new(address((agent * 31 + cookie as u32) % 10_000), 40_000 + (cookie % 20_000) as u16);

@@ -10,6 +10,7 @@ use rustix::{
 };
 
 use super::{
+    command_line::Redaction,
     placement::Placement,
     process::{self, Folder, Stat},
     users::Users,
@@ -27,6 +28,8 @@ const BOOT_TOLERANCE_US: i64 = 1_000_000;
 pub(super) struct Known {
     processes: HashMap<u32, Entry>,
     users: Users,
+    /// Present when command lines are told.
+    redaction: Option<Redaction>,
     boot_us: i64,
     /// Number of the scan.
     scan: u64,
@@ -50,6 +53,7 @@ impl Known {
         Ok(Known {
             processes: HashMap::new(),
             users: Users::start()?,
+            redaction: None,
             boot_us: boot_us(),
             scan: 0,
             buffer: process::buffer(),
@@ -120,6 +124,7 @@ impl Known {
                 user: name.unwrap_or_default(),
                 container: placement.container,
                 unit: placement.unit,
+                command_line: self.command_line(folder),
             }),
         };
         let owner = Arc::clone(&entry.owner);
@@ -127,6 +132,18 @@ impl Known {
             self.processes.insert(pid, entry);
         }
         Ok(owner)
+    }
+
+    /// Tells command lines from now on.
+    pub(super) fn tell_command_lines(&mut self) -> Result<(), regex::Error> {
+        self.redaction = Some(Redaction::new()?);
+        Ok(())
+    }
+
+    /// The command line, if it is told; empty also when the process is gone or has none.
+    fn command_line(&mut self, folder: &Folder) -> String {
+        let Some(redaction) = &self.redaction else { return String::new() };
+        folder.file(c"cmdline", &mut self.buffer).map(|cmdline| redaction.tell(cmdline)).unwrap_or_default()
     }
 
     fn date(&self, stat: &Stat) -> Timestamp {

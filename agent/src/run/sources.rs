@@ -57,7 +57,8 @@ impl Sources {
             Ok(events) => {
                 tracing::info!(ring_bytes = events.ring_bytes(), "listening to events");
                 let chronicle = Chronicle::new(sockets).map_err(|error| broken("reader of events", error))?;
-                (Some((Arc::new(chronicle), Reader::new(events, Processes::open()?))), Hearing::Events)
+                let processes = Processes::open()?.telling(config.command_lines)?;
+                (Some((Arc::new(chronicle), Reader::new(events, processes))), Hearing::Events)
             }
             Err(error) if hears_tcp => (None, Hearing::Ends(error.to_string())),
             Err(error) => (None, Hearing::Nothing(error.to_string())),

@@ -58,6 +58,7 @@ fn owner(pid: u32) -> Arc<Owner> {
         user: "root".to_owned(),
         container: String::new(),
         unit: String::new(),
+        command_line: String::new(),
     })
 }
 
@@ -173,12 +174,12 @@ fn only_new_and_newly_accepted_sockets_are_looked_for_and_the_referee_looks_for_
     let mut waiting = session(2, "10.0.0.1:80", "10.0.0.9:4000");
     waiting.inode = NOBODY;
     let rows = [listener(1, "0.0.0.0:80"), waiting];
-    assert_eq!(table.wanted(&rows, Search::Unknown), Wanted::from([101]));
+    assert_eq!(table.wanted(&rows, Search::Unknown), Wanted::from_iter([101]));
     step(&mut table, 1, &rows, &scan(&[(101, &[7])]));
-    assert_eq!(table.wanted(&rows, Search::Unknown), Wanted::new());
+    assert_eq!(table.wanted(&rows, Search::Unknown), Wanted::default());
     let accepted = [listener(1, "0.0.0.0:80"), session(2, "10.0.0.1:80", "10.0.0.9:4000")];
-    assert_eq!(table.wanted(&accepted, Search::Unknown), Wanted::from([102]));
-    assert_eq!(table.wanted(&accepted, Search::Referee), Wanted::from([101, 102]));
+    assert_eq!(table.wanted(&accepted, Search::Unknown), Wanted::from_iter([102]));
+    assert_eq!(table.wanted(&accepted, Search::Referee), Wanted::from_iter([101, 102]));
     let changes = step(&mut table, 2, &accepted, &scan(&[(102, &[7])]));
     assert_eq!(ops(&changes), [("updated", 2)]);
     assert_eq!((changes[0].socket.owner_known, changes[0].socket.owners.len()), (OwnerKnown::Exact, 1));
@@ -315,7 +316,7 @@ fn a_udp_socket_that_connects_closes_as_listener_and_opens_as_session() {
     let connected = udp(session(1, "10.0.0.1:5004", "10.0.0.9:4000"));
     // Its inode is known already, its owners are kept across the change.
     let wanted = table.wanted(&[connected], Search::Unknown);
-    assert_eq!(wanted, Wanted::new());
+    assert_eq!(wanted, Wanted::default());
     let changes = step(&mut table, 2, &[connected], &OwnerScan::default());
     assert_eq!(ops(&changes), [("closed", 1), ("opened", 1)]);
     assert_eq!(changes[0].socket.role, Role::Listener);

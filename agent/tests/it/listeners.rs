@@ -275,3 +275,27 @@ fn a_socket_keeps_its_key_from_walk_to_walk_and_tells_its_family() {
     assert_eq!(first.map(|row| row.state), [SocketState::Listen, SocketState::Established, SocketState::Unconnected]);
     assert_eq!(first[1].peer, Some(listener.local_addr().unwrap()));
 }
+
+#[test]
+fn multipath_tcp_is_seen_as_the_tcp_connections_that_it_is_made_of() {
+    use rustix::net::{
+        AddressFamily, SocketAddrV4, SocketType, accept, bind, connect, getsockname, ipproto, listen, socket,
+    };
+    let Ok(listener) = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP)) else {
+        return skip("the kernel has no multipath TCP");
+    };
+    bind(&listener, &SocketAddrV4::new([127, 0, 0, 1].into(), 0)).unwrap();
+    listen(&listener, 1).unwrap();
+    let server = SocketAddrV4::try_from(getsockname(&listener).unwrap()).unwrap();
+    let client = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP)).unwrap();
+    connect(&client, &server).unwrap();
+    let accepted = accept(&listener).unwrap();
+    let (rows, owners) = walk();
+    let seen = |row: &&SocketRow| [row.local.port(), row.peer.map_or(0, |peer| peer.port())].contains(&server.port());
+    let states: Vec<_> = rows.iter().filter(seen).map(|row| (row.protocol, row.state)).collect();
+    let count = |state| states.iter().filter(|seen| **seen == (Protocol::Tcp, state)).count();
+    assert_eq!((count(SocketState::Listen), count(SocketState::Established), states.len()), (1, 2, 3), "{states:?}");
+    let mine = |row: &SocketRow| owners[&row.inode].contains(&std::process::id());
+    assert!(rows.iter().filter(seen).all(mine), "{rows:?}");
+    drop(accepted);
+}

@@ -117,6 +117,7 @@ mod tests {
             user: String::new(),
             container: String::new(),
             unit: String::new(),
+            command_line: String::new(),
         }
     }
 

@@ -33,6 +33,7 @@ const FIELDS: &[Field<Listener>] = &[
     Field { name: "closed_at", value: |row, _| moment_or_null(row.closed.map(|(at, _)| at)) },
     Field { name: "closed_known", value: |row, _| row.closed.map_or(Value::Null, |(_, known)| known.as_str().into()) },
     Field { name: "host_state", value: |row, _| row.host_state.as_str().into() },
+    Field { name: "command_line", value: |row, _| of_owner(&row.owners, |owner| text(&owner.command_line)) },
 ];
 
 const COLUMNS: &[Column<Listener>] = &[
@@ -61,6 +62,9 @@ const COLUMNS: &[Column<Listener>] = &[
     }),
     column("netns", "NETNS", &["netns"], Shown::Wide, Side::Right, |row, _| Cell::new(&row.netns.to_string())),
     column("host_id", "HOST-ID", &["host_id"], Shown::Wide, Side::Left, |row, _| Cell::new(&row.host_id.to_string())),
+    column("command_line", "COMMAND-LINE", &["command_line"], Shown::Wide, Side::Left, |row, _| {
+        Cell::new(row.owners.first().map_or("", |owner| &owner.command_line))
+    }),
 ];
 
 const fn column(

@@ -51,6 +51,7 @@ const FIELDS: &[Field<Session>] = &[
     Field { name: "service_source", value: |row, _| service_source(row.service()) },
     Field { name: "owners", value: |row, _| owners(&row.owners) },
     Field { name: "host_state", value: |row, _| row.host_state.as_str().into() },
+    Field { name: "command_line", value: |row, _| of_owner(&row.owners, |owner| text(&owner.command_line)) },
 ];
 
 fn peer(row: &Session, _: &View) -> Cell {
@@ -123,6 +124,9 @@ const COLUMNS: &[Column<Session>] = &[
         Cell::new(row.owners.first().map_or("", |owner| &owner.exe))
     }),
     column("host_id", "HOST-ID", &["host_id"], Shown::Wide, Side::Left, |row, _| Cell::new(&row.host_id.to_string())),
+    column("command_line", "COMMAND-LINE", &["command_line"], Shown::Wide, Side::Left, |row, _| {
+        Cell::new(row.owners.first().map_or("", |owner| &owner.command_line))
+    }),
 ];
 
 const fn column(

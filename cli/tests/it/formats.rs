@@ -42,6 +42,7 @@ fn owner(pid: u32, process: &str) -> Owner {
         user: "www-data".to_owned(),
         container: String::new(),
         unit: format!("{process}.service"),
+        command_line: String::new(),
     }
 }
 

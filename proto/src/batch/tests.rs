@@ -15,6 +15,7 @@ fn owner() -> impl Strategy<Value = Arc<Owner>> {
             uid,
             user: text.clone(),
             container: String::new(),
+            command_line: if uid == 0 { String::new() } else { format!("/bin/{text} -x") },
             unit: text,
         })
     })
@@ -120,6 +121,7 @@ fn arbitrary_wire_batch() -> impl Strategy<Value = wire::Batch> {
                     container: c[5].clone(),
                     unit: c[6].clone(),
                     uid: c[7].clone(),
+                    command_line: c[6].clone(),
                 }),
                 sockets: Some(wire::SocketColumns {
                     op: signed(&c[8]),

@@ -71,6 +71,7 @@ fn owners(host: usize) -> Vec<Arc<Owner>> {
             user: (*process).to_owned(),
             container: String::new(),
             unit: format!("{process}.service"),
+            command_line: String::new(),
         })
     };
     ["nginx", "postgres", "sshd", "node", "java", "chronyd"].iter().enumerate().map(owner).collect()

@@ -45,6 +45,7 @@ fn owner(number: usize) -> Arc<Owner> {
         user: process.clone(),
         container: String::new(),
         unit: format!("{process}.service"),
+        command_line: String::new(),
         process,
     })
 }

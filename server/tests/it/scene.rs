@@ -36,6 +36,7 @@ pub(crate) fn owner(process: &str, pid: u32) -> Arc<Owner> {
         user: format!("_{process}"),
         container: String::new(),
         unit: format!("{process}.service"),
+        command_line: String::new(),
     })
 }
 

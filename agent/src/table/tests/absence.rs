@@ -50,7 +50,7 @@ fn what_lies_in_a_namespace_that_was_not_walked_stays_open() {
     let mut survey = whole();
     survey.walked.remove(&2);
     let scan = OwnerScan::default();
-    let changes = table.apply(walk(2, &[], &survey), &Wanted::new(), &scan, &()).changes;
+    let changes = table.apply(walk(2, &[], &survey), &Wanted::default(), &scan, &()).changes;
     assert_eq!(ops(&changes), [("closed", 1)]);
     assert_eq!(ops(&step(&mut table, 3, &[], &scan)), [("closed", 2)]);
 }
@@ -68,7 +68,7 @@ fn sockets_of_a_namespace_that_vanished_are_open_while_somebody_holds_them() {
         survey.walked.remove(&2);
         let vanished = BTreeSet::from([2]);
         let wanted: Wanted = table.inodes_in(&vanished).collect();
-        assert_eq!(wanted, Wanted::from([102]));
+        assert_eq!(wanted, Wanted::from_iter([102]));
         let walk = Walk { vanished: &vanished, ..walk(2, &[], &survey) };
         let changes = table.apply(walk, &wanted, &scan, &()).changes;
         let closed = changes.first().map(|change| match change.op {

@@ -128,6 +128,7 @@ struct Program {
     user: String,
     container: String,
     unit: String,
+    command_line: String,
 }
 
 /// The programs of one answer, each looked up once.
@@ -151,6 +152,7 @@ impl<'a> Programs<'a> {
                     user: row.get("user")?,
                     container: row.get("container")?,
                     unit: row.get("unit")?,
+                    command_line: row.get("command_line")?,
                 })
             })?;
             self.known.insert(id, program);
@@ -165,8 +167,9 @@ impl<'a> Programs<'a> {
     }
 
     fn owner(&mut self, stored: StoredOwner) -> Result<Owner, rusqlite::Error> {
-        let Program { process, exe, uid, user, container, unit } = self.get(stored.program_id)?.clone();
-        Ok(Owner { pid: stored.pid, started_at: stored.started_at, process, exe, uid, user, container, unit })
+        let Program { process, exe, uid, user, container, unit, command_line } = self.get(stored.program_id)?.clone();
+        let StoredOwner { pid, started_at, .. } = stored;
+        Ok(Owner { pid, started_at, process, exe, uid, user, container, unit, command_line })
     }
 }
 

