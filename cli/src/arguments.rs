@@ -5,7 +5,7 @@ use clap::{Args, Command, CommandFactory, Parser, Subcommand};
 
 use crate::{
     audit, changes, completions, context, dev, diff, doctor, hosts, login, operators, ports, render::Format, sessions,
-    timeline, tokens, topics, version,
+    summary, timeline, tokens, topics, version,
 };
 
 /// Examples stand before everything else.
@@ -53,6 +53,9 @@ pub enum What {
     /// Compare the listening ports of two moments; exit with 1 when they differ.
     #[command(before_help = diff::EXAMPLES)]
     Diff(diff::Arguments),
+    /// Count listening ports, sessions and bytes by class, service, host, process, peer or hour.
+    #[command(before_help = summary::EXAMPLES)]
+    Summary(summary::Arguments),
     /// Make, list and revoke the tokens that hosts and operators enrol with.
     #[command(before_help = tokens::EXAMPLES)]
     Tokens(tokens::Arguments),

@@ -37,6 +37,7 @@ fn only_asks(command: &What) -> bool {
         | What::Changes(_)
         | What::Timeline(_)
         | What::Diff(_)
+        | What::Summary(_)
         | What::Tokens(_)
         | What::Operators(_)
         | What::Audit(_)

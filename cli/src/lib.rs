@@ -46,6 +46,7 @@ pub mod sanitise;
 pub mod server;
 pub mod sessions;
 pub mod suggestion;
+pub mod summary;
 pub mod timeline;
 pub mod tokens;
 pub mod topics;
@@ -105,6 +106,7 @@ fn perform(invocation: &mut Invocation, command: What) -> Result<Exit, Ended> {
             What::Changes(arguments) => changes::run(invocation, arguments).await,
             What::Timeline(arguments) => timeline::run(invocation, arguments).await,
             What::Diff(arguments) => diff::run(invocation, arguments).await,
+            What::Summary(arguments) => summary::run(invocation, arguments).await,
             What::Tokens(arguments) => tokens::run(invocation, arguments).await,
             What::Operators(arguments) => operators::run(invocation, arguments).await,
             What::Audit(arguments) => audit::run(invocation, arguments).await,

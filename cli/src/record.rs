@@ -25,6 +25,7 @@ pub mod host;
 pub mod operator;
 pub mod port;
 pub mod session;
+pub mod sum;
 pub mod token;
 
 /// What a row is turned into text with.

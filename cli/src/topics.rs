@@ -116,6 +116,7 @@ fn column_lists() -> String {
         host::Host,
         listener::Listener,
         session::Session,
+        summary::Sum,
         token::{OperatorCertificate, Token},
     };
 
@@ -132,6 +133,7 @@ fn column_lists() -> String {
         list::<ChangeRecord>("changes"),
         list::<Entry>("timeline"),
         list::<Difference>("diff"),
+        list::<Sum>("summary"),
         list::<Token>("tokens"),
         list::<OperatorCertificate>("operators"),
         list::<AuditRow>("audit"),

@@ -17,9 +17,10 @@ use crate::{
     identity::{Identity, Key, pin_of},
     join::JoinString,
     listener::Listener,
-    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion},
+    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
     session::Session,
     stream::{AgentMessage, ServerMessage},
+    summary::Sum,
     time::{self, Timestamp},
     tls,
     token::{Conditions, NewToken, Operator, OperatorCertificate, RevokedOperator, Token},
@@ -205,6 +206,12 @@ impl OperatorClient {
         self.answer(answer)
     }
 
+    /// Listeners, sessions and bytes in sum, the largest groups first.
+    pub async fn summarize(&mut self, question: SummaryQuestion) -> Result<Answer<Sum>, CallError> {
+        let answer = self.inventory.summarize(wire::SummarizeRequest::from(question)).await;
+        self.answer(answer)
+    }
+
     /// Makes a token; the text is the join string, which is told only now.
     pub async fn create_token(&mut self, token: NewToken) -> Result<(Token, String), CallError> {
         self.create_token_under(token, Conditions::default()).await
@@ -333,6 +340,7 @@ parts! {
     ListSessionsResponse, sessions, Session;
     ListCoverageResponse, gaps, Gap;
     ListChangesResponse, changes, ChangeRecord;
+    SummarizeResponse, sums, Sum;
     ListAuditResponse, rows, AuditRow;
 }
 

@@ -23,6 +23,7 @@ pub mod session;
 pub mod socket;
 pub mod spiffe;
 pub mod stream;
+pub mod summary;
 pub mod time;
 pub mod tls;
 pub mod token;

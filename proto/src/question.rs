@@ -14,8 +14,10 @@ use crate::{
 };
 
 mod changes;
+mod summary;
 
 pub use changes::ChangeQuestion;
+pub use summary::SummaryQuestion;
 
 /// Most values that one filter of a question may have.
 pub const FILTER_VALUES_LIMIT: usize = 1_000;

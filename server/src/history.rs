@@ -13,9 +13,10 @@ use fleetsock_proto::{
     change::ChangeRecord,
     host::{Host, HostFacts, HostId, HostSelector, Warning},
     listener::Listener,
-    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion},
+    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
     session::Session,
     stream::{AgentCost, BatchNumber, GapReport},
+    summary::Sum,
     time::Timestamp,
     token::{Conditions, NewToken, Operator, OperatorCertificate, RevokedOperator, Token, TokenPurpose},
 };
@@ -24,6 +25,7 @@ use tokio::sync::mpsc;
 pub mod cursor;
 pub mod matching;
 pub mod sqlite;
+pub mod summing;
 
 /// Where the rows of an answer go, in chunks. A reader that does not take them ends the question.
 pub type Rows<T> = mpsc::Sender<Vec<T>>;
@@ -105,6 +107,14 @@ pub trait History: Send + Sync + 'static {
         question: ChangeQuestion,
         now: Timestamp,
         rows: Rows<ChangeRecord>,
+    ) -> Result<AnswerMeta, HistoryError>;
+
+    /// Listeners, sessions and bytes in sum; the groups with most sessions first, or the latest hours.
+    async fn summarize(
+        &self,
+        question: SummaryQuestion,
+        now: Timestamp,
+        rows: Rows<Sum>,
     ) -> Result<AnswerMeta, HistoryError>;
 
     /// Gaps, newest first.

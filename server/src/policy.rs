@@ -38,7 +38,7 @@ use Who::{Admin, Agent, Anonymous, Local, Viewer};
 const RENEWAL: &str = "/fleetsock.v1.Agent/RenewCertificate";
 
 /// Every call, and who may make it.
-const TABLE: [(&str, &[Who]); 19] = [
+const TABLE: [(&str, &[Who]); 20] = [
     ("/fleetsock.v1.Enrollment/Enroll", &[Anonymous]),
     ("/fleetsock.v1.Enrollment/RenewExpired", &[Anonymous]),
     ("/fleetsock.v1.Agent/Session", &[Agent]),
@@ -48,6 +48,7 @@ const TABLE: [(&str, &[Who]); 19] = [
     ("/fleetsock.v1.Inventory/ListSessions", &[Viewer, Admin, Local]),
     ("/fleetsock.v1.Inventory/ListCoverage", &[Viewer, Admin, Local]),
     ("/fleetsock.v1.Inventory/ListChanges", &[Viewer, Admin, Local]),
+    ("/fleetsock.v1.Inventory/Summarize", &[Viewer, Admin, Local]),
     ("/fleetsock.v1.Admin/CreateToken", &[Admin, Local]),
     ("/fleetsock.v1.Admin/ListTokens", &[Admin, Local]),
     ("/fleetsock.v1.Admin/RevokeToken", &[Admin, Local]),

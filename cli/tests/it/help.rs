@@ -4,12 +4,13 @@ use crate::program::Home;
 
 /// Lines of a screen that nobody has to scroll.
 const SCREEN_LINES: usize = 50;
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "hosts",
     "ports",
     "sessions",
     "changes",
     "timeline",
+    "summary",
     "diff",
     "tokens",
     "login",

@@ -65,6 +65,13 @@ fn a_story_is_told_in_order_with_what_was_not_observed_and_a_comparison_by_its_e
     until("a session is there", || {
         (!fleet.items(&["sessions", "--host", "web1", "--port", "8098"]).0.is_empty()).then_some(())
     });
+    let (sums, meta) = fleet.items(&["summary", "--by", "host,class", "--port", "8098"]);
+    let told = ["host", "class"].map(|field| sums[0][field].as_str().unwrap());
+    assert_eq!((sums.len(), told), (1, ["web1", "registered"]), "{sums:?}");
+    assert_eq!(["listeners", "sessions"].map(|field| sums[0][field].as_u64()), [Some(1); 2], "{sums:?}");
+    assert_eq!((meta["truncated"].as_bool(), meta["hosts_total"].as_u64()), (Some(false), Some(1)));
+    let by_peer = fleet.ask(&["summary", "--by", "peer", "--since", "1h", "--port", "8098"]);
+    assert!(by_peer.out.contains("10.99.0.1") && !by_peer.out.contains("LISTENERS"), "{by_peer:?}");
     client.stop();
     fleet.stop_agent("web1");
     let unobserved = moment();

@@ -72,6 +72,11 @@ fn a_wrong_filter_is_told_with_what_to_type() {
             "error: --kind: `scope-widend` is no kind of change; one of opened, closed, owner-changed, scope-widened, \
              agent-started, host-booted\n  try: --kind scope-widened\n",
         ),
+        (
+            "summary --by sevice",
+            "error: --by: `sevice` is no dimension; one of class, service, host, process, peer, hour\n  \
+             try: --by service\n",
+        ),
         ("hosts --sort=-uptime", "error: a host has no column `uptime`\n  try: one of"),
     ] {
         if !expected.ends_with('\n') {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fleetsock_proto::{
     answer::AnswerMeta,
-    question::{self, ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion},
+    question::{self, ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
     wire::{self, inventory_server::Inventory},
 };
 use tonic::{Request, Response, Status};
@@ -54,6 +54,7 @@ impl Inventory for InventoryService {
     type ListSessionsStream = Messages<wire::ListSessionsResponse>;
     type ListCoverageStream = Messages<wire::ListCoverageResponse>;
     type ListChangesStream = Messages<wire::ListChangesResponse>;
+    type SummarizeStream = Messages<wire::SummarizeResponse>;
 
     async fn list_hosts(
         &self,
@@ -141,6 +142,24 @@ impl Inventory for InventoryService {
                 asked,
                 move |rows| async move { history.list_changes(question, now, rows).await },
                 |rows, meta| wire::ListChangesResponse { changes: into(rows), meta: meta.map(Into::into) },
+            )
+            .await
+    }
+
+    async fn summarize(
+        &self,
+        request: Request<wire::SummarizeRequest>,
+    ) -> Result<Response<Self::SummarizeStream>, Status> {
+        let peer = peer(&request)?;
+        let question = SummaryQuestion::try_from(request.into_inner()).map_err(status::of_invalid)?;
+        let asked = Asked { action: "summarize", detail: wording::summary(&question) };
+        let (history, now) = (Arc::clone(&self.history), self.answering.now());
+        self.answering
+            .answer(
+                &peer,
+                asked,
+                move |rows| async move { history.summarize(question, now, rows).await },
+                |rows, meta| wire::SummarizeResponse { sums: into(rows), meta: meta.map(Into::into) },
             )
             .await
     }

@@ -5,7 +5,9 @@ use std::fmt::Display;
 use fleetsock_proto::{
     audit::AuditQuestion,
     host::HostSelector,
-    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SessionTime, SocketFilter},
+    question::{
+        ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SessionTime, SocketFilter, SummaryQuestion,
+    },
     time::Timestamp,
 };
 
@@ -115,6 +117,12 @@ pub(super) fn sessions(question: &SessionQuestion) -> String {
         .one("until", until.map(moment))
         .one("limit", question.limit)
         .done()
+}
+
+pub(super) fn summary(question: &SummaryQuestion) -> String {
+    let by = Flags::default().each("by", &question.by).0;
+    let sockets = sessions(&SessionQuestion { limit: question.limit, ..question.sockets.clone() });
+    cut(format!("{by} {sockets}").trim_end().to_owned())
 }
 
 pub(super) fn coverage(question: &CoverageQuestion) -> String {

@@ -18,9 +18,10 @@ use fleetsock_proto::{
     change::ChangeRecord,
     host::{Host, HostId, HostSelector},
     listener::Listener,
-    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion},
+    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
     session::Session,
     stream::{BatchNumber, GapReport},
+    summary::Sum,
     time::Timestamp,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     database::Database,
-    questions::{Readers, changes, coverage, ports, sessions},
+    questions::{Readers, changes, coverage, ports, sessions, summary},
     roster::Roster,
     work::{Reply, Work},
     writer::Writer,
@@ -224,6 +225,22 @@ impl History for SqliteHistory {
         self.questions
             .stream(bounds, question.limit, rows, move |reader, outlet| {
                 changes::list(reader, &selection, &places, &question, now, outlet)
+            })
+            .await
+    }
+
+    async fn summarize(
+        &self,
+        question: SummaryQuestion,
+        now: Timestamp,
+        rows: Rows<Sum>,
+    ) -> Result<AnswerMeta, HistoryError> {
+        let selection = self.roster.select(&question.sockets.filter.hosts, now)?;
+        let places = self.roster.places();
+        let bounds = self.options.bounds;
+        self.questions
+            .stream(bounds, question.limit, rows, move |reader, outlet| {
+                summary::summarize(reader, &selection, &places, &question, now, outlet)
             })
             .await
     }

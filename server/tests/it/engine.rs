@@ -16,8 +16,9 @@ use fleetsock_proto::{
     change::ChangeRecord,
     host::{HostId, HostSelector},
     listener::Listener,
-    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SessionTime},
+    question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SessionTime, SummaryQuestion},
     session::Session,
+    summary::Sum,
     time::Timestamp,
     token::{NewToken, TokenPurpose},
 };
@@ -198,6 +199,16 @@ impl<E: Engine> World<E> {
     ) -> Result<(Vec<ChangeRecord>, AnswerMeta), HistoryError> {
         let (rows, chunks) = mpsc::channel(1);
         let (meta, rows) = tokio::join!(self.store().list_changes(question, now, rows), collect(chunks));
+        Ok((rows, meta?))
+    }
+
+    pub(crate) async fn sums(
+        &self,
+        question: SummaryQuestion,
+        now: Timestamp,
+    ) -> Result<(Vec<Sum>, AnswerMeta), HistoryError> {
+        let (rows, chunks) = mpsc::channel(1);
+        let (meta, rows) = tokio::join!(self.store().summarize(question, now, rows), collect(chunks));
         Ok((rows, meta?))
     }
 

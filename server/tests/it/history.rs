@@ -15,6 +15,7 @@ mod readers;
 mod registry;
 mod sessions;
 mod snapshots;
+mod sums;
 
 /// Makes a test of each case.
 macro_rules! cases {
@@ -92,6 +93,11 @@ macro_rules! conformance {
                 every_change_is_told_once_however_many_there_are
                 changes_are_chosen_by_socket_scope_and_either_owner
                 a_question_that_would_hold_too_much_is_refused_with_words
+            }
+            cases! { $engine, sums:
+                groups_are_counted_now_then_and_within_a_window
+                filters_choose_what_is_counted_and_peers_are_those_of_sessions
+                the_largest_groups_come_first_and_an_answer_that_was_cut_says_so
             }
             cases! { $engine, filters:
                 every_filter_of_listeners_selects_what_it_says

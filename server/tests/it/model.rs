@@ -6,16 +6,18 @@
 mod expected;
 mod simulated;
 
-use std::fmt::Debug;
+use std::{collections::BTreeMap, fmt::Debug};
 
 use fleetsock_proto::{
     answer::GapReason,
     batch::{Batch, BatchKind, Change},
     change::{ChangeRecord, ChangeSubject, Changed},
     listener::Listener,
-    question::{ChangeQuestion, PortQuestion, SessionQuestion, SessionTime},
+    question::{ChangeQuestion, PortQuestion, SessionQuestion, SessionTime, SummaryQuestion},
     session::Session,
+    socket::Protocol,
     stream::GapReport,
+    summary::{Dimension, Group},
     time::Timestamp,
 };
 use fleetsock_server::history::{Applied, History, Presence};
@@ -225,6 +227,41 @@ impl<E: Engine> Play<E> {
         }
     }
 
+    /// Compares sums with those of the model's rows, by any dimensions.
+    async fn compare_sums(&self, time: SessionTime, by: &[Dimension]) {
+        let sockets = SessionQuestion { time, ..SessionQuestion::default() };
+        let question = SummaryQuestion { sockets, by: by.to_vec(), limit: None };
+        let counts_listeners = question.counts_listeners();
+        let sums = self.world.sums(question, at(self.second)).await.unwrap().0;
+        let since = if let SessionTime::Within { since, .. } = time { since } else { Timestamp::MIN };
+        let mut expected: BTreeMap<String, [u64; 4]> = BTreeMap::new();
+        let mut count = |key: String, counts: [u64; 4]| {
+            let sum = expected.entry(key).or_default();
+            std::iter::zip(sum, counts).for_each(|(sum, count)| *sum += count);
+        };
+        for row in self.expected.iter().flat_map(|host| host.sessions(time)) {
+            let process = row.owners.first().map_or("", |owner| &owner.process);
+            let peer = row.peer.ip().to_string();
+            let facts = (row.host.as_str(), process, peer.as_str(), row.opened_at.max(since));
+            count(key(by, facts, (row.protocol, row.service_port())), [0, 1, row.bytes_sent, row.bytes_received]);
+        }
+        let listeners = self.expected.iter().flat_map(|host| host.listeners_of(time)).filter(|_| counts_listeners);
+        for row in listeners {
+            let process = row.owners.first().map_or("", |owner| &owner.process);
+            let facts = (row.host.as_str(), process, "", row.opened_at.max(since));
+            count(key(by, facts, (row.protocol, row.port)), [1, 0, 0, 0]);
+        }
+        let found = sums
+            .iter()
+            .map(|sum| (group_line(&sum.group), [sum.listeners, sum.sessions, sum.bytes_sent, sum.bytes_received]));
+        same("sums", found, expected.into_iter());
+        if by.first() == Some(&Dimension::Hour) {
+            assert!(sums.is_sorted_by_key(|sum| std::cmp::Reverse(sum.group.hour)), "the latest hour first");
+        } else {
+            assert!(sums.is_sorted_by_key(|sum| std::cmp::Reverse(sum.sessions)), "most sessions first");
+        }
+    }
+
     async fn compare_gaps(&self) {
         let stored = self.world.gaps().await;
         let stored = stored.iter().map(|gap| format!("{} {:?} {:?} {}", gap.host, gap.since, gap.until, gap.reason));
@@ -256,6 +293,48 @@ fn change_line(change: &ChangeRecord) -> String {
     format!("{:?} {} {} {what} {before:?} {:?}", change.at, change.kind, change.known, change.scope_before)
 }
 
+/// What a row has of some dimensions, in the order of [`group_line`].
+fn key(
+    by: &[Dimension],
+    (host, process, peer, opened_at): (&str, &str, &str, Timestamp),
+    (protocol, port): (Protocol, u16),
+) -> String {
+    let class = ["well-known", "registered", "dynamic"][usize::from(port >= 1024) + usize::from(port >= 49_152)];
+    let name = fleetsock_proto::service::by_port(port, protocol).map(|service| service.name.to_owned());
+    let mut key = String::new();
+    for dimension in
+        [Dimension::Hour, Dimension::Host, Dimension::Class, Dimension::Service, Dimension::Process, Dimension::Peer]
+    {
+        let value = match dimension {
+            Dimension::Hour => (opened_at.as_micros().div_euclid(3_600_000_000)).to_string(),
+            Dimension::Host => host.to_owned(),
+            Dimension::Class => class.to_owned(),
+            Dimension::Service => name.clone().unwrap_or_else(|| format!("{port}/{protocol}")),
+            Dimension::Process => process.to_owned(),
+            Dimension::Peer => peer.to_owned(),
+        };
+        key += &if by.contains(&dimension) { format!(" {value}") } else { " -".to_owned() };
+    }
+    key
+}
+
+fn group_line(group: &Group) -> String {
+    let Group { hour, host, class, service, process, peer } = group;
+    let told = |value: Option<String>| format!(" {}", value.unwrap_or_else(|| "-".to_owned()));
+    [
+        told(hour.map(|hour| {
+            assert_eq!(hour.as_micros() % 3_600_000_000, 0);
+            (hour.as_micros() / 3_600_000_000).to_string()
+        })),
+        told(host.as_ref().map(|(name, _)| name.clone())),
+        told(class.map(|class| class.to_string())),
+        told(service.clone()),
+        told(process.clone()),
+        told(peer.as_ref().map(|(address, _)| address.to_string())),
+    ]
+    .concat()
+}
+
 fn connection(row: &Session) -> String {
     let bytes = (row.bytes_sent, row.bytes_received);
     format!("{} {} {} {} {bytes:?}", session_line(row), row.family, row.state, row.owner_known)
@@ -269,7 +348,7 @@ fn same<T: Ord + Debug>(what: &str, found: impl Iterator<Item = T>, expected: im
     assert_eq!(found, expected, "{what}: stored on the left, expected on the right");
 }
 
-async fn play<E: Engine>(steps: Vec<(Step, i64)>, moments: Vec<prop::sample::Index>) {
+async fn play<E: Engine>(steps: Vec<(Step, i64)>, moments: Vec<prop::sample::Index>, by: Vec<Dimension>) {
     let mut play = Play::<E>::begin().await;
     for (step, seconds) in steps {
         play.second += seconds;
@@ -282,6 +361,10 @@ async fn play<E: Engine>(steps: Vec<(Step, i64)>, moments: Vec<prop::sample::Ind
         play.compare_past(*moment).await;
     }
     play.compare_changes(moments[0], moments[1]).await;
+    let (since, until) = (moments[2].min(moments[3]), Some(moments[2].max(moments[3])));
+    for time in [SessionTime::Now, SessionTime::At(moments[2]), SessionTime::Within { since, until }] {
+        play.compare_sums(time, &by).await;
+    }
     play.compare_gaps().await;
     play.world.stop().await;
 }
@@ -297,8 +380,9 @@ proptest! {
     fn whatever_happens_the_history_is_that_of_the_model(
         steps in vec((any_step(), 1..20_i64), 1..40),
         moments in vec(any::<prop::sample::Index>(), 4),
+        by in prop::sample::subsequence(Dimension::ALL, 1..=Dimension::ALL.len()).prop_shuffle(),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(play::<Sqlite>(steps, moments));
+        runtime.block_on(play::<Sqlite>(steps, moments, by));
     }
 }

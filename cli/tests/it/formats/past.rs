@@ -7,6 +7,8 @@ use fleetctl::record::{
 use fleetsock_proto::{
     address::Scope,
     change::{ChangeKind, ChangeRecord, Changed, HostStart},
+    port::PortClass,
+    summary::{Group, Sum},
 };
 
 use super::*;
@@ -101,6 +103,25 @@ fn a_story_as_a_table_and_for_machines() {
 }
 
 #[test]
+fn sums_as_a_table_and_for_machines() {
+    let hour = Timestamp::from_micros(now().as_micros() / 3_600_000_000 * 3_600_000_000);
+    let group = |process: &str, peer: &str, peer_host: &str| Group {
+        hour: Some(hour),
+        host: Some(("web1".to_owned(), HostId::from_array([1; 16]))),
+        class: Some(PortClass::WellKnown),
+        service: Some("https".to_owned()),
+        process: (!process.is_empty()).then(|| process.to_owned()),
+        peer: Some((peer.parse().unwrap(), peer_host.to_owned())),
+    };
+    let sum = |group, sessions| Sum { group, listeners: 0, sessions, bytes_sent: 10 * sessions, bytes_received: 7 };
+    let sums = [sum(group("nginx", "10.0.0.7", "db1"), 12), sum(group("", "2001:db8::1", ""), 1)];
+    check(Format::Table, &[], &sums, "summary.txt");
+    check(Format::Jsonl, &[], &sums, "summary.jsonl");
+    let names = written(Format::Name, &[], Headers::Shown, &sums[..1]);
+    assert_eq!(names, "2026-11-24T10:00:00.000Z web1 well-known https nginx 10.0.0.7\n");
+}
+
+#[test]
 fn fields_of_what_changed_keep_their_names() {
     check_names::<ChangeRecord>(
         "at known change subject host host_id protocol family address port direction peer_address peer_port peer_host \
@@ -110,6 +131,9 @@ fn fields_of_what_changed_keep_their_names() {
     check_names::<Entry>(
         "at until known event protocol address port service scope scope_before pid process user owners owners_before \
          boot_id reason sessions sessions_in sessions_out peers bytes_sent bytes_received services",
+    );
+    check_names::<Sum>(
+        "hour host host_id class service process peer_address peer_host listeners sessions bytes_sent bytes_received",
     );
     check_names::<Difference>(
         "difference host host_id protocol family address port class service service_source scope netns pid process exe \

@@ -23,6 +23,7 @@ mod holders;
 pub(super) mod outlet;
 pub(super) mod ports;
 pub(super) mod sessions;
+pub(super) mod summary;
 
 /// Steps of SQLite's machine between two looks at the clock: a few microseconds.
 const STEPS: i32 = 1000;

@@ -249,6 +249,22 @@ impl Expected {
         self.lives.iter().filter(meant).map(|life| self.listener(life, life.holders(moment))).collect()
     }
 
+    /// The listeners that sums of a time count.
+    pub(super) fn listeners_of(&self, time: SessionTime) -> Vec<Listener> {
+        match time {
+            SessionTime::Now => self.listeners(None),
+            SessionTime::At(at) => self.listeners(Some(at)),
+            SessionTime::Within { since, until } => {
+                let meant = |life: &&Life| {
+                    !is_session(&life.socket)
+                        && until.is_none_or(|until| life.socket.opened_at <= until)
+                        && life.closed.is_none_or(|(end, _)| end >= since)
+                };
+                self.lives.iter().filter(meant).map(|life| self.listener(life, life.holders(None))).collect()
+            }
+        }
+    }
+
     fn listener(&self, life: &Life, Holders(owner_known, owners): Holders) -> Listener {
         Listener {
             host_id: self.id,

@@ -4,7 +4,7 @@ use fleetsock_proto::{
     address::Scope,
     answer::AnswerMeta,
     listener::Listener,
-    question::PortQuestion,
+    question::{PortQuestion, SessionTime, SocketFilter},
     socket::{Family, Known, Protocol},
     time::Timestamp,
 };
@@ -14,7 +14,7 @@ use super::{
     Programs, Reader, coverage,
     holders::Holders,
     names,
-    outlet::{Outlet, Wanted},
+    outlet::{Outlet, Sink, Wanted},
 };
 use crate::history::{
     HistoryError,
@@ -34,6 +34,11 @@ const AS_OF: &str = "SELECT * FROM listeners
         AND (closed_at_us IS NULL OR closed_at_us > ?4)
     ORDER BY protocol, port, address, opened_at_us, cookie";
 
+const WITHIN: &str = "SELECT * FROM listeners
+    WHERE host_id = ?1 AND port BETWEEN ?2 AND ?3 AND opened_at_us <= ?4
+        AND (closed_at_us IS NULL OR closed_at_us >= ?5)
+    ORDER BY protocol, port, address, opened_at_us, cookie";
+
 pub(in crate::history::sqlite) fn list(
     reader: &Reader,
     selection: &Selection,
@@ -41,18 +46,44 @@ pub(in crate::history::sqlite) fn list(
     now: Timestamp,
     outlet: &mut Outlet<Listener>,
 ) -> Result<AnswerMeta, HistoryError> {
-    let matcher = Matcher::new(&question.filter)?;
+    let time = question.at.map_or(SessionTime::Now, SessionTime::At);
+    visit(reader, selection, (&question.filter, &question.scopes), time, outlet)?;
+    let as_of = question.at.unwrap_or(now);
+    coverage::with_gaps(reader, selection, selection.meta(as_of), (as_of, as_of))
+}
+
+/// Shows the listeners of a time, by host, protocol, port and address, for as long as they are wanted. Of a moment they
+/// have the owners that they had then.
+pub(super) fn visit(
+    reader: &Reader,
+    selection: &Selection,
+    (filter, scopes): (&SocketFilter, &[Scope]),
+    time: SessionTime,
+    sink: &mut dyn Sink<Listener>,
+) -> Result<(), HistoryError> {
+    let matcher = Matcher::new(filter)?;
     let (first, last) = matcher.port_bounds();
     let mut programs = Programs::new(reader);
-    let mut statement = reader.main.prepare_cached(if question.at.is_some() { AS_OF } else { NOW })?;
-    'hosts: for host in &selection.hosts {
-        let mut rows = match question.at {
-            Some(at) => statement.query(params![host.entry.id, first, last, at.as_micros()])?,
-            None => statement.query(params![host.entry.id, first, last])?,
+    let mut statement = reader.main.prepare_cached(match time {
+        SessionTime::Now => NOW,
+        SessionTime::At(_) => AS_OF,
+        SessionTime::Within { .. } => WITHIN,
+    })?;
+    for host in &selection.hosts {
+        let id = host.entry.id;
+        let (mut rows, holders) = match time {
+            SessionTime::Now => (statement.query(params![id, first, last])?, None),
+            SessionTime::At(at) => {
+                let rows = statement.query(params![id, first, last, at.as_micros()])?;
+                (rows, Some(Holders::at(&reader.main, id, at)?))
+            }
+            SessionTime::Within { since, until } => {
+                let until = until.unwrap_or(Timestamp::MAX).as_micros();
+                (statement.query(params![id, first, last, until, since.as_micros()])?, None)
+            }
         };
-        let holders = question.at.map(|at| Holders::at(&reader.main, host.entry.id, at)).transpose()?;
         while let Some(row) = rows.next()? {
-            if !is_meant(row, &matcher, &question.scopes)? {
+            if !is_meant(row, &matcher, scopes)? {
                 continue;
             }
             let columns = OwnerColumns::read(row)?;
@@ -61,13 +92,12 @@ pub(in crate::history::sqlite) fn list(
                 None => columns,
             };
             let listener = read(row, host, &columns, &mut programs)?;
-            if matcher.matches_owners(names(&listener.owners)) && outlet.push(listener)? == Wanted::NoMore {
-                break 'hosts;
+            if matcher.matches_owners(names(&listener.owners)) && sink.push(listener)? == Wanted::NoMore {
+                return Ok(());
             }
         }
     }
-    let as_of = question.at.unwrap_or(now);
-    coverage::with_gaps(reader, selection, selection.meta(as_of), (as_of, as_of))
+    Ok(())
 }
 
 /// Whether the socket of a row is meant, whoever holds it.

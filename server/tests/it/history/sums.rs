@@ -1,0 +1,95 @@
+//! Sums: groups of listeners and sessions, their order, and what they cover.
+
+use fleetsock_proto::{
+    batch::{
+        BatchKind::{Changes, SnapshotWhole},
+        Socket,
+    },
+    question::{SessionQuestion, SessionTime, SummaryQuestion},
+    socket::Direction::{In, Out},
+    summary::{Dimension, Sum},
+};
+
+use crate::{
+    engine::{Engine, World},
+    scene::{Described, at, closed, listener, opened, owner, present, session},
+};
+
+fn line(sum: &Sum) -> String {
+    let service = sum.group.service.as_deref().unwrap_or("-");
+    let host = sum.group.host.as_ref().map_or("-", |(name, _)| name);
+    let bytes = (sum.bytes_sent, sum.bytes_received);
+    format!("{host} {service}: {} listeners, {} sessions, {bytes:?}", sum.listeners, sum.sessions)
+}
+
+/// Two hosts with listeners, open sessions, and one that is over.
+async fn scene<E: Engine>() -> World<E> {
+    let world = World::<E>::new().await;
+    let (mut web, mut db) = (world.host("web1").await, world.host("db1").await);
+    let moved = |socket: Socket| Socket { bytes_sent: 10, bytes_received: 1, ..socket };
+    let on_web = vec![
+        present(listener(1, "0.0.0.0:443").held_by(&[owner("nginx", 7)])),
+        present(moved(session(2, "10.0.0.1:443", In, "10.0.0.9:4000"))),
+        present(moved(session(3, "10.0.0.1:443", In, "10.0.0.8:4000"))),
+        present(moved(session(4, "10.0.0.1:5000", Out, "10.0.0.2:5432"))),
+    ];
+    world.tell(&mut web, SnapshotWhole, 1, on_web).await;
+    let on_db =
+        vec![present(listener(1, "0.0.0.0:5432")), present(moved(session(2, "10.0.0.2:5432", In, "10.0.0.1:5000")))];
+    world.tell(&mut db, SnapshotWhole, 1, on_db).await;
+    let over = moved(session(5, "10.0.0.1:443", In, "10.0.0.9:4001")).since(2);
+    world.tell(&mut web, Changes, 5, vec![closed(over, 4), opened(listener(6, "0.0.0.0:80").since(5))]).await;
+    world
+}
+
+async fn lines<E: Engine>(world: &World<E>, by: &[Dimension], sockets: SessionQuestion) -> Vec<String> {
+    let question = SummaryQuestion { sockets, by: by.to_vec(), limit: None };
+    world.sums(question, at(10)).await.unwrap().0.iter().map(line).collect()
+}
+
+pub(super) async fn groups_are_counted_now_then_and_within_a_window<E: Engine>() {
+    let world = scene::<E>().await;
+    let by = [Dimension::Host, Dimension::Service];
+    let time = |time| SessionQuestion { time, ..SessionQuestion::default() };
+    let now = [
+        "web1 https: 1 listeners, 2 sessions, (20, 2)",
+        "db1 postgresql: 1 listeners, 1 sessions, (10, 1)",
+        "web1 postgresql: 0 listeners, 1 sessions, (10, 1)",
+        "web1 http: 1 listeners, 0 sessions, (0, 0)",
+    ];
+    assert_eq!(lines(&world, &by, time(SessionTime::Now)).await, now);
+    let then = lines(&world, &by, time(SessionTime::At(at(3)))).await;
+    assert_eq!((then.len(), then[0].as_str()), (3, "web1 https: 1 listeners, 3 sessions, (30, 3)"));
+    let within = time(SessionTime::Within { since: at(4), until: None });
+    assert_eq!(lines(&world, &by, within).await[0], "web1 https: 1 listeners, 3 sessions, (30, 3)");
+}
+
+pub(super) async fn filters_choose_what_is_counted_and_peers_are_those_of_sessions<E: Engine>() {
+    let world = scene::<E>().await;
+    let mut hosts = SessionQuestion::default();
+    hosts.filter.hosts.globs = vec!["web1".to_owned()];
+    let by = [Dimension::Service];
+    assert_eq!(
+        lines(&world, &by, hosts.clone()).await,
+        [
+            "- https: 1 listeners, 2 sessions, (20, 2)",
+            "- postgresql: 0 listeners, 1 sessions, (10, 1)",
+            "- http: 1 listeners, 0 sessions, (0, 0)",
+        ]
+    );
+    let out = SessionQuestion { directions: vec![Out], ..hosts };
+    assert_eq!(lines(&world, &by, out).await, ["- postgresql: 0 listeners, 1 sessions, (10, 1)"]);
+    let by_peer = lines(&world, &[Dimension::Peer], SessionQuestion::default()).await;
+    assert_eq!(by_peer, ["- -: 0 listeners, 1 sessions, (10, 1)"; 4], "four peers, and no listener");
+}
+
+pub(super) async fn the_largest_groups_come_first_and_an_answer_that_was_cut_says_so<E: Engine>() {
+    let world = scene::<E>().await;
+    for (limit, rows, truncated) in [(1, 1, true), (3, 3, false)] {
+        let by = vec![Dimension::Service];
+        let question = SummaryQuestion { by, limit: Some(limit), ..SummaryQuestion::default() };
+        let (sums, meta) = world.sums(question, at(10)).await.unwrap();
+        assert_eq!((sums.len(), meta.truncated, meta.hosts_total), (rows, truncated, 2));
+        assert_eq!(sums[0].group.service.as_deref(), Some("https"), "{sums:?}");
+    }
+}
