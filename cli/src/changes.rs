@@ -22,6 +22,7 @@ Examples:
   fleetctl changes                                  listeners, of the last day, on every host
   fleetctl changes --host web1 --since 2h --sessions
   fleetctl changes --kind scope-widened --since 30d
+  fleetctl changes --since 1h --baseline 30d --sessions    what is new
   fleetctl changes --kind owner-changed --class well-known -o json
 
 ";
@@ -31,7 +32,7 @@ Examples:
 pub struct Arguments {
     #[command(flatten)]
     filter: SocketArguments,
-    /// opened, closed, owner-changed, scope-widened, agent-started, host-booted.
+    /// opened, closed, owner-changed, scope-widened ... (help filters).
     #[arg(long, value_name = "KIND,...", value_delimiter = ',', help_heading = "Filters")]
     kind: Vec<String>,
     /// Sessions too, not only listeners.
@@ -40,11 +41,11 @@ pub struct Arguments {
     /// How far listeners can be reached: loopback, link, private, public, any.
     #[arg(long, value_name = "SCOPE,...", value_delimiter = ',', help_heading = "Filters")]
     scope: Vec<String>,
-    /// Sessions with this other end: an address, a CIDR prefix, or a host of the fleet.
+    /// The other end of sessions: an address, a CIDR prefix, or a host.
     #[arg(long, value_name = "PEER,...", value_delimiter = ',', help_heading = "Filters")]
     peer: Vec<String>,
     /// Sessions that began so: in or out.
-    #[arg(long, value_name = "DIR,...", value_delimiter = ',', help_heading = "Filters")]
+    #[arg(long, value_name = "DIR,...", value_delimiter = ',', hide_short_help = true, help_heading = "Filters")]
     direction: Vec<String>,
     /// Since then; without it, of the last day (help time).
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, help_heading = "Filters")]
@@ -52,6 +53,9 @@ pub struct Arguments {
     /// ... and until then.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, help_heading = "Filters")]
     until: Option<String>,
+    /// Only what is new: nothing like it was there since then.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, help_heading = "Filters")]
+    baseline: Option<String>,
 }
 
 /// Lists changes.
@@ -74,6 +78,7 @@ pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Ex
     };
     let (since, until) = window::of_changes(invocation, arguments.since.as_deref(), arguments.until.as_deref())?;
     (question.since, question.until) = (Some(since), until);
+    question.baseline = window::baseline(invocation, arguments.baseline.as_deref(), since)?;
     let mut client = server::connect(invocation).await?;
     question.peers = filters::resolve_peers(&mut client, peers).await?;
     let answer = client.list_changes(question).await?;

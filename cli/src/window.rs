@@ -73,6 +73,19 @@ pub fn of_changes(
     Ok((since, until))
 }
 
+/// Since when what is new may not have been there, and says what it was taken for. It lies before the window.
+pub fn baseline(invocation: &Invocation, text: Option<&str>, since: Timestamp) -> Result<Option<Timestamp>, Failure> {
+    let Some(text) = text else { return Ok(None) };
+    let baseline = moment(invocation, "--baseline", text)?;
+    let (told, begin) = (invocation.clock.resolved(baseline), invocation.clock.resolved(since));
+    if baseline > since {
+        let message = format!("--baseline lies after --since: {told} is later than {begin}");
+        return Err(Failure::usage(message).hint("--since 1h --baseline 30d"));
+    }
+    invocation.console.note(&format!("new against what was there from {told}"));
+    Ok(Some(baseline))
+}
+
 /// The two moments of a comparison, the later one now unless it says otherwise, and says what they were taken for.
 pub fn of_diff(invocation: &Invocation, from: &str, to: Option<&str>) -> Result<(Timestamp, Timestamp), Failure> {
     let earlier = moment(invocation, "--from", from)?;

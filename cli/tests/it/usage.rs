@@ -112,6 +112,11 @@ fn a_wrong_time_is_told_with_what_to_type() {
         ),
         ("changes --since 1h --until 2h", "error: --since lies after --until\n  try: --since 2h --until 1h\n"),
         (
+            "changes --utc -q --since 2026-01-01 --baseline 2026-01-02",
+            "error: --baseline lies after --since: 2026-01-02 00:00:00 +00:00 is later than 2026-01-01 00:00:00 +00:00\n  \
+             try: --since 1h --baseline 30d\n",
+        ),
+        (
             "diff --utc --from 2026-01-02 --to 2026-01-01",
             "error: --from lies after --to: 2026-01-02 00:00:00 +00:00 is later than 2026-01-01 00:00:00 +00:00\n  \
              try: --from 2026-01-01 --to 2026-01-02\n",

@@ -33,6 +33,8 @@ pub struct ChangeQuestion {
     pub since: Option<Timestamp>,
     /// End of the window; absent means no end.
     pub until: Option<Timestamp>,
+    /// Only openings of what is new: nothing like it was there since then. Needs `since`, and lies not after it.
+    pub baseline: Option<Timestamp>,
     /// At most so many rows; absent means the server's limit.
     pub limit: Option<u32>,
 }
@@ -49,13 +51,16 @@ impl ChangeQuestion {
             && match subject {
                 ChangeSubject::Listener => no_peer,
                 ChangeSubject::Session => no_scope,
-                ChangeSubject::Host => no_scope && no_peer && !self.filter.is_about_sockets(),
+                ChangeSubject::Host => {
+                    no_scope && no_peer && self.baseline.is_none() && !self.filter.is_about_sockets()
+                }
             }
     }
 
     /// Whether changes of this kind are meant.
     pub fn wants(&self, kind: ChangeKind) -> bool {
-        self.kinds.is_empty() || self.kinds.contains(&kind)
+        let is_new = self.baseline.is_none() || kind == ChangeKind::Opened;
+        is_new && (self.kinds.is_empty() || self.kinds.contains(&kind))
     }
 }
 
@@ -78,6 +83,7 @@ impl From<ChangeQuestion> for wire::ListChangesRequest {
             subjects: numbers(question.subjects, ChangeSubject::number),
             since: question.since.map(Into::into),
             until: question.until.map(Into::into),
+            baseline: question.baseline.map(Into::into),
             limit: question.limit.unwrap_or(0),
         }
     }
@@ -89,10 +95,18 @@ impl TryFrom<wire::ListChangesRequest> for ChangeQuestion {
     fn try_from(request: wire::ListChangesRequest) -> Result<ChangeQuestion, InvalidMessage> {
         let since = time::optional("since", request.since)?;
         let until = time::optional("until", request.until)?;
+        let baseline = time::optional("baseline", request.baseline)?;
         if let (Some(since), Some(until)) = (since, until)
             && since > until
         {
             return Err(InvalidMessage::new("since", "lies after until"));
+        }
+        match (baseline, since) {
+            (Some(_), None) => return Err(InvalidMessage::new("baseline", "needs since")),
+            (Some(baseline), Some(since)) if baseline > since => {
+                return Err(InvalidMessage::new("baseline", "lies after since"));
+            }
+            _ => {}
         }
         Ok(ChangeQuestion {
             filter: SocketFilter {
@@ -112,6 +126,7 @@ impl TryFrom<wire::ListChangesRequest> for ChangeQuestion {
             subjects: each("subjects", request.subjects, |n| ChangeSubject::from_wire("subjects", n))?,
             since,
             until,
+            baseline,
             limit: limit(request.limit),
         })
     }
@@ -132,9 +147,14 @@ mod tests {
             subjects: vec![ChangeSubject::Listener, ChangeSubject::Host],
             since: Some(Timestamp::from_micros(5)),
             until: Some(Timestamp::from_micros(6)),
+            baseline: Some(Timestamp::from_micros(4)),
             limit: Some(3),
         };
         assert_eq!(ChangeQuestion::try_from(wire::ListChangesRequest::from(question.clone())), Ok(question.clone()));
+        for since in [None, Some(Timestamp::from_micros(3))] {
+            let baseless = ChangeQuestion { since, ..question.clone() };
+            assert!(ChangeQuestion::try_from(wire::ListChangesRequest::from(baseless)).is_err());
+        }
         let turned = ChangeQuestion { since: question.until, until: question.since, ..question };
         assert!(ChangeQuestion::try_from(wire::ListChangesRequest::from(turned)).is_err());
     }

@@ -142,6 +142,7 @@ pub(super) fn changes(question: &ChangeQuestion) -> String {
         .each("peer", &question.peers)
         .each("kind", &question.kinds)
         .each("of", &question.subjects)
+        .one("baseline", question.baseline.map(moment))
         .one("since", question.since.map(moment))
         .one("until", question.until.map(moment))
         .one("limit", question.limit)

@@ -227,6 +227,17 @@ impl<E: Engine> Play<E> {
         }
     }
 
+    /// Compares what is new in a window against a baseline.
+    async fn compare_new(&self, baseline: Timestamp, since: Timestamp, until: Timestamp) {
+        let subjects = ChangeSubject::ALL.to_vec();
+        let (since, until, baseline) = (Some(since), Some(until), Some(baseline));
+        let question = ChangeQuestion { since, until, baseline, subjects, ..ChangeQuestion::default() };
+        let found = self.world.changes(question, at(self.second)).await.unwrap().0;
+        let all: Vec<ChangeRecord> = self.expected.iter().flat_map(Expected::changes).collect();
+        let expected = expected::news(&all, baseline.unwrap(), since.unwrap(), until.unwrap());
+        same("new", found.iter().map(change_line), expected.into_iter().map(change_line));
+    }
+
     /// Compares sums with those of the model's rows, by any dimensions.
     async fn compare_sums(&self, time: SessionTime, by: &[Dimension]) {
         let sockets = SessionQuestion { time, ..SessionQuestion::default() };
@@ -361,6 +372,9 @@ async fn play<E: Engine>(steps: Vec<(Step, i64)>, moments: Vec<prop::sample::Ind
         play.compare_past(*moment).await;
     }
     play.compare_changes(moments[0], moments[1]).await;
+    let mut ordered = moments.clone();
+    ordered.sort();
+    play.compare_new(ordered[0], ordered[1], ordered[3]).await;
     let (since, until) = (moments[2].min(moments[3]), Some(moments[2].max(moments[3])));
     for time in [SessionTime::Now, SessionTime::At(moments[2]), SessionTime::Within { since, until }] {
         play.compare_sums(time, &by).await;

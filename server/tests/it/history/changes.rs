@@ -7,7 +7,10 @@ use fleetsock_proto::{
     },
     change::{ChangeKind, ChangeRecord, ChangeSubject, Changed},
     question::{ChangeQuestion, PortQuestion},
-    socket::{Direction::In, Known},
+    socket::{
+        Direction::{In, Out},
+        Known,
+    },
 };
 use fleetsock_server::history::{Bounds, HistoryError};
 
@@ -193,6 +196,39 @@ pub(super) async fn changes_are_chosen_by_socket_scope_and_either_owner<E: Engin
     let mut then = PortQuestion { at: Some(at(15)), ..PortQuestion::default() };
     then.filter.processes = vec!["apache".to_owned()];
     assert_eq!(world.ports(then, at(99)).await.unwrap().0.len(), 1, "whoever held it then");
+}
+
+pub(super) async fn what_is_new_was_not_there_since_the_baseline_began<E: Engine>() {
+    let (world, mut agent) = one_host::<E>().await;
+    let to = |cookie, peer: &str, port: u16| session(cookie, "10.0.0.1:5000", Out, &format!("{peer}:{port}"));
+    let changes = vec![
+        // Long ago, in the baseline, and in the window.
+        closed(listener(1, "0.0.0.0:80").since(10), 20),
+        closed(listener(2, "0.0.0.0:81").since(110), 120),
+        opened(listener(3, "0.0.0.0:80").since(210)),
+        opened(listener(4, "0.0.0.0:81").since(210)),
+        opened(listener(5, "127.0.0.1:81").since(211)),
+        closed(to(6, "10.0.0.9", 443).since(110), 120),
+        closed(to(7, "10.0.0.9", 443).since(210), 220),
+        closed(to(8, "10.0.0.9", 22).since(212), 220),
+        opened(to(9, "10.0.0.8", 443).since(213)),
+        opened(to(10, "10.0.0.8", 443).since(214)),
+    ];
+    world.tell(&mut agent, Changes, 221, changes).await;
+    let subjects = ChangeSubject::ALL.to_vec();
+    let question =
+        ChangeQuestion { since: Some(at(200)), baseline: Some(at(100)), subjects, ..ChangeQuestion::default() };
+    let expected = [
+        "213(event) opened 10.0.0.1:5000 10.0.0.8:443",
+        "212(event) opened 10.0.0.1:5000 10.0.0.9:22",
+        "211(event) opened 127.0.0.1:81",
+        "210(event) opened 0.0.0.0:80",
+    ];
+    assert_eq!(lines(&world, question.clone()).await, expected);
+    let early = ChangeQuestion { baseline: Some(at(-100)), ..question };
+    let (rows, meta) = world.changes(early, at(1000)).await.unwrap();
+    assert_eq!(rows.len(), 3, "with 0.0.0.0:80 in the baseline");
+    assert_eq!((meta.gaps_total, meta.gaps[0].since), (1, at(-100)), "a baseline that nobody observed is told");
 }
 
 /// More sessions at once than may wait for their turn: the question is refused with words, and costs no more memory.

@@ -2,6 +2,8 @@
 
 mod changes;
 
+pub(super) use changes::news;
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use fleetsock_proto::{

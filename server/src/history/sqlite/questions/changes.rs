@@ -19,6 +19,7 @@ use fleetsock_proto::{
 use rusqlite::{Row, params_from_iter};
 
 use self::{
+    baseline::Firsts,
     order::{Next, Order, What},
     scopes::Scopes,
     source::{Page, Source},
@@ -37,6 +38,7 @@ use crate::history::{
     },
 };
 
+mod baseline;
 mod order;
 mod scopes;
 mod source;
@@ -72,24 +74,13 @@ pub(in crate::history::sqlite) fn list(
         outlet,
     };
     merge.begin(selection);
-    let mut wanted = Wanted::More;
     if question.is_about(ChangeSubject::Session) {
-        let asked = SessionQuestion {
-            filter: question.filter.clone(),
-            directions: question.directions.clone(),
-            peers: question.peers.clone(),
-            time: SessionTime::Within { since, until: question.until },
-            ..SessionQuestion::default()
-        };
-        let mut turn = Turn { merge: &mut merge, wanted: Wanted::More };
-        sessions::visit(reader, selection, places, &asked, &mut turn)?;
-        wanted = turn.wanted;
+        merge.sessions(selection, places)?;
     }
-    if wanted == Wanted::More {
-        merge.send_after(i64::MIN)?;
-    }
+    merge.send_after(i64::MIN)?;
     let meta = AnswerMeta { since: question.since, until: question.until, ..selection.meta(now) };
-    coverage::with_gaps(reader, selection, meta, (since, question.until.unwrap_or(now)))
+    let looked_at_since = question.baseline.unwrap_or(since);
+    coverage::with_gaps(reader, selection, meta, (looked_at_since, question.until.unwrap_or(now)))
 }
 
 /// Puts changes from all sources into one order.
@@ -182,6 +173,11 @@ impl Merge<'_, '_> {
         let owners = holders::first(&self.reader.main, row)?;
         let listener = ports::read(row, host, &owners, &mut self.programs)?;
         if !self.matcher.matches_owners(names(&listener.owners)) {
+            return Ok(());
+        }
+        if let Some(baseline) = self.question.baseline
+            && baseline::was_there(&self.reader.main, row, baseline)?
+        {
             return Ok(());
         }
         let (at, known) = (listener.opened_at, listener.opened_known);
@@ -279,6 +275,26 @@ impl Merge<'_, '_> {
         self.heap.push(Next { at, what: What::Change(Order::of(&change, row), Box::new(change)) });
     }
 
+    /// Takes the sessions that are meant.
+    fn sessions(&mut self, selection: &Selection, places: &Places) -> Result<(), HistoryError> {
+        let (since, _) = self.window;
+        let asked = SessionQuestion {
+            filter: self.question.filter.clone(),
+            directions: self.question.directions.clone(),
+            peers: self.question.peers.clone(),
+            time: SessionTime::Within { since: self.question.baseline.unwrap_or(since), until: self.question.until },
+            ..SessionQuestion::default()
+        };
+        let reader = self.reader;
+        if self.question.baseline.is_some() {
+            let mut firsts = Firsts::within(self.window);
+            sessions::visit(reader, selection, places, &asked, &mut firsts)?;
+            firsts.new_ones().for_each(|session| self.wait_for_ends(&session));
+            return Ok(());
+        }
+        sessions::visit(reader, selection, places, &asked, &mut Turn { merge: self })
+    }
+
     /// Takes a session that is the next one by its closing, open ones first.
     fn session(&mut self, session: Session) -> Result<Wanted, HistoryError> {
         if let Some((at, _)) = session.closed
@@ -286,6 +302,17 @@ impl Merge<'_, '_> {
         {
             return Ok(Wanted::NoMore);
         }
+        self.wait_for_ends(&session);
+        if self.heap.len() > WAITING_LIMIT {
+            return Err(HistoryError::TooMuch(format!(
+                "more than {WAITING_LIMIT} sessions of the window were open at once; ask for fewer hosts, peers or ports"
+            )));
+        }
+        Ok(Wanted::More)
+    }
+
+    /// Keeps the ends of a session that are meant.
+    fn wait_for_ends(&mut self, session: &Session) {
         let (since, until) = self.window;
         let ends = [
             (ChangeKind::Opened, Some((session.opened_at, session.opened_known))),
@@ -300,24 +327,16 @@ impl Merge<'_, '_> {
             let what = Changed::Session(Box::new(session.clone()));
             self.wait(ChangeRecord { kind, at, known, what, owners_before: Vec::new(), scope_before: None }, place);
         }
-        if self.heap.len() > WAITING_LIMIT {
-            return Err(HistoryError::TooMuch(format!(
-                "more than {WAITING_LIMIT} sessions of the window were open at once; ask for fewer hosts, peers or ports"
-            )));
-        }
-        Ok(Wanted::More)
     }
 }
 
 /// Takes sessions, each when its turn comes.
 struct Turn<'m, 'a, 'o> {
     merge: &'m mut Merge<'a, 'o>,
-    wanted: Wanted,
 }
 
 impl Sink<Session> for Turn<'_, '_, '_> {
     fn push(&mut self, session: Session) -> Result<Wanted, HistoryError> {
-        self.wanted = self.merge.session(session)?;
-        Ok(self.wanted)
+        self.merge.session(session)
     }
 }

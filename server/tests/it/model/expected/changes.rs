@@ -70,3 +70,38 @@ impl Expected {
         self.lives.iter().filter(is_earlier).map(|other| Scope::of(other.socket.local.ip())).max()
     }
 }
+
+/// What makes two things alike, and when they were there.
+fn likeness(change: &ChangeRecord) -> Option<(String, Timestamp, Option<Timestamp>)> {
+    match &change.what {
+        Changed::Listener(row) => Some((
+            format!("{} {} {} {}", row.host, row.protocol, row.address, row.port),
+            row.opened_at,
+            row.closed.map(|(at, _)| at),
+        )),
+        Changed::Session(row) => Some((
+            format!("{} {} {} {} {}", row.host, row.direction, row.peer.ip(), row.protocol, row.service_port()),
+            row.opened_at,
+            row.closed.map(|(at, _)| at),
+        )),
+        Changed::Start(_) => None,
+    }
+}
+
+/// The openings within a window of which nothing alike was there since the baseline began.
+pub(crate) fn news(
+    all: &[ChangeRecord],
+    baseline: Timestamp,
+    since: Timestamp,
+    until: Timestamp,
+) -> Vec<&ChangeRecord> {
+    let openings = || all.iter().filter(|change| change.kind == ChangeKind::Opened);
+    let is_new = |change: &&ChangeRecord| {
+        let Some((what, opened_at, _)) = likeness(change) else { return false };
+        let was_there = |(other, opened, closed): (String, Timestamp, Option<Timestamp>)| {
+            other == what && opened < opened_at && closed.is_none_or(|closed| closed >= baseline)
+        };
+        since <= opened_at && opened_at <= until && !openings().filter_map(likeness).any(was_there)
+    };
+    openings().filter(is_new).collect()
+}
