@@ -20,6 +20,8 @@ words! {
         Delivery = 4 "delivery",
         /// Before the host's first report. Only in answers.
         NotYetObserved = 5 "not-yet-observed",
+        /// Older than what the server keeps. Only in answers.
+        Expired = 6 "expired",
     }
 }
 

@@ -47,6 +47,7 @@ const ENROLMENTS_PER_ADDRESS: Bounds =
     Bounds { name: "limits.enrolments_per_address_per_min", least: 1, most: 6_000_000 };
 const RENEWALS: Bounds = Bounds { name: "limits.renewals_per_min", least: 1, most: 600 };
 const CALLS: Bounds = Bounds { name: "limits.operator_calls_per_s", least: 1, most: 10_000 };
+const KEPT_DAYS: Bounds = Bounds { name: "kept_days", least: 1, most: 36_500 };
 const RENEWABLE_DAYS: Bounds = Bounds { name: "renewable_days", least: 0, most: 365 };
 
 /// Settings of a server.
@@ -70,12 +71,16 @@ pub struct Config {
     pub heartbeat: Duration,
     /// How long after its end an agent's certificate can be renewed by proof of its key.
     pub renewable: Duration,
+    /// How long it is kept what is over: sessions, listeners, gaps.
+    pub kept: Duration,
     /// How often is looked whether the server's own certificate must be renewed.
     pub renewal_check: Duration,
     /// What bounds its peers.
     pub limits: Limits,
 }
 
+/// How many days what is over is kept.
+const DEFAULT_KEPT_DAYS: u64 = 30;
 /// How often a server looks whether its own certificate must be renewed: weeks before it has to be.
 const RENEWAL_CHECK: Duration = Duration::from_secs(3600);
 
@@ -150,6 +155,7 @@ struct File {
     stale_after_s: Option<u64>,
     heartbeat_s: Option<u64>,
     renewable_days: Option<u64>,
+    kept_days: Option<u64>,
     #[serde(default)]
     limits: FileLimits,
 }
@@ -228,6 +234,7 @@ impl Config {
             stale_after,
             heartbeat,
             renewable: Duration::from_secs(RENEWABLE_DAYS.check(file.renewable_days, 30)? * 86_400),
+            kept: Duration::from_secs(KEPT_DAYS.check(file.kept_days, DEFAULT_KEPT_DAYS)? * 86_400),
             renewal_check: RENEWAL_CHECK,
             limits: Limits {
                 handshake: HANDSHAKE_S.seconds(limits.handshake_s, defaults.handshake)?,
@@ -285,6 +292,8 @@ impl fmt::Display for NewFleet {
              # heartbeat_s = 15\n\
              # How long after its end a host's certificate can be renewed by proof of its key; then only a token helps.\n\
              # renewable_days = 30\n\
+             # How long sessions, listeners and gaps that are over are kept.\n\
+             # kept_days = 30\n\
              # The Unix socket (0600) of the local admin, by default in the state folder.\n\
              # admin_socket = \"/run/fleetsock/admin.sock\"\n\
              \n\
@@ -356,6 +365,7 @@ mod tests {
         let named = Config::parse(Path::new("/s"), &uncommented.join("\n")).unwrap();
         assert_eq!((named.limits, named.stale_after), (written.limits, written.stale_after));
         assert_eq!((named.heartbeat, named.renewable), (written.heartbeat, written.renewable));
+        assert_eq!(named.kept, written.kept);
     }
 
     #[test]
@@ -370,6 +380,7 @@ mod tests {
             ("heartbeat_s = -1\n", "line 4"),
             ("[limits]\nenrolments_per_s = 0\n", "limits.enrolments_per_s = 0 is not within 1 and 100000"),
             ("renewable_days = 366\n", "renewable_days = 366"),
+            ("kept_days = 0\n", "kept_days = 0 is not within 1 and 36500"),
         ] {
             let problem = Config::parse(Path::new("/s"), &format!("{LEAST}{addition}")).unwrap_err();
             assert!(problem.contains(expected), "{addition}: {problem}");

@@ -12,7 +12,7 @@ use crate::{
     config::{CONFIG_FILE, Config, ConfigError, NewFleet},
     history::{
         Bounds,
-        sqlite::{OpenError, Options, SqliteHistory},
+        sqlite::{Keeping, OpenError, Options, SqliteHistory},
     },
 };
 
@@ -56,7 +56,8 @@ pub fn init(state: &Path, fleet: &NewFleet, now: Timestamp) -> Result<String, Se
 /// How the history is opened.
 pub fn history_options(config: &Config) -> Options {
     let bounds = Bounds { rows: config.limits.answer_rows, time: config.limits.question };
-    Options { stale_after: config.stale_after, bounds, ..Options::default() }
+    let keeping = Keeping { kept: Some(config.kept), ..Keeping::default() };
+    Options { stale_after: config.stale_after, bounds, keeping, ..Options::default() }
 }
 
 /// What this machine calls itself.

@@ -38,13 +38,14 @@ use super::{Applied, Bounds, Contact, History, HistoryError, Presence, Rows};
 
 mod coding;
 mod database;
+mod parts;
 mod questions;
 mod registry;
 mod roster;
 mod work;
 mod writer;
 
-pub use self::database::OpenError;
+pub use self::{database::OpenError, parts::Keeping};
 
 /// Work that waits for the writer; when it is full, whoever brings more waits.
 const QUEUE: usize = 256;
@@ -60,13 +61,23 @@ pub struct Options {
     pub stale_after: Duration,
     /// Bounds on every question.
     pub bounds: Bounds,
+    /// How sessions are spread over files, and how long they are kept.
+    pub keeping: Keeping,
+    /// The time, for what is done once a day.
+    pub clock: fn() -> Timestamp,
     /// Cancelled when the disk failed in a way that leaves unknown what is stored: the process must not go on.
     pub failure: CancellationToken,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { stale_after: Duration::from_secs(90), bounds: Bounds::default(), failure: CancellationToken::new() }
+        Options {
+            stale_after: Duration::from_secs(90),
+            bounds: Bounds::default(),
+            keeping: Keeping::default(),
+            clock: Timestamp::now,
+            failure: CancellationToken::new(),
+        }
     }
 }
 
@@ -89,11 +100,11 @@ impl std::fmt::Debug for SqliteHistory {
 impl SqliteHistory {
     /// Opens the history in a folder, which is made if it is not there. Nobody else can open it meanwhile.
     pub fn open(folder: &Path, options: Options) -> Result<SqliteHistory, OpenError> {
-        let database = Database::open(folder)?;
+        let database = Database::open(folder, options.keeping, (options.clock)())?;
         let roster = Arc::new(Roster::load(&database.main, options.stale_after).map_err(|e| database.failed(e))?);
         let files = database.files();
         let (work, orders) = mpsc::channel(QUEUE);
-        let writer = Writer::new(database, Arc::clone(&roster), options.failure.clone());
+        let writer = Writer::new(database, Arc::clone(&roster), options.clock, options.failure.clone());
         let thread = std::thread::Builder::new()
             .name("history-writer".to_owned())
             .spawn(move || writer.run(orders))

@@ -12,6 +12,7 @@ mod engine;
 mod faults;
 mod fleet;
 mod history;
+mod keeping;
 mod model;
 mod rates;
 mod renewal;

@@ -4,12 +4,17 @@ use std::{
     fs::File,
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use fleetsock_proto::private::{self, PrivateFileError};
+use fleetsock_proto::{
+    private::{self, PrivateFileError},
+    time::Timestamp,
+};
 use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{FlockOperation, flock};
 
+use super::parts::{self, Catalogue, Hot, Keeping, Part, Shared};
 use crate::history::HistoryError;
 
 const MAIN_FILE: &str = "main.db";
@@ -25,6 +30,10 @@ const LOG_BYTES: i64 = 64 * 1024 * 1024;
 const WRITER_CACHE_KIB: i64 = 64 * 1024;
 /// Page cache of a reader, KiB.
 const READER_CACHE_KIB: i64 = 16 * 1024;
+/// The same for a file that is complete: there are many of them.
+const PART_CACHE_KIB: i64 = 1024;
+/// Rows of a table that are deleted in one transaction because they are too old.
+const DELETED_AT_ONCE: u32 = 2_000;
 /// Statements kept ready on a connection.
 const STATEMENTS: usize = 64;
 
@@ -104,6 +113,7 @@ pub(super) struct Database {
     /// The file that sessions are written to.
     pub(super) day: Connection,
     files: Files,
+    keeping: Keeping,
     // Held for as long as the files are open.
     _lock: File,
 }
@@ -111,13 +121,14 @@ pub(super) struct Database {
 /// Where the files are, for readers.
 #[derive(Debug, Clone)]
 pub(super) struct Files {
+    folder: PathBuf,
     main: PathBuf,
-    day: PathBuf,
+    catalogue: Shared,
 }
 
 impl Database {
     /// Opens the files in a folder, or makes them.
-    pub(super) fn open(folder: &Path) -> Result<Database, OpenError> {
+    pub(super) fn open(folder: &Path, keeping: Keeping, now: Timestamp) -> Result<Database, OpenError> {
         if rusqlite::version_number() < OLDEST_SQLITE {
             return Err(OpenError::OldSqlite(rusqlite::version()));
         }
@@ -125,9 +136,62 @@ impl Database {
         let lock = lock(folder)?;
         let main_path = folder.join(MAIN_FILE);
         let mut main = open_for_writing(&main_path, main_schema::migrations::runner())?;
-        let day_path = folder.join(hot_part(&mut main).map_err(|error| engine(&main_path, &error))?);
-        let day = open_for_writing(&day_path, day_schema::migrations::runner())?;
-        Ok(Database { main, day, files: Files { main: main_path, day: day_path }, _lock: lock })
+        let catalogue = parts::load(&mut main, folder, now).map_err(|error| engine(&main_path, &error))?;
+        let day = open_for_writing(&catalogue.hot.path, day_schema::migrations::runner())?;
+        for part in &catalogue.complete {
+            // Also what is only read has the newest schema.
+            open_for_writing(&part.path, day_schema::migrations::runner())?;
+        }
+        let files = Files { folder: folder.to_owned(), main: main_path, catalogue: Shared::new(catalogue) };
+        let database = Database { main, day, files, keeping, _lock: lock };
+        parts::remove_dropped(&database.main, folder).map_err(|error| database.failed(error))?;
+        Ok(database)
+    }
+
+    /// Begins the next file when this one is complete. An error leaves everything as it was.
+    pub(super) fn turn_over(&mut self, now: Timestamp) -> Result<(), OpenError> {
+        let catalogue = self.files.catalogue.get();
+        let before = &catalogue.hot;
+        let ended = "SELECT coalesce(max(id), 0), coalesce((SELECT max(max_closed_at_us) FROM zones), 0) FROM sessions";
+        let (sessions, latest) = self
+            .day
+            .query_row(ended, [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .map_err(|error| engine(&before.path, &error))?;
+        if !parts::is_complete(self.keeping, before.started_at, sessions, now) {
+            return Ok(());
+        }
+        let id = before.id + 1;
+        let next = Hot { id, path: self.files.folder.join(parts::file_of(id)), started_at: now };
+        let failed = |problem: io::Error| OpenError::Engine { path: next.path.clone(), problem: problem.to_string() };
+        parts::remove(&self.files.folder, &parts::file_of(id)).map_err(failed)?;
+        let mut day = open_for_writing(&next.path, day_schema::migrations::runner())?;
+        parts::take_over(&mut day, &before.path).map_err(|error| engine(&next.path, &error))?;
+        parts::turn_over(&mut self.main, before, (sessions, latest), &next).map_err(|error| self.failed(error))?;
+        tracing::info!(file = %next.path.display(), sessions, "the next file of sessions begins");
+        // Closing it folds its log into it, unless a question still reads it: then the last one does.
+        self.day = day;
+        self.files.catalogue.change(|catalogue| {
+            let complete = Part { id: catalogue.hot.id, path: catalogue.hot.path.clone(), latest };
+            catalogue.complete.push(complete);
+            catalogue.hot = next;
+        });
+        Ok(())
+    }
+
+    /// Drops what is older than it is kept.
+    pub(super) fn drop_old(&mut self, now: Timestamp) -> Result<(), rusqlite::Error> {
+        let Some(horizon) = parts::horizon(self.keeping, now) else { return Ok(()) };
+        let complete = &self.files.catalogue.get().complete;
+        let gone = parts::drop_before(&mut self.main, complete, horizon, DELETED_AT_ONCE)?;
+        let horizon = parts::stored_horizon(&self.main)?;
+        self.files.catalogue.change(|catalogue| {
+            catalogue.complete.retain(|part| !gone.contains(part));
+            catalogue.horizon = horizon;
+        });
+        for part in &gone {
+            tracing::info!(file = %part.path.display(), "sessions that are older than what is kept are dropped");
+        }
+        parts::remove_dropped(&self.main, &self.files.folder)
     }
 
     pub(super) fn files(&self) -> Files {
@@ -146,9 +210,26 @@ impl Files {
         open_for_reading(&self.main)
     }
 
-    /// A connection that cannot write.
-    pub(super) fn open_day(&self) -> Result<Connection, rusqlite::Error> {
-        open_for_reading(&self.day)
+    /// The files that hold sessions, as they are now.
+    pub(super) fn catalogue(&self) -> Arc<Catalogue> {
+        self.catalogue.get()
+    }
+
+    /// A connection to the file that is written to, that cannot write.
+    pub(super) fn open_hot(&self, hot: &Hot) -> Result<Connection, rusqlite::Error> {
+        open_for_reading(&hot.path)
+    }
+
+    /// A connection to a file that is complete; none when it was dropped meanwhile.
+    pub(super) fn open_part(&self, part: &Part) -> Result<Option<Connection>, rusqlite::Error> {
+        match open_for_reading(&part.path) {
+            Ok(connection) => {
+                connection.pragma_update(None, "cache_size", -PART_CACHE_KIB)?;
+                Ok(Some(connection))
+            }
+            Err(_) if !self.catalogue().complete.contains(part) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -241,23 +322,6 @@ fn open_for_reading(path: &Path) -> Result<Connection, rusqlite::Error> {
     connection.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(connection)
-}
-
-/// The file that is written to; the first one is entered into the catalogue here.
-fn hot_part(main: &mut Connection) -> Result<String, rusqlite::Error> {
-    let transaction = main.transaction()?;
-    let newest = transaction
-        .query_row("SELECT file FROM parts WHERE state = 0 ORDER BY id DESC LIMIT 1", [], |row| row.get("file"));
-    let file = match newest {
-        Err(rusqlite::Error::QueryReturnedNoRows) => {
-            let file = "day-1.db".to_owned();
-            transaction.execute("INSERT INTO parts (id, file, state, started_at_us) VALUES (1, ?1, 0, 0)", [&file])?;
-            file
-        }
-        other => other?,
-    };
-    transaction.commit()?;
-    Ok(file)
 }
 
 impl From<rusqlite::Error> for HistoryError {

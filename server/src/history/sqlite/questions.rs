@@ -1,6 +1,7 @@
 //! Questions: each on a connection that cannot write, with a deadline, never waiting for the writer.
 
 use std::{
+    cell::OnceCell,
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -14,6 +15,7 @@ use self::outlet::Outlet;
 use super::{
     coding::{OwnerColumns, StoredOwner},
     database::Files,
+    parts::Catalogue,
 };
 use crate::history::{Bounds, HistoryError, Rows, matching::OwnerNames};
 
@@ -28,10 +30,20 @@ pub(super) mod summary;
 /// Steps of SQLite's machine between two looks at the clock: a few microseconds.
 const STEPS: i32 = 1000;
 
+/// Asked from time to time whether to go on.
+type Over = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// One reader's connections.
 pub(super) struct Reader {
     pub(super) main: Connection,
+    /// The file that is written to.
     pub(super) day: Connection,
+    files: Files,
+    /// The files as they were when the question began.
+    pub(super) catalogue: Arc<Catalogue>,
+    /// Those that are complete, in the order of the catalogue; opened when they are needed.
+    parts: Vec<OnceCell<Option<Connection>>>,
+    over: Option<Over>,
 }
 
 /// Readers, a few of them: a question waits for one.
@@ -80,7 +92,7 @@ impl Readers {
     async fn run<T: Send + 'static>(
         &self,
         time: Duration,
-        abandoned: impl Fn() -> bool + Clone + Send + 'static,
+        abandoned: impl Fn() -> bool + Clone + Send + Sync + 'static,
         question: impl FnOnce(&Reader, Instant) -> Result<T, HistoryError> + Send + 'static,
     ) -> Result<T, HistoryError> {
         let deadline = Instant::now() + time;
@@ -93,18 +105,18 @@ impl Readers {
             let _place = place;
             let found = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut reader = match found {
-                Some(reader) => reader,
-                None => Reader { main: files.open_main()?, day: files.open_day()? },
+                Some(reader) => reader.renewed()?,
+                None => Reader::open(files)?,
             };
             let watched = abandoned.clone();
-            let over = move || Instant::now() > deadline || watched();
-            reader.watch(Some(over.clone()))?;
+            let over: Over = Arc::new(move || Instant::now() > deadline || watched());
+            reader.watch(Some(Arc::clone(&over)))?;
             let answer = question(&reader, deadline).map_err(|error| match error {
                 HistoryError::Engine(_) if abandoned() => HistoryError::Abandoned,
                 HistoryError::Engine(_) if over() => HistoryError::TooSlow(time),
                 error => error,
             });
-            reader.watch(None::<fn() -> bool>)?;
+            reader.watch(None)?;
             idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
             answer
         });
@@ -113,11 +125,57 @@ impl Readers {
 }
 
 impl Reader {
-    /// Makes SQLite ask from time to time whether to go on.
-    fn watch(&mut self, over: Option<impl Fn() -> bool + Clone + Send + 'static>) -> Result<(), rusqlite::Error> {
-        self.main.progress_handler(STEPS, over.clone())?;
-        self.day.progress_handler(STEPS, over)
+    fn open(files: Files) -> Result<Reader, rusqlite::Error> {
+        let catalogue = files.catalogue();
+        let (main, day) = (files.open_main()?, files.open_hot(&catalogue.hot)?);
+        let parts = catalogue.complete.iter().map(|_| OnceCell::new()).collect();
+        Ok(Reader { main, day, files, catalogue, parts, over: None })
     }
+
+    /// The same with the files as they are now; connections to those that are still there are kept.
+    fn renewed(mut self) -> Result<Reader, rusqlite::Error> {
+        let now = self.files.catalogue();
+        if now.hot != self.catalogue.hot {
+            self.day = self.files.open_hot(&now.hot)?;
+        }
+        if now.complete != self.catalogue.complete {
+            let mut before: HashMap<i64, _> =
+                self.catalogue.complete.iter().map(|part| part.id).zip(std::mem::take(&mut self.parts)).collect();
+            self.parts = now.complete.iter().map(|part| before.remove(&part.id).unwrap_or_default()).collect();
+        }
+        self.catalogue = now;
+        Ok(self)
+    }
+
+    /// A file that is complete, by its place in the catalogue; none when it was dropped meanwhile.
+    pub(super) fn part(&self, place: usize) -> Result<Option<&Connection>, rusqlite::Error> {
+        let (Some(cell), Some(part)) = (self.parts.get(place), self.catalogue.complete.get(place)) else {
+            return Ok(None);
+        };
+        if let Some(opened) = cell.get() {
+            return Ok(opened.as_ref());
+        }
+        let mut connection = self.files.open_part(part)?;
+        if let Some(connection) = &mut connection {
+            watch(connection, self.over.as_ref())?;
+        }
+        Ok(cell.get_or_init(|| connection).as_ref())
+    }
+
+    /// Makes SQLite ask from time to time whether to go on.
+    fn watch(&mut self, over: Option<Over>) -> Result<(), rusqlite::Error> {
+        self.over = over;
+        let parts = self.parts.iter_mut().filter_map(|cell| cell.get_mut()?.as_mut());
+        [&mut self.main, &mut self.day].into_iter().chain(parts).try_for_each(|one| watch(one, self.over.as_ref()))
+    }
+}
+
+fn watch(connection: &mut Connection, over: Option<&Over>) -> Result<(), rusqlite::Error> {
+    let over = over.map(|over| {
+        let over = Arc::clone(over);
+        move || over()
+    });
+    connection.progress_handler(STEPS, over)
 }
 
 /// A program, as [`Programs`] remembers it.

@@ -1,6 +1,6 @@
 //! The one thread that writes. It takes what is queued, stores it in one transaction, and answers when it is durable.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use fleetsock_proto::{
     batch::Batch,
@@ -32,6 +32,8 @@ mod listeners;
 mod programs;
 mod sessions;
 
+/// How often it is looked whether a file is complete and what is too old.
+const TIDY_PAUSE: Duration = Duration::from_secs(1);
 /// Rows of one transaction, about: what is queued beyond them waits for the next.
 const GROUP_ROWS: usize = 10_000;
 
@@ -41,6 +43,9 @@ pub(super) struct Writer {
     roster: Arc<Roster>,
     cursors: HashMap<i64, Cursor>,
     programs: Programs,
+    clock: fn() -> Timestamp,
+    /// When it was last looked what is too old.
+    swept_at: Option<Timestamp>,
     failure: CancellationToken,
 }
 
@@ -68,8 +73,14 @@ struct Group {
 }
 
 impl Writer {
-    pub(super) fn new(database: Database, roster: Arc<Roster>, failure: CancellationToken) -> Writer {
-        Writer { database, roster, cursors: HashMap::new(), programs: Programs::default(), failure }
+    pub(super) fn new(
+        database: Database,
+        roster: Arc<Roster>,
+        clock: fn() -> Timestamp,
+        failure: CancellationToken,
+    ) -> Writer {
+        let (cursors, programs) = (HashMap::new(), Programs::default());
+        Writer { database, roster, cursors, programs, clock, swept_at: None, failure }
     }
 
     /// Works until nobody can bring more work.
@@ -79,6 +90,7 @@ impl Writer {
             while let Some(work) = next {
                 next = self.handle(work, &mut orders)?;
             }
+            self.tidy();
         }
         self.write_presence();
         Ok(())
@@ -259,6 +271,21 @@ impl Writer {
         transaction.commit()?;
         self.roster.note_hello(host, contact);
         Ok(())
+    }
+
+    /// Begins the next file of sessions when it is time, and drops what is too old. What fails is tried again.
+    fn tidy(&mut self) {
+        let now = (self.clock)();
+        if self.swept_at.is_some_and(|at| now.since(at) < TIDY_PAUSE && at <= now) {
+            return;
+        }
+        self.swept_at = Some(now);
+        if let Err(error) = self.database.turn_over(now) {
+            tracing::error!(%error, "the next file of sessions cannot be begun; the one before goes on");
+        }
+        if let Err(error) = self.database.drop_old(now) {
+            tracing::error!(%error, "what is older than what is kept cannot be dropped");
+        }
     }
 
     fn write_presence(&mut self) {

@@ -92,7 +92,7 @@ fn each_gap(
          WHERE until_us > ?1 AND since_us < ?2 ORDER BY until_us DESC, id DESC",
     )?;
     for host in &selection.hosts {
-        if let Some(gap) = not_yet(host, since) {
+        for gap in [not_yet(host, since), expired(host, since, reader.catalogue.horizon)].into_iter().flatten() {
             total += 1;
             show(gap);
         }
@@ -118,6 +118,20 @@ fn not_yet(host: &Selected, since: Timestamp) -> Option<Gap> {
         since,
         until: first,
         reason: GapReason::NotYetObserved,
+        batches_lost: 0,
+    })
+}
+
+/// The part of a window that was observed and is not kept any more.
+fn expired(host: &Selected, since: Timestamp, horizon: Option<Timestamp>) -> Option<Gap> {
+    let (horizon, first) = (horizon?, host.entry.observed_since?);
+    let begins = since > Timestamp::MIN && since < horizon && first < horizon;
+    begins.then(|| Gap {
+        host: host.entry.name.clone(),
+        host_id: host.entry.host_id,
+        since: since.max(first),
+        until: Some(horizon),
+        reason: GapReason::Expired,
         batches_lost: 0,
     })
 }

@@ -1,7 +1,8 @@
 //! Sessions, newest first: those that are open by opening time, then those that are over by closing time.
 //!
 //! What is over is found by host when few hosts are meant, else by zones of the table. Either way it comes in pages, and
-//! a heap puts their rows into one order: a page is only read when its latest possible row is the next one.
+//! a heap puts their rows into one order: a page is only read when its latest possible row is the next one. A file is such
+//! a page too, so that those of days long ago are not even opened for the newest sessions.
 
 use std::{
     cmp::Ordering,
@@ -16,7 +17,7 @@ use fleetsock_proto::{
     time::Timestamp,
 };
 use ipnet::IpNet;
-use rusqlite::{Row, params_from_iter, types::Value};
+use rusqlite::{Connection, Row, params_from_iter, types::Value};
 
 use super::{
     Programs, Reader, coverage, names,
@@ -157,22 +158,30 @@ struct Next {
     what: What,
 }
 
+/// A file by its place among those that are complete, or the one that is written to.
+type InFile = Option<usize>;
+
 enum What {
     Session(Box<Session>),
     /// One that is read when its turn comes: most of a zone's never do.
     Row {
+        file: InFile,
         id: i64,
     },
     /// Sessions of a host that closed before this one.
     Host {
+        file: InFile,
         host: i64,
         before_id: i64,
     },
     /// A zone.
     Zone {
+        file: InFile,
         first: i64,
         last: i64,
     },
+    /// A file that was not looked into yet.
+    File(InFile),
 }
 
 impl PartialEq for Next {
@@ -197,7 +206,7 @@ impl Ord for Next {
     }
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
     /// Sends the sessions that are open.
     fn open(&mut self, selection: &Selection, sink: &mut dyn Sink<Session>) -> Result<Wanted, HistoryError> {
         let mut by_host = self.reader.day.prepare_cached(
@@ -224,15 +233,7 @@ impl Search<'_> {
 
     /// Sends the sessions that are over.
     fn over(&mut self, selection: &Selection, sink: &mut dyn Sink<Session>) -> Result<(), HistoryError> {
-        let mut heap = if selection.hosts.len() <= BY_HOST {
-            let page = |host: &Selected| Next {
-                latest: i64::MAX,
-                what: What::Host { host: host.entry.id, before_id: i64::MAX },
-            };
-            selection.hosts.iter().map(page).collect()
-        } else {
-            self.zones()?
-        };
+        let mut heap: BinaryHeap<Next> = self.files();
         while let Some(Next { latest, what }) = heap.pop() {
             match what {
                 What::Session(session) => {
@@ -240,37 +241,65 @@ impl Search<'_> {
                         break;
                     }
                 }
-                What::Row { id } => {
-                    if let Some(session) = self.read_row(id)?
+                What::Row { file, id } => {
+                    if let Some(session) = self.read_row(file, id)?
                         && sink.push(session)? == Wanted::NoMore
                     {
                         break;
                     }
                 }
-                What::Host { host, before_id } => self.read_host(host, (latest, before_id), &mut heap)?,
-                What::Zone { first, last } => self.read_zone(first, last, &mut heap)?,
+                What::File(file) if selection.hosts.len() <= BY_HOST => {
+                    let page = |host: &Selected| Next {
+                        latest,
+                        what: What::Host { file, host: host.entry.id, before_id: i64::MAX },
+                    };
+                    heap.extend(selection.hosts.iter().map(page));
+                }
+                What::File(file) => self.zones(file, &mut heap)?,
+                What::Host { file, host, before_id } => self.read_host(file, host, (latest, before_id), &mut heap)?,
+                What::Zone { file, first, last } => self.read_zone(file, (first, last), &mut heap)?,
             }
         }
         Ok(())
     }
 
-    fn zones(&self) -> Result<BinaryHeap<Next>, rusqlite::Error> {
-        let mut statement = self
-            .reader
-            .day
+    /// The files with sessions that closed within the window.
+    fn files(&self) -> BinaryHeap<Next> {
+        let complete = self.reader.catalogue.complete.iter().enumerate();
+        let complete = complete.map(|(place, part)| Next { latest: part.latest, what: What::File(Some(place)) });
+        let after = self.window.closed_after.as_micros();
+        complete.chain([Next { latest: i64::MAX, what: What::File(None) }]).filter(|next| next.latest > after).collect()
+    }
+
+    /// A file; none when it is not kept any more.
+    fn file(&self, file: InFile) -> Result<Option<&'a Connection>, rusqlite::Error> {
+        match file {
+            Some(place) => self.reader.part(place),
+            None => Ok(Some(&self.reader.day)),
+        }
+    }
+
+    fn zones(&self, file: InFile, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
+        let Some(connection) = self.file(file)? else { return Ok(()) };
+        let mut statement = connection
             .prepare_cached("SELECT first_id, last_id, max_closed_at_us FROM zones WHERE max_closed_at_us > ?1")?;
         let mut rows = statement.query([self.window.closed_after.as_micros()])?;
-        let mut heap = BinaryHeap::new();
         while let Some(row) = rows.next()? {
-            let what = What::Zone { first: row.get("first_id")?, last: row.get("last_id")? };
+            let what = What::Zone { file, first: row.get("first_id")?, last: row.get("last_id")? };
             heap.push(Next { latest: row.get("max_closed_at_us")?, what });
         }
-        Ok(heap)
+        Ok(())
     }
 
     /// Finds what may be meant in a zone, without reading it.
-    fn read_zone(&mut self, first: i64, last: i64, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
-        let mut statement = self.reader.day.prepare_cached(&format!(
+    fn read_zone(
+        &mut self,
+        file: InFile,
+        (first, last): (i64, i64),
+        heap: &mut BinaryHeap<Next>,
+    ) -> Result<(), rusqlite::Error> {
+        let Some(connection) = self.file(file)? else { return Ok(()) };
+        let mut statement = connection.prepare_cached(&format!(
             "SELECT id, host_id, closed_at_us FROM sessions
              WHERE id BETWEEN ?1 AND ?2 AND closed_at_us > ?3 AND closed_at_us - duration_us <= ?4 AND {}",
             self.narrowed.sql
@@ -280,16 +309,15 @@ impl Search<'_> {
         let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.narrowed.values)))?;
         while let Some(row) = rows.next()? {
             if self.hosts.contains_key(&row.get("host_id")?) {
-                heap.push(Next { latest: row.get("closed_at_us")?, what: What::Row { id: row.get("id")? } });
+                heap.push(Next { latest: row.get("closed_at_us")?, what: What::Row { file, id: row.get("id")? } });
             }
         }
         Ok(())
     }
 
-    fn read_row(&mut self, id: i64) -> Result<Option<Session>, rusqlite::Error> {
-        let mut statement = self
-            .reader
-            .day
+    fn read_row(&mut self, file: InFile, id: i64) -> Result<Option<Session>, rusqlite::Error> {
+        let Some(connection) = self.file(file)? else { return Ok(None) };
+        let mut statement = connection
             .prepare_cached("SELECT *, closed_at_us - duration_us AS opened_at_us FROM sessions WHERE id = ?1")?;
         let mut rows = statement.query([id])?;
         match rows.next()? {
@@ -301,11 +329,13 @@ impl Search<'_> {
     /// Reads the next page of a host, and notes the one after it.
     fn read_host(
         &mut self,
+        file: InFile,
         host: i64,
         (latest, before_id): (i64, i64),
         heap: &mut BinaryHeap<Next>,
     ) -> Result<(), rusqlite::Error> {
-        let mut statement = self.reader.day.prepare_cached(&format!(
+        let Some(connection) = self.file(file)? else { return Ok(()) };
+        let mut statement = connection.prepare_cached(&format!(
             "SELECT *, closed_at_us - duration_us AS opened_at_us FROM sessions
              WHERE host_id = ?1 AND closed_at_us > ?2 AND (closed_at_us, id) < (?3, ?4)
                  AND closed_at_us - duration_us <= ?5 AND {}
@@ -324,7 +354,7 @@ impl Search<'_> {
             }
         }
         if read == PAGE_ROWS {
-            heap.push(Next { latest: last.0, what: What::Host { host, before_id: last.1 } });
+            heap.push(Next { latest: last.0, what: What::Host { file, host, before_id: last.1 } });
         }
         Ok(())
     }

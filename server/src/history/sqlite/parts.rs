@@ -1,0 +1,282 @@
+//! The files that hold sessions: one for a day, or for so many rows. The newest one is written to; an older one is complete,
+//! is only read, and goes as a whole when it is older than what is kept.
+//!
+//! The order of steps decides what a crash leaves. A new file is complete before the catalogue in `main.db` names it: one
+//! that is not named is left over, and removed at the next start. A file is dropped in the catalogue before it is removed:
+//! what is marked so is removed at the next start.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use fleetsock_proto::time::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+
+/// Sessions that are over in one file, about: then the next one begins.
+const PART_ROWS: i64 = 5_000_000;
+const DAY_US: i64 = 86_400_000_000;
+/// What SQLite keeps beside a database.
+const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
+
+/// The tables of `main.db` that grow with time: their keys, and what says how old a row is.
+const OLD: [(&str, &str, &str); 4] = [
+    ("listeners", "host_id, netns, cookie, opened_at_us", "closed_at_us"),
+    ("owner_changes", "id", "at_us"),
+    ("starts", "id", "at_us"),
+    ("gaps", "id", "until_us"),
+];
+
+const HOT: i64 = 0;
+const COMPLETE: i64 = 1;
+const DROPPING: i64 = 3;
+
+/// When a file is complete, and how long it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keeping {
+    /// Sessions of one file, about.
+    pub part_rows: i64,
+    /// How long what is over is kept; absent for ever.
+    pub kept: Option<Duration>,
+}
+
+impl Default for Keeping {
+    fn default() -> Keeping {
+        Keeping { part_rows: PART_ROWS, kept: None }
+    }
+}
+
+/// A file that is complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    /// Its number; they count upwards.
+    pub(super) id: i64,
+    /// Where it is.
+    pub(super) path: PathBuf,
+    /// The latest closing in it.
+    pub(super) latest: i64,
+}
+
+/// The file that is written to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hot {
+    /// Its number.
+    pub(super) id: i64,
+    /// Where it is.
+    pub(super) path: PathBuf,
+    /// When it began.
+    pub(super) started_at: Timestamp,
+}
+
+/// All files, as questions see them.
+#[derive(Debug, Clone)]
+pub(super) struct Catalogue {
+    /// The one that is written to.
+    pub(super) hot: Hot,
+    /// The others, the newest last.
+    pub(super) complete: Vec<Part>,
+    /// What was over before it is not kept.
+    pub(super) horizon: Option<Timestamp>,
+}
+
+/// The catalogue that the writer changes and questions take a copy of.
+#[derive(Debug, Clone)]
+pub(super) struct Shared(Arc<Mutex<Arc<Catalogue>>>);
+
+impl Shared {
+    pub(super) fn new(catalogue: Catalogue) -> Shared {
+        Shared(Arc::new(Mutex::new(Arc::new(catalogue))))
+    }
+
+    /// As it is now.
+    pub(super) fn get(&self) -> Arc<Catalogue> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes it for questions that begin from now on.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Catalogue)) {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut shared));
+    }
+}
+
+/// Whether a file that began then and has so many sessions is complete.
+pub(super) fn is_complete(keeping: Keeping, started_at: Timestamp, sessions: i64, now: Timestamp) -> bool {
+    let day = |at: Timestamp| at.as_micros().div_euclid(DAY_US);
+    // An idle fleet needs no new file for each day; a clock that was set back begins none.
+    sessions > 0 && (sessions >= keeping.part_rows || day(now) > day(started_at))
+}
+
+/// What is over before this moment goes.
+pub(super) fn horizon(keeping: Keeping, now: Timestamp) -> Option<Timestamp> {
+    let kept = i64::try_from(keeping.kept?.as_micros()).unwrap_or(i64::MAX);
+    Some(Timestamp::from_micros(now.as_micros().saturating_sub(kept)))
+}
+
+/// Reads the catalogue; the first file is entered into it here.
+pub(super) fn load(main: &mut Connection, folder: &Path, now: Timestamp) -> Result<Catalogue, rusqlite::Error> {
+    let transaction = main.transaction()?;
+    let newest = "SELECT id, file, started_at_us FROM parts WHERE state = ?1 ORDER BY id DESC LIMIT 1";
+    let hot = transaction
+        .query_row(newest, [HOT], |row| {
+            Ok(Hot {
+                id: row.get("id")?,
+                path: folder.join(row.get::<_, String>("file")?),
+                started_at: Timestamp::from_micros(row.get("started_at_us")?),
+            })
+        })
+        .optional()?;
+    let hot = match hot {
+        Some(hot) => hot,
+        None => {
+            let hot = Hot { id: 1, path: folder.join(file_of(1)), started_at: now };
+            enter(&transaction, &hot)?;
+            hot
+        }
+    };
+    let complete = {
+        let mut statement = transaction
+            .prepare("SELECT id, file, max_closed_at_us FROM parts WHERE state = ?1 AND id <> ?2 ORDER BY id")?;
+        let part = |row: &rusqlite::Row<'_>| {
+            let path = folder.join(row.get::<_, String>("file")?);
+            Ok(Part { id: row.get("id")?, path, latest: row.get("max_closed_at_us")? })
+        };
+        statement.query_map(params![COMPLETE, hot.id], part)?.collect::<Result<_, _>>()?
+    };
+    let horizon = stored_horizon(&transaction)?;
+    transaction.commit()?;
+    Ok(Catalogue { hot, complete, horizon })
+}
+
+/// What was over before this moment is not kept any more.
+pub(super) fn stored_horizon(main: &Connection) -> Result<Option<Timestamp>, rusqlite::Error> {
+    let at = main.query_row("SELECT at_us FROM horizon", [], |row| row.get(0)).optional()?;
+    Ok(at.map(Timestamp::from_micros))
+}
+
+/// Name of a file.
+pub(super) fn file_of(id: i64) -> String {
+    format!("day-{id}.db")
+}
+
+fn enter(main: &Connection, hot: &Hot) -> Result<(), rusqlite::Error> {
+    let row = params![hot.id, file_of(hot.id), HOT, hot.started_at.as_micros()];
+    main.execute("INSERT INTO parts (id, file, state, started_at_us) VALUES (?1, ?2, ?3, ?4)", row).map(drop)
+}
+
+/// Takes what is open, and how far the history of each host goes, over from the file before.
+pub(super) fn take_over(day: &mut Connection, before: &Path) -> Result<(), rusqlite::Error> {
+    day.execute("ATTACH DATABASE ?1 AS before", [before.to_string_lossy()])?;
+    let transaction = day.transaction()?;
+    transaction.execute_batch(
+        "INSERT INTO main.open_sessions SELECT * FROM before.open_sessions;
+         INSERT INTO main.cursors SELECT * FROM before.cursors;",
+    )?;
+    transaction.commit()?;
+    day.execute_batch("DETACH DATABASE before")
+}
+
+/// Names the new file as the one that is written to, in one transaction with the end of the one before.
+pub(super) fn turn_over(
+    main: &mut Connection,
+    before: &Hot,
+    (sessions, latest): (i64, i64),
+    next: &Hot,
+) -> Result<(), rusqlite::Error> {
+    let transaction = main.transaction()?;
+    transaction.execute(
+        "UPDATE parts SET state = ?2, sessions = ?3, max_closed_at_us = ?4 WHERE id = ?1",
+        params![before.id, COMPLETE, sessions, latest],
+    )?;
+    enter(&transaction, next)?;
+    transaction.commit()
+}
+
+/// Marks the files as dropped whose sessions were all over before `horizon`, and deletes what is over in `main.db` since
+/// before then: at most `limit` rows of each table, since a writer must not be kept for long. Gives what there is to remove.
+pub(super) fn drop_before(
+    main: &mut Connection,
+    complete: &[Part],
+    horizon: Timestamp,
+    limit: u32,
+) -> Result<Vec<Part>, rusqlite::Error> {
+    let gone: Vec<Part> = complete.iter().filter(|part| part.latest < horizon.as_micros()).cloned().collect();
+    let transaction = main.transaction()?;
+    for part in &gone {
+        transaction.execute("UPDATE parts SET state = ?2 WHERE id = ?1", params![part.id, DROPPING])?;
+    }
+    let mut deleted = 0;
+    for (table, key, time) in OLD {
+        let sql =
+            format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {time} < ?1 LIMIT ?2)");
+        deleted += transaction.execute(&sql, params![horizon.as_micros(), limit])?;
+    }
+    if !gone.is_empty() || deleted > 0 {
+        transaction.execute(
+            "INSERT INTO horizon (id, at_us) VALUES (1, ?1) ON CONFLICT DO UPDATE SET at_us = max(at_us, ?1)",
+            [horizon.as_micros()],
+        )?;
+    }
+    transaction.commit()?;
+    Ok(gone)
+}
+
+/// Removes files that are marked as dropped. Whoever still reads one goes on.
+pub(super) fn remove_dropped(main: &Connection, folder: &Path) -> Result<(), rusqlite::Error> {
+    let dropped: Vec<(i64, String)> = main
+        .prepare("SELECT id, file FROM parts WHERE state = ?1")?
+        .query_map([DROPPING], |row| Ok((row.get("id")?, row.get("file")?)))?
+        .collect::<Result<_, _>>()?;
+    for (id, file) in dropped {
+        match remove(folder, &file) {
+            Ok(()) => main.execute("DELETE FROM parts WHERE id = ?1", [id]).map(drop)?,
+            Err(error) => tracing::warn!(%error, file, "a file of the history that is not kept cannot be removed"),
+        }
+    }
+    Ok(())
+}
+
+/// Removes a file that is left over, if there is one: nobody named it, so nothing in it counts.
+pub(super) fn remove(folder: &Path, file: &str) -> io::Result<()> {
+    for name in [""].iter().chain(&COMPANIONS).map(|suffix| format!("{file}{suffix}")) {
+        match fs::remove_file(folder.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    // The removal itself must last.
+    fs::File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(day: i64, us: i64) -> Timestamp {
+        Timestamp::from_micros(day * DAY_US + us)
+    }
+
+    #[test]
+    fn a_file_is_complete_at_midnight_or_when_it_is_full_and_never_without_sessions() {
+        let keeping = Keeping { part_rows: 100, kept: None };
+        for (sessions, now, expected) in [
+            (1, at(7, DAY_US - 1), false),
+            (1, at(8, 0), true),
+            (0, at(8, 0), false),
+            (99, at(7, 5), false),
+            (100, at(7, 5), true),
+            (1, at(6, 0), false),
+        ] {
+            assert_eq!(is_complete(keeping, at(7, 3), sessions, now), expected, "{sessions} {now:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_for_ever_has_no_horizon() {
+        assert_eq!(horizon(Keeping::default(), at(7, 0)), None);
+        let keeping = Keeping { kept: Some(Duration::from_secs(86_400)), ..Keeping::default() };
+        assert_eq!(horizon(keeping, at(7, 0)), Some(at(6, 0)));
+    }
+}

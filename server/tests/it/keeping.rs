@@ -1,0 +1,152 @@
+//! Sessions of each day are in a file of their own, and go with it when they are older than what is kept.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicI64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use fleetsock_proto::{
+    answer::GapReason,
+    batch::BatchKind::{Changes, SnapshotWhole},
+    question::{PortQuestion, SessionQuestion, SessionTime},
+    socket::Direction,
+    time::Timestamp,
+};
+use fleetsock_server::history::sqlite::{Keeping, Options, SqliteHistory};
+use rusqlite::Connection;
+
+use crate::{
+    engine::{Engine, Rules, World},
+    scene::{Agent, Described, at, closed, listener, opened, session, session_line},
+};
+
+const DAY: i64 = 86_400;
+
+/// The day that it is, of a scene that begins in the middle of one. One test at a time moves it.
+static SECOND: AtomicI64 = AtomicI64::new(0);
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+fn clock() -> Timestamp {
+    // Each look is later than the one before, so that it is always time to tidy up.
+    at(SECOND.fetch_add(2, Relaxed))
+}
+
+/// SQLite that keeps what is over for three days.
+struct Daily(tempfile::TempDir);
+
+impl Daily {
+    fn folder(&self) -> PathBuf {
+        self.0.path().join("history")
+    }
+
+    /// Names of the files with sessions.
+    fn files(&self) -> BTreeSet<String> {
+        let names = fs::read_dir(self.folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("day-")).map(|name| name.replace("-wal", "").replace("-shm", "")).collect()
+    }
+}
+
+impl Engine for Daily {
+    type Store = SqliteHistory;
+
+    fn prepare() -> Daily {
+        Daily(tempfile::tempdir().unwrap())
+    }
+
+    async fn open(&self, rules: Rules) -> SqliteHistory {
+        let kept = Duration::from_secs(3 * DAY.unsigned_abs());
+        let keeping = Keeping { kept: Some(kept), ..Keeping::default() };
+        let options = Options { stale_after: rules.stale_after, keeping, clock, ..Options::default() };
+        SqliteHistory::open(&self.folder(), options).unwrap()
+    }
+
+    async fn close(store: SqliteHistory) {
+        store.close().await.unwrap();
+    }
+}
+
+/// Lets days go by, in each of which a host has a session and a listener that end, beside those that stay.
+async fn days_go_by(world: &World<Daily>, agent: &mut Agent, days: std::ops::Range<i64>) {
+    for day in days {
+        SECOND.store(day * DAY, Relaxed);
+        let cookie = 100 + day.unsigned_abs();
+        let short = session(cookie, "10.0.0.1:40000", Direction::Out, "10.0.0.9:443").since(day * DAY + 10);
+        let port = listener(1000 + cookie, "0.0.0.0:8080").since(day * DAY + 10);
+        let changes = vec![opened(short.clone()), opened(port.clone())];
+        world.tell(agent, Changes, day * DAY + 20, changes).await;
+        let changes = vec![closed(short, day * DAY + 30), closed(port, day * DAY + 30)];
+        world.tell(agent, Changes, day * DAY + 40, changes).await;
+    }
+}
+
+async fn since(world: &World<Daily>, second: i64) -> (Vec<String>, Vec<(GapReason, Timestamp, Option<Timestamp>)>) {
+    let time = SessionTime::Within { since: at(second), until: None };
+    let (rows, meta) =
+        world.sessions(SessionQuestion { time, ..SessionQuestion::default() }, at(100 * DAY)).await.unwrap();
+    let gaps = meta.gaps.iter().map(|gap| (gap.reason, gap.since, gap.until)).collect();
+    (rows.iter().map(session_line).collect(), gaps)
+}
+
+#[tokio::test]
+async fn a_file_for_each_day_goes_when_it_is_older_than_what_is_kept_and_answers_say_so() {
+    let _alone = ALONE.lock().await;
+    SECOND.store(0, Relaxed);
+    let mut world = World::<Daily>::new().await;
+    let mut agent = world.host("web1").await;
+    let stays = session(1, "10.0.0.1:22", Direction::In, "10.0.0.7:5000");
+    world.tell(&mut agent, SnapshotWhole, 1, vec![opened(stays), opened(listener(2, "0.0.0.0:22"))]).await;
+    days_go_by(&world, &mut agent, 0..3).await;
+    let (before, gaps) = since(&world, 2).await;
+    let short = |day: i64| {
+        let [opened, closed] = [10, 30].map(|second| day * DAY + second);
+        format!("web1 tcp 10.0.0.1:40000 out 10.0.0.9:443 {opened}(event)..{closed}(event)")
+    };
+    let open = "web1 tcp 10.0.0.1:22 in 10.0.0.7:5000 0(event)..".to_owned();
+    assert_eq!(before, [open.clone(), short(2), short(1), short(0)], "newest first, across files");
+    assert_eq!((gaps, world.engine.files().len()), (vec![], 3));
+
+    days_go_by(&world, &mut agent, 3..6).await;
+    SECOND.store(5 * DAY + 1000, Relaxed);
+    world.restart().await;
+    world.tell(&mut agent, Changes, 5 * DAY + 1000, Vec::new()).await;
+    // The batch is acknowledged before the writer tidies up; another order waits for that.
+    world.hello(agent.host, "web1", at(5 * DAY + 1000), 0).await;
+    // What is kept reaches three days back from now.
+    let (after, gaps) = since(&world, 2).await;
+    assert_eq!(after, [open, short(5), short(4), short(3)]);
+    let [(GapReason::Expired, begins, Some(ends))] = gaps[..] else { panic!("{gaps:?}") };
+    assert_eq!(begins, at(2), "the window's beginning: the host was observed before it");
+    assert!((at(2 * DAY)..at(3 * DAY)).contains(&ends), "{ends:?}");
+    assert_eq!(since(&world, 4 * DAY).await.1, [], "nothing of that time is gone");
+    assert_eq!(world.engine.files(), ["day-4.db", "day-5.db", "day-6.db"].map(str::to_owned).into());
+
+    let (rows, meta) =
+        world.ports(PortQuestion { at: Some(at(DAY + 20)), ..PortQuestion::default() }, at(100 * DAY)).await.unwrap();
+    assert_eq!((rows.len(), meta.gaps.len()), (1, 1), "the one that is open, and that others are not kept");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_crash_left_of_a_file_is_removed_and_what_was_to_be_dropped_is() {
+    let _alone = ALONE.lock().await;
+    SECOND.store(0, Relaxed);
+    let mut world = World::<Daily>::new().await;
+    let mut agent = world.host("web1").await;
+    world.tell(&mut agent, SnapshotWhole, 1, Vec::new()).await;
+    days_go_by(&world, &mut agent, 0..2).await;
+    world.stop().await;
+    // The crash came before the catalogue named the next file, and before one that was dropped was removed.
+    fs::write(world.engine.folder().join("day-3.db"), b"half a file").unwrap();
+    let main = Connection::open(world.engine.folder().join("main.db")).unwrap();
+    main.execute("UPDATE parts SET state = 3 WHERE id = 1", []).unwrap();
+    drop(main);
+    world.begin().await;
+    assert!(!world.engine.files().contains("day-1.db"));
+    days_go_by(&world, &mut agent, 2..3).await;
+    let (rows, _) = since(&world, 2).await;
+    assert_eq!(rows.len(), 2, "{rows:?}");
+    world.stop().await;
+}
