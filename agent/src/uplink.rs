@@ -1,9 +1,13 @@
 //! Delivers the spool to the server: connects, says what is held, hears what is committed, and comes back.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use fleetsock_proto::{
-    client::{AgentClient, CallError, ConnectError},
+    client::{AgentClient, CallError, ConnectError, renew_expired},
     host::{HostFacts, Tier},
     identity::Identity,
     stream::{AgentMessage, BatchNumber, Hello, PROTOCOL_VERSION, ServerMessage, Welcome},
@@ -96,6 +100,13 @@ impl Refusals {
     }
 }
 
+/// Puts an identity on disk in place of the one before, and gives it back.
+async fn store(identity: Identity, state: &Path) -> Result<Identity, String> {
+    let state = state.to_owned();
+    let stored = tokio::task::spawn_blocking(move || identity.store(&state).map(|()| identity)).await;
+    stored.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
 /// A random number.
 fn dice() -> u64 {
     uuid::Uuid::new_v4().as_u64_pair().0
@@ -145,14 +156,9 @@ impl Uplink {
 
     /// One connection, from its beginning to its end; tells also whether anything was committed.
     async fn connect(&self, memory: &mut Memory, leave: &CancellationToken) -> (Ending, bool) {
-        // Read anew each time: an operator may have given the host another identity meanwhile.
-        let identity = match Identity::load(&self.state) {
-            Ok(identity) => identity,
-            Err(error) => return (Ending::Lost(error.to_string()), false),
-        };
         let opened = tokio::select! {
             () = leave.cancelled() => return (Ending::Left, false),
-            opened = self.open(identity) => opened,
+            opened = self.open() => opened,
         };
         let mut stream = match opened {
             Ok(stream) => stream,
@@ -162,8 +168,32 @@ impl Uplink {
         (ending, stream.committed)
     }
 
+    /// What the host proves itself with. Read anew each time: an operator may have given it another one meanwhile. One that
+    /// is over is renewed first: its key proves who asks.
+    async fn identity(&self) -> Result<Identity, Ending> {
+        let identity = Identity::load(&self.state).map_err(|error| Ending::Lost(error.to_string()))?;
+        let now = (self.clock)();
+        if identity.expires_at > now {
+            return Ok(identity);
+        }
+        let over_for = now.since(identity.expires_at);
+        let silent = |_| Ending::Lost(format!("the server said nothing for {} s", CALL_TIMEOUT.as_secs()));
+        let renewed = timeout(CALL_TIMEOUT, renew_expired(&identity)).await.map_err(silent)?;
+        let renewed = renewed.map_err(|error| match error {
+            ConnectError::Call(CallError::Denied(reason)) => Ending::Refused(reason),
+            error => of_connect(error),
+        })?;
+        if renewed.spiffe_id != identity.spiffe_id {
+            return Err(Ending::Lost(format!("the new certificate is for {}", renewed.spiffe_id)));
+        }
+        let renewed = store(renewed, &self.state).await.map_err(Ending::Lost)?;
+        tracing::info!(over_for_hours = over_for.as_secs() / 3600, "certificate renewed after its end");
+        Ok(renewed)
+    }
+
     /// Connects, says Hello and hears Welcome.
-    async fn open(&self, identity: Identity) -> Result<Stream, Ending> {
+    async fn open(&self) -> Result<Stream, Ending> {
+        let identity = self.identity().await?;
         let mut client = AgentClient::connect(&identity).await.map_err(of_connect)?;
         let facts = self.facts_now().await?;
         let told = Sight::of(&facts);

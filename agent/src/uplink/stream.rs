@@ -19,7 +19,7 @@ use super::{
     delivery::{Delivery, Reaction},
     dice, of_call,
     patience::Ending,
-    renewal,
+    renewal, store,
 };
 use crate::{observer::Clock, spool::Item};
 
@@ -380,12 +380,8 @@ impl Stream {
         if identity.spiffe_id != self.identity.spiffe_id {
             return Err(format!("the new certificate is for {}", identity.spiffe_id));
         }
-        let state = uplink.state.clone();
         let expires_in = identity.expires_at.since((uplink.clock)());
-        tokio::task::spawn_blocking(move || identity.store(&state))
-            .await
-            .map_err(|error| error.to_string())?
-            .map_err(|error| error.to_string())?;
+        store(identity, &uplink.state).await?;
         tracing::info!(expires_in_hours = expires_in.as_secs() / 3600, "certificate renewed");
         Ok(())
     }

@@ -15,7 +15,7 @@ use fleetsock_agent::{
 use fleetsock_proto::{
     answer::Gap,
     client::{OperatorClient, Target},
-    host::{Host, HostFacts, HostSelector},
+    host::{Host, HostFacts, HostSelector, HostState},
     identity::Identity,
     listener::Listener,
     port::PortRange,
@@ -97,6 +97,8 @@ pub(crate) struct Fleet {
     pub(crate) folder: tempfile::TempDir,
     wire: Wire,
     address: SocketAddr,
+    /// The server's.
+    clock: fn() -> Timestamp,
     running: Option<Running>,
 }
 
@@ -108,6 +110,11 @@ struct Running {
 
 impl Fleet {
     pub(crate) async fn start() -> Fleet {
+        Fleet::start_at(Timestamp::now).await
+    }
+
+    /// One whose server has another clock.
+    pub(crate) async fn start_at(clock: fn() -> Timestamp) -> Fleet {
         tls::install_provider();
         let folder = super::enrolment::folder();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -120,7 +127,7 @@ impl Fleet {
             address: outside.to_string().parse().unwrap(),
         };
         setup::init(&folder.path().join("server"), &fleet, Timestamp::now()).unwrap();
-        let mut fleet = Fleet { folder, wire: Wire::new(wire, address), address, running: None };
+        let mut fleet = Fleet { folder, wire: Wire::new(wire, address), address, clock, running: None };
         fleet.serve(listener).await;
         fleet
     }
@@ -135,12 +142,8 @@ impl Fleet {
         let authority = Authority::load(&config.ca, &config.trust_domain, Timestamp::now()).unwrap();
         let store = Arc::new(SqliteHistory::open(&config.history, setup::history_options(&config)).unwrap());
         let stop = CancellationToken::new();
-        let foundation = serve::Foundation {
-            config,
-            authority: Arc::new(authority),
-            store: Arc::clone(&store),
-            clock: Timestamp::now,
-        };
+        let foundation =
+            serve::Foundation { config, authority: Arc::new(authority), store: Arc::clone(&store), clock: self.clock };
         let serving = tokio::spawn(serve(foundation, listener, stop.clone()));
         self.running = Some(Running { store, stop, serving });
         until("the server serves", async || self.try_local().await.map(drop)).await;
@@ -153,6 +156,12 @@ impl Fleet {
         stop.cancel();
         serving.await.unwrap().unwrap();
         store.close().await.unwrap();
+    }
+
+    /// Starts it again, with the right clock.
+    pub(crate) async fn come_back_in_time(&mut self) {
+        self.clock = Timestamp::now;
+        self.come_back().await;
     }
 
     /// Starts it again, where it was.
@@ -189,6 +198,12 @@ impl Fleet {
     pub(crate) async fn listener(&self, port: u16) -> Option<Listener> {
         let (rows, _) = self.local().await.list_ports(PortQuestion::default()).await.unwrap().collect().await.unwrap();
         rows.into_iter().find(|row| row.port == port)
+    }
+
+    /// Whether a host is heard.
+    pub(crate) async fn online(&self) -> bool {
+        let hosts = self.local().await.list_hosts(HostSelector::default()).await.unwrap().collect().await.unwrap().0;
+        hosts.iter().any(|host| host.state == HostState::Online)
     }
 
     pub(crate) async fn host(&self) -> Option<Host> {

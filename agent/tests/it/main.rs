@@ -10,5 +10,6 @@ mod listeners;
 mod load_walks;
 mod namespaces;
 mod observing;
+mod renewal;
 mod spool;
 mod tiers;
