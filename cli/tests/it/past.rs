@@ -2,6 +2,9 @@
 
 use crate::{fleet::Fleet, network::until};
 
+/// Owners of sockets that are open are looked for again every other second.
+const SETTINGS: &str = "namespaces = \"own\"\nreferee_s = 2";
+
 /// Listens on an address until it is ended.
 fn listening_on(address: &str, port: u16) -> String {
     format!("import socket, time\ns = socket.create_server(('{address}', {port}))\ntime.sleep(3600)")
@@ -9,7 +12,7 @@ fn listening_on(address: &str, port: u16) -> String {
 
 #[test]
 fn a_listener_that_reaches_further_after_a_restart_is_told_with_its_process() {
-    let Some(mut fleet) = Fleet::start(&["server", "web1"]) else { return };
+    let Some(mut fleet) = Fleet::start_with(&["server", "web1"], SETTINGS) else { return };
     let listens = |fleet: &Fleet, address: &str| {
         until("it listens", || {
             let (items, _) = fleet.items(&["ports", "--port", "8099"]);
@@ -49,7 +52,7 @@ fn a_listener_that_reaches_further_after_a_restart_is_told_with_its_process() {
 
 #[test]
 fn a_story_is_told_in_order_with_what_was_not_observed_and_a_comparison_by_its_exit_code() {
-    let Some(mut fleet) = Fleet::start(&["server", "web1"]) else { return };
+    let Some(mut fleet) = Fleet::start_with(&["server", "web1"], SETTINGS) else { return };
     let _kept = fleet.network.python("web1", &listening_on("0.0.0.0", 8098));
     let short = fleet.network.python("web1", &listening_on("0.0.0.0", 8099));
     let count = |fleet: &Fleet, port: &str| fleet.items(&["ports", "--port", port]).0.len();
@@ -118,4 +121,30 @@ fn a_story_is_told_in_order_with_what_was_not_observed_and_a_comparison_by_its_e
         let ran = fleet.ask(&["timeline", host]);
         assert!(ran.code == code && ran.err.contains(words), "{ran:?}");
     }
+}
+
+#[test]
+fn a_listener_that_a_child_keeps_when_its_parent_ends_has_changed_hands() {
+    let Some(fleet) = Fleet::start_with(&["server", "web1"], SETTINGS) else { return };
+    // The child ends when the test's folder does.
+    let text = format!(
+        "import os, socket, time\ns = socket.create_server(('0.0.0.0', 8097))\nparent = os.fork()\n\
+         while os.path.exists('{}'):\n    time.sleep(0.2)",
+        fleet.home.path().display()
+    );
+    let parent = fleet.network.python("web1", &text);
+    let pid = parent.pid();
+    until("the parent is known", || {
+        let (items, _) = fleet.items(&["ports", "--port", "8097"]);
+        items.iter().any(|item| item["pid"] == pid).then_some(())
+    });
+    parent.stop();
+    let changed = until("the child holds it", || {
+        let (mut items, _) = fleet.items(&["changes", "--port", "8097", "--kind", "owner-changed"]);
+        items.pop()
+    });
+    let before: Vec<u64> =
+        changed["owners_before"].as_array().unwrap().iter().map(|it| it["pid"].as_u64().unwrap()).collect();
+    assert!(before.contains(&u64::from(pid)) && changed["pid"] != pid && changed["process"] == "python3", "{changed}");
+    assert_eq!(changed["known"], "between-walks", "{changed}");
 }

@@ -87,6 +87,7 @@ macro_rules! conformance {
             cases! { $engine, changes:
                 an_owner_that_a_walk_saw_changed_between_it_and_the_walk_before
                 an_owner_that_changed_while_nobody_looked_is_lost
+                a_change_of_owners_is_never_told_before_the_one_before_it
                 a_port_that_is_reached_from_further_than_ever_before_has_a_wider_scope
                 starts_of_agents_and_hosts_are_told_when_asked_for
                 sessions_are_told_by_both_ends_among_the_listeners
@@ -117,6 +118,7 @@ macro_rules! conformance {
             cases! { $engine, readers:
                 a_reader_that_goes_away_ends_the_question
                 a_reader_that_never_reads_is_too_slow
+                a_reader_of_changes_that_never_reads_keeps_no_batch_waiting
                 a_question_that_finds_no_place_is_too_slow
                 readers_see_whole_batches_while_others_are_stored
             }

@@ -2,7 +2,7 @@
 
 use fleetsock_proto::{
     batch::{
-        BatchKind::{Changes, SnapshotWhole},
+        BatchKind::{Changes, SnapshotBegin, SnapshotEnd, SnapshotWhole},
         Socket,
     },
     change::{ChangeKind, ChangeRecord, ChangeSubject, Changed},
@@ -94,6 +94,28 @@ pub(super) async fn an_owner_that_changed_while_nobody_looked_is_lost<E: Engine>
     assert_eq!(lines(&world, of_kind(ChangeKind::OwnerChanged)).await, expected);
     let (_, meta) = world.changes(ChangeQuestion::default(), at(99)).await.unwrap();
     assert_eq!((meta.gaps_total, meta.gaps[0].since), (1, at(12)), "the answer says what was not observed");
+}
+
+/// Batches between the parts of a snapshot tell of later walks than its parts do.
+pub(super) async fn a_change_of_owners_is_never_told_before_the_one_before_it<E: Engine>() {
+    let (world, mut agent) = one_host::<E>().await;
+    let held_by = |pid| listener(2, "0.0.0.0:80").since(10).held_by(&[owner("daemon", pid)]);
+    world.tell(&mut agent, Changes, 12, vec![opened(held_by(1))]).await;
+    world.tell(&mut agent, SnapshotBegin, 20, vec![present(held_by(2))]).await;
+    world.tell(&mut agent, Changes, 21, vec![updated(held_by(3))]).await;
+    world.tell(&mut agent, SnapshotEnd, 20, vec![present(held_by(4))]).await;
+    assert_eq!(
+        lines(&world, of_kind(ChangeKind::OwnerChanged)).await,
+        [
+            "21(lost) owner-changed 0.0.0.0:80 daemon/4 was daemon/3",
+            "21(between-walks) owner-changed 0.0.0.0:80 daemon/3 was daemon/2",
+            "12(lost) owner-changed 0.0.0.0:80 daemon/2 was daemon/1",
+        ]
+    );
+    for (moment, pid) in [(11, 1), (12, 2), (20, 2), (21, 4)] {
+        let row = world.listening_at(Some(moment)).await.remove(0);
+        assert!(row.ends_with(&format!(" daemon/{pid}")), "at {moment}: {row}");
+    }
 }
 
 pub(super) async fn a_port_that_is_reached_from_further_than_ever_before_has_a_wider_scope<E: Engine>() {

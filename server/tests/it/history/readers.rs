@@ -10,7 +10,8 @@ use fleetsock_proto::{
         BatchKind::{Changes, SnapshotWhole},
         Change,
     },
-    question::{PortQuestion, SessionQuestion, SessionTime},
+    change::ChangeSubject,
+    question::{ChangeQuestion, PortQuestion, SessionQuestion, SessionTime},
     socket::Direction::In,
 };
 use fleetsock_server::history::{Applied, Bounds, History, HistoryError};
@@ -60,6 +61,26 @@ pub(super) async fn a_reader_that_never_reads_is_too_slow<E: Engine>() {
     let (rows, _chunks) = mpsc::channel(1);
     let sessions = world.store().list_sessions(SessionQuestion::default(), at(2), rows).await;
     assert!(matches!(sessions, Err(HistoryError::TooSlow(_))), "{sessions:?}");
+}
+
+pub(super) async fn a_reader_of_changes_that_never_reads_keeps_no_batch_waiting<E: Engine>() {
+    let time = Duration::from_secs(3);
+    let world = World::<E>::with(Rules { bounds: Bounds { time, ..Bounds::default() }, ..Rules::default() }).await;
+    let mut agent = world.host("web1").await;
+    let rows: Vec<Change> = (1..=2000).map(|n| present(listener(n, &format!("0.0.0.0:{n}")))).collect();
+    world.tell(&mut agent, SnapshotWhole, 1, rows).await;
+    let (rows, mut chunks) = mpsc::channel(1);
+    let store = world.store().clone();
+    let subjects = ChangeSubject::ALL.to_vec();
+    let question = ChangeQuestion { subjects, ..ChangeQuestion::default() };
+    let mut asked = tokio::spawn(async move { store.list_changes(question, at(2), rows).await });
+    // It has begun, and waits for its reader.
+    let _first = chunks.recv().await.unwrap();
+    for second in 2..12 {
+        world.tell(&mut agent, Changes, second, vec![closed(listener(second as u64, "0.0.0.0:9"), second)]).await;
+    }
+    assert!(!asked.is_finished(), "the batches were stored while it waited");
+    assert!(matches!((&mut asked).await.unwrap(), Err(HistoryError::TooSlow(_))));
 }
 
 /// Readers that never read take up all places; one more gets an answer in words, and in time.

@@ -24,7 +24,8 @@ pub(in crate::history::sqlite) fn list_hosts(
     selection: &Selection,
     now: Timestamp,
 ) -> Result<(Vec<Host>, AnswerMeta), HistoryError> {
-    let listeners = "SELECT count(*) FROM listeners WHERE host_id = ?1 AND closed_at_us IS NULL";
+    let listeners =
+        "SELECT count(*) FROM listeners INDEXED BY listeners_open WHERE host_id = ?1 AND closed_at_us IS NULL";
     let sessions = "SELECT count(*) FROM open_sessions WHERE host_id = ?1";
     let count = |connection: &Connection, sql: &str, id: i64| -> Result<u64, rusqlite::Error> {
         connection.prepare_cached(sql)?.query_row([id], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned)

@@ -212,7 +212,7 @@ fn lose(
 fn close_unnamed(transaction: &Transaction<'_>, one: &Admitted, snapshot: i64) -> Result<(), rusqlite::Error> {
     transaction
         .prepare_cached(
-            "UPDATE listeners SET closed_at_us = max(opened_at_us, ?3), closed_known = ?4
+            "UPDATE listeners INDEXED BY listeners_open SET closed_at_us = max(opened_at_us, ?3), closed_known = ?4
              WHERE host_id = ?1 AND closed_at_us IS NULL AND snapshot <> ?2",
         )?
         .execute(params![one.host, snapshot, one.step.last_observed.as_micros(), Known::Lost.number()])
