@@ -171,16 +171,9 @@ impl OwnerColumns {
         if self.is_empty() && !before.is_empty() { before } else { self }
     }
 
-    /// Whether others hold a socket than those of `before`: another process first, or other programs. Processes that
-    /// come and go with the same program, as children do, change nothing; nor does it to learn who it is.
-    pub(super) fn are_others_than(&self, before: &OwnerColumns) -> bool {
-        let programs = |columns: &OwnerColumns| -> BTreeSet<i64> {
-            columns.owners().into_iter().map(|owner| owner.program_id).collect()
-        };
-        !self.is_empty()
-            && !before.is_empty()
-            && ((self.pid, self.started_at_us) != (before.pid, before.started_at_us)
-                || programs(self) != programs(before))
+    /// The programs of the owners.
+    pub(super) fn program_ids(&self) -> BTreeSet<i64> {
+        self.owners().into_iter().map(|owner| owner.program_id).collect()
     }
 
     /// The owners, the primary one first.

@@ -6,6 +6,7 @@ use fleetsock_proto::{
         Socket,
     },
     change::{ChangeKind, ChangeRecord, ChangeSubject, Changed},
+    owner::Owner,
     question::{ChangeQuestion, PortQuestion},
     socket::{
         Direction::{In, Out},
@@ -57,7 +58,9 @@ pub(super) async fn an_owner_that_a_walk_saw_changed_between_it_and_the_walk_bef
     world.tell(&mut agent, Changes, 11, vec![opened(http())]).await;
     world.tell(&mut agent, Changes, 12, vec![updated(http().held_by(&[apache]))]).await;
     world.tell(&mut agent, Changes, 21, vec![updated(http().held_by(std::slice::from_ref(&nginx)))]).await;
-    // A child of the same program, and nobody to be seen.
+    // Other arguments, a child of the same program, and nobody to be seen.
+    let titled = Owner { command_line: "nginx: 3 of 9".to_owned(), ..nginx.as_ref().clone() };
+    world.tell(&mut agent, Changes, 21, vec![updated(http().held_by(&[titled.into()]))]).await;
     world.tell(&mut agent, Changes, 22, vec![updated(http().held_by(&[nginx.clone(), child]))]).await;
     world.tell(&mut agent, Changes, 23, vec![updated(http().held_by(&[]))]).await;
     world.tell(&mut agent, Changes, 31, vec![updated(http().held_by(&[nginx, helper]))]).await;

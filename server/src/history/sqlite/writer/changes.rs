@@ -1,20 +1,17 @@
-//! What changes while an interval goes on, in `main.db`: the owners of a listener, and the starts of agents.
+//! What changes while an interval goes on, in `main.db`: the owners of a listener, and the starts of agents. They go with
+//! whatever is too old to be kept (`parts.rs`).
+
+use std::collections::BTreeSet;
 
 use fleetsock_proto::{
     batch::Op,
     socket::{Known, SocketKey},
     time::Timestamp,
 };
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::Admitted;
 use crate::history::sqlite::coding::{OwnerColumns, signed};
-
-/// How long changes of owners and starts of agents are kept after the last walk of their host, microseconds: 400 days,
-/// as long as what is kept of sessions when these are gone.
-const KEPT_US: i64 = 400 * 86_400 * 1_000_000;
-/// Rows that are forgotten for each one that is stored, at most. More than one, so that what is too old gets less.
-const FORGOTTEN_AT_ONCE: i64 = 8;
 
 /// A life of a listener.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +36,7 @@ pub(super) fn note_owners(
         Op::Opened | Op::Updated => (one.step.after.observed_until, Known::BetweenWalks),
         Op::Present => (one.step.last_observed, Known::Lost),
     };
-    if !after.are_others_than(before) {
+    if !changed_hands(transaction, before, after)? {
         return Ok(());
     }
     transaction
@@ -68,13 +65,42 @@ pub(super) fn note_owners(
             after.started_at_us,
             after.program_id,
             after.more,
-        ])?;
-    forget(
-        transaction,
-        one,
-        "DELETE FROM owner_changes WHERE id IN
-             (SELECT id FROM owner_changes WHERE host_id = ?1 AND at_us < ?2 ORDER BY at_us LIMIT ?3)",
-    )
+        ])
+        .map(drop)
+}
+
+/// Whether others hold a socket than before: another process in the first place, or other programs. Processes that come
+/// and go with the same program, as children do, change nothing; nor does it to learn who it is.
+fn changed_hands(
+    transaction: &Transaction<'_>,
+    before: &OwnerColumns,
+    after: &OwnerColumns,
+) -> Result<bool, rusqlite::Error> {
+    if before.is_empty() || after.is_empty() {
+        return Ok(false);
+    }
+    if (before.pid, before.started_at_us) != (after.pid, after.started_at_us) {
+        return Ok(true);
+    }
+    let (were, are) = (before.program_ids(), after.program_ids());
+    Ok(were != are && kinds(transaction, &were)? != kinds(transaction, &are)?)
+}
+
+/// A program without its command line, which some change while they run: name, executable, user, container, unit.
+/// None for a number that the dictionary does not have.
+type Kind = Option<(String, String, u32, String, String)>;
+
+fn kinds(transaction: &Transaction<'_>, programs: &BTreeSet<i64>) -> Result<BTreeSet<Kind>, rusqlite::Error> {
+    let mut statement =
+        transaction.prepare_cached("SELECT process, exe, uid, container, unit FROM programs WHERE id = ?1")?;
+    let mut program = |id: &i64| {
+        statement
+            .query_row([id], |row| {
+                Ok((row.get("process")?, row.get("exe")?, row.get("uid")?, row.get("container")?, row.get("unit")?))
+            })
+            .optional()
+    };
+    programs.iter().map(&mut program).collect()
 }
 
 /// Notes that a host's agent began to number anew.
@@ -82,21 +108,11 @@ pub(super) fn note_start(transaction: &Transaction<'_>, one: &Admitted) -> Resul
     let boot = one.batch.boot_id;
     transaction
         .prepare_cached("INSERT INTO starts (host_id, at_us, boot_id, rebooted) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![one.host, one.step.after.observed_until.as_micros(), boot.as_bytes(), one.step.rebooted])?;
-    forget(
-        transaction,
-        one,
-        "DELETE FROM starts WHERE id IN
-             (SELECT id FROM starts WHERE host_id = ?1 AND at_us < ?2 ORDER BY at_us LIMIT ?3)",
-    )
+        .execute(params![one.host, one.step.after.observed_until.as_micros(), boot.as_bytes(), one.step.rebooted])
+        .map(drop)
 }
 
 /// Whether a batch tells of a start.
 pub(super) fn begins(one: &Admitted) -> bool {
     one.step.after.number.seq == 1 || one.step.rebooted
-}
-
-fn forget(transaction: &Transaction<'_>, one: &Admitted, sql: &str) -> Result<(), rusqlite::Error> {
-    let oldest = one.step.after.observed_until.as_micros().saturating_sub(KEPT_US);
-    transaction.prepare_cached(sql)?.execute(params![one.host, oldest, FORGOTTEN_AT_ONCE]).map(drop)
 }
