@@ -33,6 +33,10 @@ pub const BATCH_OWNERS_LIMIT: usize = 16_384;
 pub const SOCKET_OWNERS_LIMIT: usize = 64;
 /// Longest string of a batch, bytes (PATH_MAX of Linux).
 pub const BATCH_TEXT_LIMIT: usize = 4096;
+/// Most bytes of the texts of all processes of a batch together, a string counted for each process that points to it:
+/// that is what they take where they are read and stored, however few bytes they were on the way.
+/// Agents count texts in this way when they keep to [`BATCH_BYTES_AIM`], so that none of them comes near.
+pub const BATCH_PROCESS_TEXTS_LIMIT: usize = 1024 * 1024;
 /// Aim for encoded batches of about this many bytes, so that they fit the message limit of 256 KiB.
 pub const BATCH_BYTES_AIM: usize = 192 * 1024;
 
@@ -363,11 +367,15 @@ fn owners(strings: Vec<String>, columns: wire::ProcessColumns) -> Result<Vec<Arc
             if columns.command_line.is_empty() { rows } else { columns.command_line.len() },
         ],
     )?;
-    let string = |index: u32| {
-        strings
+    let mut room = BATCH_PROCESS_TEXTS_LIMIT;
+    let mut string = |index: u32| {
+        let text = strings
             .get(index as usize)
-            .cloned()
-            .ok_or_else(|| InvalidMessage::new("Batch.strings", format!("has no entry {index}")))
+            .ok_or_else(|| InvalidMessage::new("Batch.strings", format!("has no entry {index}")))?;
+        room = room.checked_sub(text.len()).ok_or_else(|| {
+            InvalidMessage::new("Batch.processes", format!("texts of more than {BATCH_PROCESS_TEXTS_LIMIT} bytes"))
+        })?;
+        Ok(text.clone())
     };
     (0..rows)
         .map(|row| {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use fleetsock_proto::{
+    host::HostId,
     identity::Leaf,
     spiffe::{Subject, TrustDomain},
     tls::{ALPN_H2, provider},
@@ -37,7 +38,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     authority::Authority,
     config::Limits,
-    gate::{Gate, Place},
+    gate::{Gate, Place, counted},
     peer::{Caller, Peer, PeerStream},
 };
 
@@ -45,17 +46,30 @@ use crate::{
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How long a refused caller may take to read the reason.
 const LINGER: Duration = Duration::from_secs(1);
-/// Accepted connections that wait to be served, per name.
+/// Accepted connections that wait to be served, of each kind.
 const BACKLOG: usize = 64;
 
-/// A connection that is ready to be served.
-pub type Accepted = PeerStream<TlsStream<TcpStream>, Place>;
+/// A connection that is ready to be served, with its place among all and among those of its kind.
+pub type Accepted = PeerStream<TlsStream<TcpStream>, (Place<IpAddr>, Seat)>;
 
-/// Accepted connections, by the name that was asked for.
+/// The place of a connection among those of its kind.
+#[derive(Debug)]
+pub enum Seat {
+    /// Of somebody without a certificate.
+    Newcomer(Place<IpAddr>),
+    /// Of an agent.
+    Agent(Place<HostId>),
+    /// Operators have their rates.
+    Operator,
+}
+
+/// Accepted connections, by who is at their other end.
 #[derive(Debug)]
 pub struct Incoming {
-    /// Those with a certificate.
-    pub identified: mpsc::Receiver<io::Result<Accepted>>,
+    /// Agents.
+    pub agents: mpsc::Receiver<io::Result<Accepted>>,
+    /// Operators.
+    pub operators: mpsc::Receiver<io::Result<Accepted>>,
     /// Those who want to enrol.
     pub newcomers: mpsc::Receiver<io::Result<Accepted>>,
 }
@@ -65,36 +79,44 @@ pub struct Incoming {
 pub struct Acceptor {
     trust_domain: TrustDomain,
     shown: Shown,
-    identified: Entrance,
-    newcomers: Entrance,
+    identified: Arc<ServerConfig>,
+    newcomers: Arc<ServerConfig>,
+    ready: Ready,
     handshake: Duration,
-    handshakes: Arc<Gate>,
-    connections: Arc<Gate>,
+    handshakes: Arc<Gate<IpAddr>>,
+    connections: Arc<Gate<IpAddr>>,
+    of_newcomers: Arc<Gate<IpAddr>>,
+    of_agents: Arc<Gate<HostId>>,
 }
 
-/// How one of the names is served.
-#[derive(Debug, Clone)]
-struct Entrance {
-    tls: Arc<ServerConfig>,
-    ready: mpsc::Sender<io::Result<Accepted>>,
+/// Where connections go that are ready to be served.
+#[derive(Debug)]
+struct Ready {
+    agents: mpsc::Sender<io::Result<Accepted>>,
+    operators: mpsc::Sender<io::Result<Accepted>>,
+    newcomers: mpsc::Sender<io::Result<Accepted>>,
 }
 
 impl Acceptor {
     /// An acceptor for a fleet, and where its connections arrive.
     pub fn new(authority: &Authority, limits: &Limits) -> Result<(Acceptor, Incoming), Error> {
-        let (identified_ready, identified) = mpsc::channel(BACKLOG);
-        let (newcomers_ready, newcomers) = mpsc::channel(BACKLOG);
+        let (to_agents, agents) = mpsc::channel(BACKLOG);
+        let (to_operators, operators) = mpsc::channel(BACKLOG);
+        let (to_newcomers, newcomers) = mpsc::channel(BACKLOG);
         let shown = Shown::new(authority)?;
         let acceptor = Acceptor {
             trust_domain: authority.trust_domain().clone(),
-            identified: Entrance { tls: Arc::new(identified_config(authority, &shown)?), ready: identified_ready },
-            newcomers: Entrance { tls: Arc::new(newcomers_config(&shown)?), ready: newcomers_ready },
+            identified: Arc::new(identified_config(authority, &shown)?),
+            newcomers: Arc::new(newcomers_config(&shown)?),
+            ready: Ready { agents: to_agents, operators: to_operators, newcomers: to_newcomers },
             shown,
             handshake: limits.handshake,
             handshakes: Gate::new(limits.handshakes, limits.handshakes_per_address),
             connections: Gate::new(limits.connections, limits.connections_per_address),
+            of_newcomers: Gate::new(limits.newcomers, limits.connections_per_address),
+            of_agents: Gate::new(limits.connections, limits.connections_per_agent),
         };
-        Ok((acceptor, Incoming { identified, newcomers }))
+        Ok((acceptor, Incoming { agents, operators, newcomers }))
     }
 
     /// What it shows of the server, to be exchanged while it runs.
@@ -137,17 +159,32 @@ impl Acceptor {
         handshakes.wait().await;
     }
 
-    fn places(&self, address: IpAddr) -> Option<(Place, Place)> {
+    fn places(&self, address: IpAddr) -> Option<(Place<IpAddr>, Place<IpAddr>)> {
+        let address = counted(address);
         Some((self.connections.enter(address)?, self.handshakes.enter(address)?))
     }
 
+    /// A place among those of the same kind, and where such connections go.
+    fn seat(&self, caller: &Caller, address: IpAddr) -> Option<(Seat, &mpsc::Sender<io::Result<Accepted>>)> {
+        let Ready { agents, operators, newcomers } = &self.ready;
+        Some(match caller {
+            Caller::Anonymous => (Seat::Newcomer(self.of_newcomers.enter(counted(address))?), newcomers),
+            Caller::Agent { host, .. } => (Seat::Agent(self.of_agents.enter(*host)?), agents),
+            Caller::Operator { .. } | Caller::Local => (Seat::Operator, operators),
+        })
+    }
+
     /// Shakes hands and hands over.
-    async fn admit(&self, tcp: TcpStream, address: IpAddr, (connection, handshake): (Place, Place)) {
+    async fn admit(&self, tcp: TcpStream, address: IpAddr, (connection, handshake): (Place<IpAddr>, Place<IpAddr>)) {
         match self.shake_hands(tcp).await {
-            Ok((tls, entrance, caller)) => {
+            Ok((tls, caller)) => {
                 drop(handshake);
-                let stream = PeerStream::new(tls, Peer { caller, address: Some(address) }, connection);
-                if entrance.ready.send(Ok(stream)).await.is_err() {
+                let Some((seat, ready)) = self.seat(&caller, address) else {
+                    tracing::info!(%caller, %address, "too many connections of its kind: closed");
+                    return;
+                };
+                let stream = PeerStream::new(tls, Peer { caller, address: Some(address) }, (connection, seat));
+                if ready.send(Ok(stream)).await.is_err() {
                     tracing::debug!(%address, "closed: the server is stopping");
                 }
             }
@@ -155,7 +192,7 @@ impl Acceptor {
         }
     }
 
-    async fn shake_hands(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, &Entrance, Caller), String> {
+    async fn shake_hands(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Caller), String> {
         let deadline = Instant::now() + self.handshake;
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
         let hello = timeout_at(deadline, LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp))
@@ -163,14 +200,14 @@ impl Acceptor {
             .map_err(|_| "it took too long")?
             .map_err(|error| error.to_string())?;
         let name = hello.client_hello().server_name().unwrap_or_default().to_owned();
-        let entrance = if name == self.trust_domain.server_name() {
+        let config = if name == self.trust_domain.server_name() {
             &self.identified
         } else if name == self.trust_domain.enroll_name() {
             &self.newcomers
         } else {
             return Err(format!("`{name}` is not served here"));
         };
-        let shaken = timeout_at(deadline, hello.into_stream(Arc::clone(&entrance.tls)).into_fallible()).await;
+        let shaken = timeout_at(deadline, hello.into_stream(Arc::clone(config)).into_fallible()).await;
         let tls = match shaken.map_err(|_| "it took too long")? {
             Ok(tls) => tls,
             Err((error, tcp)) => {
@@ -182,7 +219,7 @@ impl Acceptor {
             Some(certificate) => Caller::of_certificate(certificate).map_err(|error| error.to_string())?,
             None => Caller::Anonymous,
         };
-        Ok((tls, entrance, caller))
+        Ok((tls, caller))
     }
 }
 

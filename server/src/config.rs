@@ -40,12 +40,16 @@ const HANDSHAKES: Bounds = Bounds { name: "limits.handshakes", least: 1, most: 6
 const HANDSHAKES_PER_ADDRESS: Bounds = Bounds { name: "limits.handshakes_per_address", least: 1, most: 65_536 };
 const CONNECTIONS: Bounds = Bounds { name: "limits.connections", least: 1, most: 1_000_000 };
 const CONNECTIONS_PER_ADDRESS: Bounds = Bounds { name: "limits.connections_per_address", least: 1, most: 1_000_000 };
+const CONNECTIONS_PER_AGENT: Bounds = Bounds { name: "limits.connections_per_agent", least: 2, most: 1_000 };
+const NEWCOMERS: Bounds = Bounds { name: "limits.newcomers", least: 1, most: 65_536 };
 const ROWS: Bounds = Bounds { name: "limits.answer_rows", least: 1, most: 100_000_000 };
 const QUESTION_S: Bounds = Bounds { name: "limits.question_s", least: 1, most: 3_600 };
 const ENROLMENTS: Bounds = Bounds { name: "limits.enrolments_per_s", least: 1, most: 100_000 };
 const ENROLMENTS_PER_ADDRESS: Bounds =
     Bounds { name: "limits.enrolments_per_address_per_min", least: 1, most: 6_000_000 };
 const RENEWALS: Bounds = Bounds { name: "limits.renewals_per_min", least: 1, most: 600 };
+const STREAMS: Bounds = Bounds { name: "limits.streams_per_agent_per_min", least: 1, most: 6_000 };
+const REPORTED_ROWS: Bounds = Bounds { name: "limits.rows_per_agent_per_s", least: 1_000, most: 10_000_000 };
 const CALLS: Bounds = Bounds { name: "limits.operator_calls_per_s", least: 1, most: 10_000 };
 const KEPT_DAYS: Bounds = Bounds { name: "kept_days", least: 1, most: 36_500 };
 const RENEWABLE_DAYS: Bounds = Bounds { name: "renewable_days", least: 0, most: 365 };
@@ -97,6 +101,10 @@ pub struct Limits {
     pub connections: usize,
     /// Connections from one address.
     pub connections_per_address: usize,
+    /// Connections of one agent: the one that speaks, and those before it that died without a word.
+    pub connections_per_agent: usize,
+    /// Connections of those who have no certificate yet.
+    pub newcomers: usize,
     /// Rows of an answer.
     pub answer_rows: u32,
     /// Longest time that a question may take.
@@ -113,6 +121,8 @@ impl Default for Limits {
             handshakes_per_address: 16,
             connections: 12_000,
             connections_per_address: 64,
+            connections_per_agent: 4,
+            newcomers: 128,
             answer_rows: 1_000_000,
             question: Duration::from_secs(30),
             rates: RateLimits::default(),
@@ -168,11 +178,15 @@ struct FileLimits {
     handshakes_per_address: Option<u64>,
     connections: Option<u64>,
     connections_per_address: Option<u64>,
+    connections_per_agent: Option<u64>,
+    newcomers: Option<u64>,
     answer_rows: Option<u64>,
     question_s: Option<u64>,
     enrolments_per_s: Option<u64>,
     enrolments_per_address_per_min: Option<u64>,
     renewals_per_min: Option<u64>,
+    streams_per_agent_per_min: Option<u64>,
+    rows_per_agent_per_s: Option<u64>,
     operator_calls_per_s: Option<u64>,
 }
 
@@ -244,6 +258,9 @@ impl Config {
                 connections: CONNECTIONS.count(limits.connections, defaults.connections)?,
                 connections_per_address: CONNECTIONS_PER_ADDRESS
                     .count(limits.connections_per_address, defaults.connections_per_address)?,
+                connections_per_agent: CONNECTIONS_PER_AGENT
+                    .count(limits.connections_per_agent, defaults.connections_per_agent)?,
+                newcomers: NEWCOMERS.count(limits.newcomers, defaults.newcomers)?,
                 answer_rows: u32::try_from(ROWS.check(limits.answer_rows, defaults.answer_rows.into())?)
                     .unwrap_or(u32::MAX),
                 question: QUESTION_S.seconds(limits.question_s, defaults.question)?,
@@ -252,6 +269,8 @@ impl Config {
                     enrolments_per_address: ENROLMENTS_PER_ADDRESS
                         .rate(limits.enrolments_per_address_per_min, defaults.rates.enrolments_per_address)?,
                     renewals: RENEWALS.rate(limits.renewals_per_min, defaults.rates.renewals)?,
+                    streams: STREAMS.rate(limits.streams_per_agent_per_min, defaults.rates.streams)?,
+                    rows: REPORTED_ROWS.rate(limits.rows_per_agent_per_s, defaults.rates.rows)?,
                     calls: CALLS.rate(limits.operator_calls_per_s, defaults.rates.calls)?,
                 },
             },

@@ -1,30 +1,31 @@
-//! How many connections there may be, in all and from one address.
+//! How many connections there may be, in all and of one address or host.
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Counts places and gives them out up to two limits.
+/// Counts places and gives them out up to two limits: in all, and for each of those who ask.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Gate<K> {
     total: usize,
-    per_address: usize,
-    taken: Mutex<Taken>,
+    each: usize,
+    taken: Mutex<Taken<K>>,
 }
 
-#[derive(Debug, Default)]
-struct Taken {
+#[derive(Debug)]
+struct Taken<K> {
     total: usize,
-    by_address: HashMap<IpAddr, usize>,
+    by_key: HashMap<K, usize>,
 }
 
 /// A place, given back when it is dropped.
 #[derive(Debug)]
-pub struct Place {
-    gate: Arc<Gate>,
-    address: IpAddr,
+pub struct Place<K: Hash + Eq> {
+    gate: Arc<Gate<K>>,
+    key: K,
 }
 
 /// Whose limit an address counts against: a subscriber has at least a /64 of IPv6.
@@ -35,24 +36,23 @@ pub(crate) fn counted(address: IpAddr) -> IpAddr {
     }
 }
 
-impl Gate {
+impl<K: Hash + Eq + Copy> Gate<K> {
     /// A gate with these limits.
-    pub fn new(total: usize, per_address: usize) -> Arc<Gate> {
-        Arc::new(Gate { total, per_address, taken: Mutex::default() })
+    pub fn new(total: usize, each: usize) -> Arc<Gate<K>> {
+        Arc::new(Gate { total, each, taken: Mutex::new(Taken { total: 0, by_key: HashMap::new() }) })
     }
 
-    /// A place for a connection from this address, unless a limit is reached.
-    pub fn enter(self: &Arc<Gate>, address: IpAddr) -> Option<Place> {
-        let address = counted(address);
+    /// A place for a connection of this address (see [`counted`]) or host, unless a limit is reached.
+    pub fn enter(self: &Arc<Gate<K>>, key: K) -> Option<Place<K>> {
         // The numbers are whole after every statement, so a panic elsewhere does not spoil them.
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let here = taken.by_address.get(&address).copied().unwrap_or(0);
-        if taken.total >= self.total || here >= self.per_address {
+        let here = taken.by_key.get(&key).copied().unwrap_or(0);
+        if taken.total >= self.total || here >= self.each {
             return None;
         }
         taken.total += 1;
-        taken.by_address.insert(address, here + 1);
-        Some(Place { gate: Arc::clone(self), address })
+        taken.by_key.insert(key, here + 1);
+        Some(Place { gate: Arc::clone(self), key })
     }
 
     /// Places taken now.
@@ -61,14 +61,14 @@ impl Gate {
     }
 }
 
-impl Drop for Place {
+impl<K: Hash + Eq> Drop for Place<K> {
     fn drop(&mut self) {
         let mut taken = self.gate.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.total -= 1;
-        if let Some(here) = taken.by_address.get_mut(&self.address) {
+        if let Some(here) = taken.by_key.get_mut(&self.key) {
             *here -= 1;
             if *here == 0 {
-                taken.by_address.remove(&self.address);
+                taken.by_key.remove(&self.key);
             }
         }
     }
@@ -78,10 +78,14 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
+    fn at(address: &str) -> IpAddr {
+        counted(address.parse().unwrap())
+    }
+
     #[test]
     fn both_limits_hold_and_places_come_back() {
         let gate = Gate::new(3, 2);
-        let (a, b) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        let (a, b) = (at("192.0.2.1"), at("192.0.2.2"));
         let first = gate.enter(a);
         let second = gate.enter(a);
         assert!(first.is_some() && second.is_some() && gate.enter(a).is_none(), "two per address");
@@ -90,16 +94,16 @@ mod tests {
         drop(first);
         assert!(gate.enter(b).is_some());
         drop((second, third));
-        assert_eq!((gate.taken(), gate.taken.lock().unwrap().by_address.len()), (0, 0), "nothing is remembered");
+        assert_eq!((gate.taken(), gate.taken.lock().unwrap().by_key.len()), (0, 0), "nothing is remembered");
     }
 
     #[test]
     fn addresses_of_one_subscriber_count_together_and_mapped_ones_as_ipv4() {
         let gate = Gate::new(9, 1);
-        let _first = gate.enter("2001:db8::1".parse().unwrap()).unwrap();
-        assert!(gate.enter("2001:db8::ffff:2".parse().unwrap()).is_none());
-        assert!(gate.enter("2001:db8:0:1::1".parse().unwrap()).is_some());
-        let _mapped = gate.enter("::ffff:192.0.2.1".parse().unwrap()).unwrap();
-        assert!(gate.enter("192.0.2.1".parse().unwrap()).is_none());
+        let _first = gate.enter(at("2001:db8::1")).unwrap();
+        assert!(gate.enter(at("2001:db8::ffff:2")).is_none());
+        assert!(gate.enter(at("2001:db8:0:1::1")).is_some());
+        let _mapped = gate.enter(at("::ffff:192.0.2.1")).unwrap();
+        assert!(gate.enter(at("192.0.2.1")).is_none());
     }
 }

@@ -36,6 +36,8 @@ use Who::{Admin, Agent, Anonymous, Local, Viewer};
 
 /// The call by which an agent gets its next certificate.
 const RENEWAL: &str = "/fleetsock.v1.Agent/RenewCertificate";
+/// The call by which an agent begins a stream.
+const SESSION: &str = "/fleetsock.v1.Agent/Session";
 
 /// Every call, and who may make it.
 const TABLE: [(&str, &[Who]); 20] = [
@@ -119,8 +121,8 @@ fn too_often(what: &str, wait: Duration) -> Status {
 
 impl Policy {
     /// The policy, with the registry of certificates in use.
-    pub fn new(registry: Arc<dyn Registry>, rates: Rates, warnings: Arc<Warnings>, clock: Clock) -> Policy {
-        Policy { registry, rates: Arc::new(rates), warnings, clock }
+    pub fn new(registry: Arc<dyn Registry>, rates: Arc<Rates>, warnings: Arc<Warnings>, clock: Clock) -> Policy {
+        Policy { registry, rates, warnings, clock }
     }
 
     async fn check(&self, path: &str, peer: Option<&Peer>) -> Result<(), Status> {
@@ -173,7 +175,10 @@ impl Policy {
                 .rates
                 .call(operator.name(), now)
                 .map_err(|wait| too_often(&format!("calls of the operator {}", operator.name()), wait)),
-            // An agent's other call is one stream; the local admin is the owner of the machine.
+            Caller::Agent { host, .. } if path == SESSION => {
+                self.rates.begin_stream(*host, now).map_err(|wait| too_often("streams of this host", wait))
+            }
+            // Agents have no other call; the local admin is the owner of the machine.
             Caller::Agent { .. } | Caller::Local => Ok(()),
         }
     }

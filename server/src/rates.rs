@@ -19,6 +19,9 @@ use crate::gate::counted;
 /// Buckets beyond which the full ones are thrown away.
 const SWEEP_AT: usize = 1024;
 
+/// What a message of an agent costs besides its rows, in rows: about what storing an empty batch takes of the writer.
+const MESSAGE_ROWS: u32 = 256;
+
 /// How often, and how much at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
@@ -54,6 +57,13 @@ impl Rate {
             None | Some(Duration::ZERO) => Ok(after),
             Some(wait) => Err(wait),
         }
+    }
+
+    /// When a bucket that is full at `full_at` will be full after `count` more were taken, whether they were there or
+    /// not, and how long to wait until they would have been.
+    fn take_on_credit(self, full_at: Option<Instant>, count: u32, now: Instant) -> (Instant, Duration) {
+        let after = full_at.map_or(now, |full_at| full_at.max(now)) + self.cost() * count;
+        (after, (after - now).saturating_sub(self.cost() * self.burst.max(1)))
     }
 }
 
@@ -98,6 +108,10 @@ pub struct RateLimits {
     pub enrolments_per_address: Rate,
     /// Renewals of one agent.
     pub renewals: Rate,
+    /// Streams that one agent begins.
+    pub streams: Rate,
+    /// Rows that one agent reports.
+    pub rows: Rate,
     /// Calls of one operator.
     pub calls: Rate,
 }
@@ -108,6 +122,8 @@ impl Default for RateLimits {
             enrolments: Rate::per_second(100, 200),
             enrolments_per_address: Rate::per_minute(60, 60),
             renewals: Rate::per_minute(1, 3),
+            streams: Rate::per_minute(60, 60),
+            rows: Rate::per_second(50_000, 1_000_000),
             calls: Rate::per_second(20, 100),
         }
     }
@@ -122,6 +138,8 @@ struct Kept {
     enrolments: Buckets<()>,
     enrolments_per_address: Buckets<IpAddr>,
     renewals: Buckets<HostId>,
+    streams: Buckets<HostId>,
+    rows: Buckets<HostId>,
     calls: Buckets<String>,
 }
 
@@ -132,6 +150,8 @@ impl Rates {
             enrolments: Buckets::new(limits.enrolments),
             enrolments_per_address: Buckets::new(limits.enrolments_per_address),
             renewals: Buckets::new(limits.renewals),
+            streams: Buckets::new(limits.streams),
+            rows: Buckets::new(limits.rows),
             calls: Buckets::new(limits.calls),
         }))
     }
@@ -157,6 +177,22 @@ impl Rates {
     /// An agent wants another certificate.
     pub fn renew(&self, host: HostId, now: Instant) -> Result<(), Duration> {
         self.kept(|kept| kept.renewals.take(host, now))
+    }
+
+    /// An agent begins a stream.
+    pub fn begin_stream(&self, host: HostId, now: Instant) -> Result<(), Duration> {
+        self.kept(|kept| kept.streams.take(host, now))
+    }
+
+    /// An agent reported so many rows in one message; how long not to listen to it, so that it keeps to its rate. What
+    /// it reported is taken all the same, because it would only come again.
+    pub fn report(&self, host: HostId, rows: usize, now: Instant) -> Duration {
+        let count = u32::try_from(rows).unwrap_or(u32::MAX).saturating_add(MESSAGE_ROWS);
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let rows = &mut kept.rows;
+        let (full_at, wait) = rows.rate.take_on_credit(rows.full_at.get(&host).copied(), count, now);
+        rows.set(host, full_at, now);
+        wait
     }
 
     /// An operator calls.
@@ -214,6 +250,20 @@ mod tests {
         assert_eq!(taken(&rates, "2001:db8::1", begin), 4);
         assert_eq!(taken(&rates, "2001:db8::2", begin), 0);
         assert_eq!(taken(&rates, "2001:db8:0:1::1", begin), 4);
+    }
+
+    #[test]
+    fn an_agent_that_reports_too_much_waits_until_it_keeps_to_its_rate_and_others_do_not() {
+        let rows = Rate::per_second(1000, 2 * (1000 + MESSAGE_ROWS));
+        let rates = Rates::new(&RateLimits { rows, ..RateLimits::default() });
+        let (hostile, honest) = (HostId::random(), HostId::random());
+        let begin = Instant::now();
+        assert_eq!([0; 2].map(|_| rates.report(hostile, 1000, begin)), [Duration::ZERO; 2]);
+        let wait = rates.report(hostile, 1000, begin);
+        assert_eq!(wait, Duration::from_millis(1256));
+        assert_eq!(rates.report(honest, 1000, begin), Duration::ZERO);
+        assert_eq!(rates.report(hostile, 1000, begin + wait), wait, "again after as long");
+        assert_eq!(rates.report(hostile, 0, begin), 2 * wait + Duration::from_millis(256), "nothing is not free");
     }
 
     #[test]

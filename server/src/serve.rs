@@ -52,8 +52,13 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::fro
 const HEADER_LIST_BYTES: u32 = 8 * 1024;
 /// Largest message of a newcomer, of an agent, of an operator, bytes.
 const MESSAGE_BYTES: (usize, usize, usize) = (64 * 1024, 256 * 1024, 1024 * 1024);
-/// Streams at once on a connection with a certificate, and on one without.
-const STREAMS: (u32, u32) = (32, 2);
+/// Streams at once on a connection of a newcomer, of an agent, of an operator.
+const STREAMS: (u32, u32, u32) = (2, 8, 32);
+/// Bytes that a peer may send before they are read, of one stream and of a connection. h2 keeps each DATA frame by itself,
+/// so that many of one byte take hundreds of times as much.
+const WINDOW_BYTES: (u32, u32) = (64 * 1024, 128 * 1024);
+/// How long the connection of a newcomer may live, and how long its last call may then take: enrolment is one question.
+const NEWCOMER_AGE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
 /// Resets by our own doing before a connection ends (RUSTSEC-2024-0003), and of streams that were never accepted.
 const RESETS: (usize, usize) = (64, 20);
 
@@ -98,13 +103,14 @@ pub async fn serve<S: History + Registry>(
     let (acceptor, incoming) = Acceptor::new(&foundation.authority, &foundation.config.limits)?;
     let local = local_socket(&foundation.config.admin_socket)?;
     let (tasks, live) = (TaskTracker::new(), Arc::new(Live::default()));
-    let Services { identified, newcomers, asking, keeper } = services(&foundation, &tasks, &live);
+    let Services { agents, operators, newcomers, asking, keeper } = services(&foundation, &tasks, &live);
     let Foundation { config, authority, clock, .. } = foundation;
 
     let drain = CancellationToken::new();
     let serving = async {
         let served = tokio::try_join!(
-            identified.serve_with_incoming_shutdown(ReceiverStream::new(incoming.identified), drain.cancelled()),
+            agents.serve_with_incoming_shutdown(ReceiverStream::new(incoming.agents), drain.cancelled()),
+            operators.serve_with_incoming_shutdown(ReceiverStream::new(incoming.operators), drain.cancelled()),
             newcomers.serve_with_incoming_shutdown(ReceiverStream::new(incoming.newcomers), drain.cancelled()),
             asking.serve_with_incoming_shutdown(local.map(local_peer), drain.cancelled()),
         );
@@ -137,7 +143,8 @@ pub async fn serve<S: History + Registry>(
 
 /// What is served, by how it is reached.
 struct Services {
-    identified: Router<Stack<Policy, Identity>>,
+    agents: Router<Stack<Policy, Identity>>,
+    operators: Router<Stack<Policy, Identity>>,
     newcomers: Router<Stack<Policy, Identity>>,
     /// By the Unix socket.
     asking: Router<Stack<Policy, Identity>>,
@@ -150,7 +157,8 @@ fn services<S: History + Registry>(foundation: &Foundation<S>, tasks: &TaskTrack
     let registry: Arc<dyn Registry> = Arc::clone(store) as _;
     let history: Arc<dyn History> = Arc::clone(store) as _;
     let warnings = Warnings::new(Arc::clone(&registry));
-    let policy = Policy::new(Arc::clone(&registry), Rates::new(&config.limits.rates), Arc::clone(&warnings), *clock);
+    let rates = Arc::new(Rates::new(&config.limits.rates));
+    let policy = Policy::new(Arc::clone(&registry), Arc::clone(&rates), Arc::clone(&warnings), *clock);
     let (ledger, keeper) = Ledger::open(Arc::clone(&registry));
     let answers = Arc::new(Answers::default());
     let answering = Answering {
@@ -166,6 +174,7 @@ fn services<S: History + Registry>(foundation: &Foundation<S>, tasks: &TaskTrack
         history: Arc::clone(&history),
         registry: Arc::clone(&registry),
         live: Arc::clone(live),
+        rates,
         warnings,
         tasks: tasks.clone(),
         heartbeat: config.heartbeat,
@@ -187,10 +196,13 @@ fn services<S: History + Registry>(foundation: &Foundation<S>, tasks: &TaskTrack
     let inventory = InventoryServer::new(inventory).max_decoding_message_size(MESSAGE_BYTES.2);
     let admin = AdminServer::new(admin).max_decoding_message_size(MESSAGE_BYTES.2);
     let enrollment = EnrollmentServer::new(enrollment).max_decoding_message_size(MESSAGE_BYTES.0);
-    let asking = builder(&policy, STREAMS.0).add_service(inventory).add_service(admin);
-    let identified = asking.clone().add_service(agents);
-    let newcomers = builder(&policy, STREAMS.1).add_service(enrollment);
-    Services { identified, newcomers, asking, keeper }
+    let newcomers = builder(&policy, STREAMS.0)
+        .max_connection_age(NEWCOMER_AGE.0)
+        .max_connection_age_grace(NEWCOMER_AGE.1)
+        .add_service(enrollment);
+    let agents = builder(&policy, STREAMS.1).add_service(agents);
+    let asking = builder(&policy, STREAMS.2).add_service(inventory).add_service(admin);
+    Services { agents, operators: asking.clone(), newcomers, asking, keeper }
 }
 
 /// Sees to it that the server's own certificate is never over. Connections that are there go on with the one before.
@@ -218,6 +230,8 @@ async fn renew(authority: Arc<Authority>, shown: Shown, every: Duration, clock: 
 fn builder(policy: &Policy, streams: u32) -> Server<Stack<Policy, Identity>> {
     Server::builder()
         .max_concurrent_streams(streams)
+        .initial_stream_window_size(WINDOW_BYTES.0)
+        .initial_connection_window_size(WINDOW_BYTES.1)
         .http2_keepalive_interval(Some(KEEP_ALIVE.0))
         .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
         .http2_max_header_list_size(HEADER_LIST_BYTES)

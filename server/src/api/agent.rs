@@ -7,7 +7,10 @@ use fleetsock_proto::{
     stream::{AgentMessage, BatchNumber, Bye, Hello, Nack, PROTOCOL_VERSION, ServerMessage, Welcome},
     wire::{self, agent_server::Agent},
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc::{self, error::TrySendError},
+    time::{Instant, timeout},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
@@ -18,6 +21,7 @@ use crate::{
     history::{Applied, Contact, History, HistoryError, Presence, Registry, Standing, Subject},
     live::{End, Hearing, Live, LiveStream, Spot},
     peer::{Caller, Peer},
+    rates::Rates,
     warnings::Warnings,
 };
 
@@ -35,8 +39,9 @@ const APPROVAL_AFTER: Duration = Duration::from_secs(10);
 const MISSED_HEARTBEATS: u32 = 2;
 /// How long an agent that does not read may keep the last word from being sent.
 const LAST_WORD: Duration = Duration::from_millis(200);
-/// Messages that wait for a slow agent.
-const OUTGOING: usize = 2 * CREDIT as usize;
+/// Messages that wait for a slow agent: an acknowledgement and a credit for every batch that it may have on the way, and
+/// some for gaps. An agent that keeps to its credit has read of them before it sends more.
+const OUTGOING: usize = 2 * CREDIT as usize + 16;
 
 /// The agent service.
 #[derive(Clone)]
@@ -49,6 +54,8 @@ pub struct AgentService {
     pub registry: Arc<dyn Registry>,
     /// Who is speaking.
     pub live: Arc<Live>,
+    /// How much each may report.
+    pub rates: Arc<Rates>,
     /// Where hosts that are odd are told of.
     pub warnings: Arc<Warnings>,
     /// Where conversations run, to be waited for when the server stops.
@@ -213,7 +220,13 @@ impl Conversation {
             if let Some(rival) = live.heard(now) {
                 self.warn_of_copy(rival).await;
             }
+            let rows = if let AgentMessage::Batch(batch) = &message { batch.changes.len() } else { 0 };
             self.handle(message).await?;
+            let wait = self.service.rates.report(self.host, rows, Instant::now());
+            if !wait.is_zero() {
+                tracing::debug!(host = %self.host, ?wait, "it reports more than it may: not heard for a while");
+                tokio::time::sleep(wait).await;
+            }
         }
     }
 
@@ -299,8 +312,14 @@ impl Conversation {
         }
     }
 
-    async fn say(&self, message: ServerMessage) -> Result<(), Over> {
-        self.outgoing.send(Ok(message.into())).await.map_err(|_| Over::Left)
+    /// Says something without waiting: what an agent sends while nobody reads it would have to be kept.
+    fn say(&self, message: ServerMessage) -> Result<(), Over> {
+        self.outgoing.try_send(Ok(message.into())).map_err(|error| match error {
+            TrySendError::Full(_) => {
+                Over::Fault(Status::resource_exhausted("this agent sends on and does not read what it is told"))
+            }
+            TrySendError::Closed(_) => Over::Left,
+        })
     }
 
     async fn welcome(&self, hello: Hello) -> Result<(), Over> {
@@ -317,7 +336,6 @@ impl Conversation {
             credit: CREDIT,
             sent_at: clock(),
         }))
-        .await
     }
 
     async fn handle(&self, message: AgentMessage) -> Result<(), Over> {
@@ -330,30 +348,30 @@ impl Conversation {
             }
             AgentMessage::Batch(batch) => {
                 let number = BatchNumber { epoch: batch.epoch, seq: batch.seq };
-                self.answer(number, history.apply(self.host, batch).await?).await?;
+                self.answer(number, history.apply(self.host, batch).await?)?;
             }
             AgentMessage::Gap(gap) => {
                 history.record_gap(self.host, gap).await?;
-                self.say(ServerMessage::Ack(history.last_batch(self.host).await?)).await?;
+                self.say(ServerMessage::Ack(history.last_batch(self.host).await?))?;
             }
         }
         history.record_presence(self.host, Presence { at: clock(), observed_until, cost });
         Ok(())
     }
 
-    async fn answer(&self, number: BatchNumber, applied: Applied) -> Result<(), Over> {
+    fn answer(&self, number: BatchNumber, applied: Applied) -> Result<(), Over> {
         match applied {
             Applied::Committed => {
-                self.say(ServerMessage::Ack(number)).await?;
-                self.say(ServerMessage::Credit(1)).await
+                self.say(ServerMessage::Ack(number))?;
+                self.say(ServerMessage::Credit(1))
             }
             Applied::Hole { expected } => {
                 let reason = format!(
                     "batch {}/{} came where {}/{} is expected",
                     number.epoch, number.seq, expected.epoch, expected.seq
                 );
-                self.say(ServerMessage::Nack(Nack { expected, reason, snapshot_wanted: false })).await?;
-                self.say(ServerMessage::Credit(1)).await
+                self.say(ServerMessage::Nack(Nack { expected, reason, snapshot_wanted: false }))?;
+                self.say(ServerMessage::Credit(1))
             }
         }
     }

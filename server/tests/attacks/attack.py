@@ -15,6 +15,7 @@ import sys
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
+INITIAL_WINDOW = 4
 TIMEOUT = 10
 
 
@@ -145,11 +146,13 @@ def frame(kind, flags, stream, payload=b""):
 
 
 class Connection:
-    """HTTP/2 over TLS, with nothing done that is not asked for."""
+    """HTTP/2 over TLS, with nothing done that is not asked for; what `data` sends keeps to the windows of the server."""
 
-    def __init__(self, tls):
+    def __init__(self, tls, settings=b""):
         self.tls, self.buffer, self.decoder, self.polite = tls, b"", Decoder(), True
-        self.send(PREFACE + frame(SETTINGS, 0, 0))
+        # What may be sent of each stream and, as that of stream 0, in all; frames that were read while waiting for more.
+        self.initial, self.room, self.kept = 65535, {0: 65535}, []
+        self.send(PREFACE + frame(SETTINGS, 0, 0, settings))
 
     def send(self, data):
         try:
@@ -175,6 +178,9 @@ class Connection:
 
     def receive(self):
         """The next frame; GOAWAY is raised."""
+        return self.kept.pop(0) if self.kept else self.read()
+
+    def read(self):
         while len(self.buffer) < 9:
             self.more()
         length = struct.unpack("!I", b"\0" + self.buffer[:3])[0]
@@ -184,8 +190,15 @@ class Connection:
         payload, self.buffer = self.buffer[9 : 9 + length], self.buffer[9 + length :]
         if kind == GOAWAY:
             raise Over(struct.unpack("!I", payload[4:8])[0], payload[8:].decode("latin-1"))
-        if self.polite and kind == SETTINGS and not flags & ACK:
-            self.send(frame(SETTINGS, ACK, 0))
+        if kind == WINDOW_UPDATE:
+            self.room[stream] = self.room.get(stream, self.initial) + struct.unpack("!I", payload)[0]
+        if kind == SETTINGS and not flags & ACK:
+            for name, value in struct.iter_unpack("!HI", payload):
+                if name == INITIAL_WINDOW:
+                    self.room = {of: room + (value - self.initial if of else 0) for of, room in self.room.items()}
+                    self.initial = value
+            if self.polite:
+                self.send(frame(SETTINGS, ACK, 0))
         return kind, flags, stream, payload
 
     def widened(self):
@@ -193,6 +206,23 @@ class Connection:
         while self.receive()[0] != WINDOW_UPDATE:
             pass
         return self
+
+    def data(self, stream, data, most=16384, end=False):
+        """Sends data in frames of at most so many bytes, as far as the stream lives."""
+        self.room.setdefault(stream, self.initial)
+        while data:
+            room = min(self.room[0], self.room[stream])
+            if room <= 0:
+                self.kept.append(self.read())
+                kind, flags, of, _ = self.kept[-1]
+                if of == stream and (kind == RST_STREAM or kind == HEADERS and flags & END_STREAM):
+                    return
+                continue
+            part, data = data[:room], data[room:]
+            self.room[0], self.room[stream] = self.room[0] - len(part), self.room[stream] - len(part)
+            last = lambda at: END_STREAM if end and not data and at + most >= len(part) else 0
+            frames = [frame(DATA, last(at), stream, part[at : at + most]) for at in range(0, len(part), most)]
+            self.send(b"".join(frames))
 
     def pending(self):
         """Reads what is there without waiting for more."""
@@ -219,10 +249,7 @@ class Connection:
         message = b"\0" + struct.pack("!I", len(body)) + body if framed else body
         try:
             self.send(frame(HEADERS, END_HEADERS, stream, request(path)))
-            for start in range(0, len(message), 16384):
-                part = message[start : start + 16384]
-                last = END_STREAM if end and start + 16384 >= len(message) else 0
-                self.send(frame(DATA, last, stream, part))
+            self.data(stream, message, end=end)
             return self.answer(stream)
         except Over as over:
             return {"over": str(over), "code": over.code}
@@ -418,4 +445,5 @@ def main():
     json.dump(getattr(Attacker(arguments), arguments.attack)(), sys.stdout)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ mod copies;
 mod engine;
 mod faults;
 mod fleet;
+mod greed;
 mod history;
 mod keeping;
 mod model;
@@ -19,6 +20,7 @@ mod renewal;
 mod revocation;
 mod scene;
 mod speaker;
+mod victim;
 
 use fleetsock_proto::time::Timestamp;
 

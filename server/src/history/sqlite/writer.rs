@@ -205,7 +205,7 @@ impl Writer {
                 let transaction = main.transaction()?;
                 let mut ids = Vec::with_capacity(admitted.len());
                 for one in admitted {
-                    ids.push(self.programs.learn(&transaction, &one.batch)?);
+                    ids.push(self.programs.learn(&transaction, one.host, &one.batch)?);
                     if !listeners::concern(one) || !listeners::is_next(&transaction, one)? {
                         continue;
                     }

@@ -9,8 +9,13 @@ use std::{
 use fleetsock_proto::{batch::Batch, owner::Owner};
 use rusqlite::{OptionalExtension, Transaction, params};
 
-/// Programs that are remembered; beyond them the memory starts anew and the dictionary is asked again.
-const REMEMBERED: usize = 100_000;
+/// Bytes of programs that are remembered; beyond them the memory starts anew and the dictionary is asked again.
+const REMEMBERED_BYTES: usize = 32 * 1024 * 1024;
+/// The part of it that one host may fill. What it tells of beyond that is looked up each time: a host that makes up
+/// programs pays for it alone, and does not take the memory from others.
+const REMEMBERED_BYTES_OF_HOST: usize = 1024 * 1024;
+/// Bytes that a remembered program takes besides its texts.
+const PROGRAM_BYTES: usize = 256;
 
 /// The part of an owner that many processes share: two are the same when that part is.
 #[derive(Debug)]
@@ -20,6 +25,10 @@ impl Program {
     fn shared(&self) -> (&str, &str, u32, &str, &str, &str, &str) {
         let Owner { process, exe, uid, user, container, unit, command_line, .. } = self.0.as_ref();
         (process, exe, *uid, user, container, unit, command_line)
+    }
+
+    fn bytes(&self) -> usize {
+        PROGRAM_BYTES + self.0.texts().iter().map(|text| text.len()).sum::<usize>()
     }
 }
 
@@ -41,6 +50,9 @@ impl Hash for Program {
 #[derive(Debug, Default)]
 pub(super) struct Programs {
     ids: HashMap<Program, i64>,
+    bytes: usize,
+    /// How much each host brought, by its number.
+    bytes_of: HashMap<i64, usize>,
 }
 
 /// The number of every owner's program in one batch. An owner is known by its place in memory, because all sockets of
@@ -67,8 +79,18 @@ fn owners(batch: &Batch) -> HashMap<usize, &Arc<Owner>> {
 impl Programs {
     /// Forgets everything when it has grown too large. Only between groups: within one, numbers must stay.
     pub(super) fn trim(&mut self) {
-        if self.ids.len() > REMEMBERED {
-            self.ids.clear();
+        if self.bytes > REMEMBERED_BYTES {
+            *self = Programs::default();
+        }
+    }
+
+    fn remember(&mut self, host: i64, program: Program, id: i64) {
+        let bytes = program.bytes();
+        let of_host = self.bytes_of.entry(host).or_default();
+        if *of_host + bytes <= REMEMBERED_BYTES_OF_HOST {
+            *of_host += bytes;
+            self.bytes += bytes;
+            self.ids.insert(program, id);
         }
     }
 
@@ -78,10 +100,11 @@ impl Programs {
         owners(batch).into_iter().map(id).collect::<Option<_>>().map(ProgramIds)
     }
 
-    /// The numbers of a batch's owners; new ones are given out.
+    /// The numbers of the owners of a host's batch; new ones are given out.
     pub(super) fn learn(
         &mut self,
         transaction: &Transaction<'_>,
+        host: i64,
         batch: &Batch,
     ) -> Result<ProgramIds, rusqlite::Error> {
         let mut ids = HashMap::new();
@@ -91,7 +114,7 @@ impl Programs {
                 Some(id) => *id,
                 None => {
                     let id = find(transaction, &program)?;
-                    self.ids.insert(program, id);
+                    self.remember(host, program, id);
                     id
                 }
             };
@@ -119,5 +142,38 @@ fn find(transaction: &Transaction<'_>, program: &Program) -> Result<i64, rusqlit
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) RETURNING id",
             )?
             .query_row(columns, |row| row.get("id")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program(number: usize, length: usize) -> Program {
+        let [process, exe, user, container, unit, command_line] = [0; 6].map(|_| format!("{number:0length$}"));
+        Program(Arc::new(Owner { pid: 1, started_at: None, process, exe, uid: 0, user, container, unit, command_line }))
+    }
+
+    #[test]
+    fn a_host_that_makes_up_programs_fills_only_its_part_and_others_are_remembered() {
+        let mut programs = Programs::default();
+        for number in 0..1000 {
+            programs.remember(1, program(number, 4000), 1);
+        }
+        assert!(programs.bytes <= REMEMBERED_BYTES_OF_HOST && programs.bytes > REMEMBERED_BYTES_OF_HOST / 2);
+        programs.remember(2, program(5000, 10), 7);
+        programs.trim();
+        assert_eq!(programs.ids.get(&program(5000, 10)), Some(&7));
+    }
+
+    #[test]
+    fn many_hosts_together_fill_no_more_than_there_is() {
+        let mut programs = Programs::default();
+        for number in 0..100_000 {
+            programs.trim();
+            programs.remember(i64::try_from(number % 100).unwrap(), program(number, 100), 1);
+            assert!(programs.bytes <= REMEMBERED_BYTES + 1000);
+        }
+        assert!(programs.ids.len() < 100_000);
     }
 }
