@@ -3,14 +3,12 @@
 use std::sync::Arc;
 
 use fleetsock_proto::{
-    InvalidMessage,
     batch::{
         BATCH_BYTES_AIM, BATCH_OWNERS_LIMIT, BATCH_PROCESSES_LIMIT, BATCH_SOCKETS_LIMIT, BATCH_STRINGS_LIMIT,
         BATCH_TEXT_LIMIT, Batch, BatchKind, Change, SOCKET_OWNERS_LIMIT, Socket,
     },
     host::BootId,
     owner::Owner,
-    stream::BatchNumber,
     time::Timestamp,
     wire,
 };
@@ -80,12 +78,6 @@ pub fn pack(content: Content, window: Window, changes: impl IntoIterator<Item = 
         packer.add(change);
     }
     packer.finish()
-}
-
-/// The batch with these bytes, under its number.
-pub fn unpack(number: BatchNumber, body: &[u8]) -> Result<Batch, InvalidMessage> {
-    let batch = wire::Batch::decode(body).map_err(|error| InvalidMessage::new("Batch", error.to_string()))?;
-    Batch::try_from(wire::Batch { epoch: number.epoch, seq: number.seq, ..batch })
 }
 
 struct Packer {
@@ -208,6 +200,7 @@ fn cut_to_limits(socket: &mut Socket) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use fleetsock_proto::stream::{BatchNumber, PackedBatch};
     use fleetsock_proto::{
         batch::{Op, Role},
         socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketKey, SocketState},
@@ -254,7 +247,10 @@ mod tests {
     fn read(packed: &Packed) -> Vec<Batch> {
         (1..)
             .zip(&packed.drafts)
-            .map(|(seq, draft)| unpack(BatchNumber { epoch: 1, seq }, &draft.body).unwrap())
+            .map(|(seq, draft)| {
+                let number = BatchNumber { epoch: 1, seq };
+                PackedBatch::new(number, draft.since, draft.body.clone()).unpack().unwrap()
+            })
             .collect()
     }
 

@@ -12,9 +12,8 @@ use std::{
 
 use fleetsock_proto::{
     answer::GapReason,
-    batch::Batch,
     private::{self, PrivateFileError},
-    stream::{BatchNumber, GapReport},
+    stream::{BatchNumber, GapReport, PackedBatch},
     time::Timestamp,
 };
 use rustix::fs::{FlockOperation, flock};
@@ -25,7 +24,7 @@ use self::{
     stored::{Dropping, Head, Stored},
 };
 pub use self::{gaps::GAPS_LIMIT, resumption::Resumption};
-use crate::packing::{Content, Draft, unpack};
+use crate::packing::{Content, Draft};
 
 mod disk;
 mod gaps;
@@ -74,7 +73,7 @@ pub struct SnapshotFirst;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Item {
     /// Observations.
-    Batch(Box<Batch>),
+    Batch(PackedBatch),
     /// Observations that will never come.
     Gap(GapReport),
 }
@@ -343,18 +342,13 @@ impl Spool {
         {
             return Some(Item::Gap(*gap));
         }
-        let number = head?.number;
+        let Head { number, since, .. } = head?;
         let body = match self.memory.iter().find(|batch| batch.head.number == number) {
             Some(batch) => batch.body.clone(),
             None => self.ask(|disk| disk.body(number))?,
         };
-        match unpack(number, &body) {
-            Ok(batch) => Some(Item::Batch(Box::new(batch))),
-            Err(error) => {
-                self.fail(Trouble::Corrupt(error.to_string()));
-                None
-            }
-        }
+        // The server looks into it; what it refuses again and again is given up.
+        Some(Item::Batch(PackedBatch::new(number, since, body)))
     }
 
     /// Forgets what the server has committed.

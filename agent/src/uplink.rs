@@ -207,7 +207,7 @@ impl Uplink {
             sent_at: (self.clock)(),
         };
         let gone = |_| Ending::Lost("the stream ended before it began".to_owned());
-        outgoing.send(AgentMessage::Hello(hello)).await.map_err(gone)?;
+        outgoing.send(AgentMessage::Hello(hello).into()).await.map_err(gone)?;
         let silent = |_| Ending::Lost(format!("the server said nothing for {} s", CALL_TIMEOUT.as_secs()));
         let mut incoming = timeout(CALL_TIMEOUT, client.session(messages)).await.map_err(silent)?.map_err(of_call)?;
         let welcome = match timeout(CALL_TIMEOUT, incoming.next()).await.map_err(silent)?.map_err(of_call)? {

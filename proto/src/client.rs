@@ -1,10 +1,11 @@
 //! Typed clients of a server: they take and return the types of the domain, never generated ones.
 
-use std::{path::PathBuf, pin::Pin as PinBox};
+use std::{path::PathBuf, pin::Pin as PinBox, sync::LazyLock};
 
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
-use tonic::{Status, Streaming};
+use tonic::{IntoStreamingRequest, Status, Streaming, client::Grpc, codegen::http::uri::PathAndQuery};
+use tonic_prost::ProstCodec;
 
 pub use crate::connection::{CONNECT_TIMEOUT, CallError, ConnectError, KEEP_ALIVE, Refusal};
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     listener::Listener,
     question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
     session::Session,
-    stream::{AgentMessage, ServerMessage},
+    stream::{Outgoing, PackedRequest, ServerMessage},
     summary::Sum,
     time::{self, Timestamp},
     tls,
@@ -29,6 +30,9 @@ use crate::{
         inventory_client::InventoryClient,
     },
 };
+
+/// The method whose batches travel as they lie in the agent's spool, so that no generated client calls it.
+static SESSION: LazyLock<PathAndQuery> = LazyLock::new(|| PathAndQuery::from_static("/fleetsock.v1.Agent/Session"));
 
 /// Largest message that an operator's client takes, bytes. A server's chunks stay far below.
 pub const ANSWER_BYTES_LIMIT: usize = 4 * 1024 * 1024;
@@ -108,9 +112,18 @@ impl AgentClient {
     }
 
     /// Opens the stream. What is sent into `outgoing` travels; the first message must be a Hello.
-    pub async fn session(&mut self, outgoing: mpsc::Receiver<AgentMessage>) -> Result<ServerMessages, CallError> {
-        let outgoing = ReceiverStream::new(outgoing).map(wire::SessionRequest::from);
-        match self.client.session(outgoing).await {
+    pub async fn session<M: Into<Outgoing> + Send + 'static>(
+        &mut self,
+        outgoing: mpsc::Receiver<M>,
+    ) -> Result<ServerMessages, CallError> {
+        let outgoing = ReceiverStream::new(outgoing).map(|message| PackedRequest::from(message.into()));
+        let opened = async {
+            let mut grpc = Grpc::new(self.connection.channel.clone());
+            grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+            let codec = ProstCodec::<PackedRequest, wire::SessionResponse>::default();
+            grpc.streaming(outgoing.into_streaming_request(), SESSION.clone(), codec).await
+        };
+        match opened.await {
             Ok(response) => Ok(ServerMessages { connection: self.connection.clone(), stream: response.into_inner() }),
             Err(status) => Err(self.connection.call_error(status)),
         }

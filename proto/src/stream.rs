@@ -12,6 +12,11 @@ use crate::{
     wire,
 };
 
+mod packed;
+
+pub(crate) use self::packed::PackedRequest;
+pub use self::packed::{Outgoing, PackedBatch};
+
 /// The version of the contract that this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 /// Longest text of a Nack or Bye, bytes.

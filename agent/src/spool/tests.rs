@@ -49,10 +49,7 @@ fn rest(spool: &mut Spool, mut position: BatchNumber) -> Vec<(BatchNumber, Batch
     let mut items = Vec::new();
     while let Some(item) = spool.next_after(position) {
         let range = match item {
-            Item::Batch(batch) => {
-                let number = number(batch.epoch, batch.seq);
-                (number, number)
-            }
+            Item::Batch(batch) => (batch.number, batch.number),
             Item::Gap(gap) => {
                 let Some((first, last)) = gap.seqs else {
                     spool.forget(&gap);
@@ -271,7 +268,7 @@ proptest! {
                     for _ in 0..count {
                         let Some(item) = spool.next_after(position) else { break };
                         let (epoch, first, last) = match item {
-                            Item::Batch(batch) => (batch.epoch, batch.seq, batch.seq),
+                            Item::Batch(batch) => (batch.number.epoch, batch.number.seq, batch.number.seq),
                             Item::Gap(gap) => (gap.epoch, gap.seqs.unwrap().0, gap.seqs.unwrap().1),
                         };
                         for seq in first..=last {

@@ -74,7 +74,7 @@ impl Delivery {
     pub fn sent(&mut self, item: &Item) {
         match item {
             Item::Batch(batch) => {
-                self.position = BatchNumber { epoch: batch.epoch, seq: batch.seq };
+                self.position = batch.number;
                 self.credit = self.credit.saturating_sub(1);
                 self.unanswered += 1;
             }
@@ -136,13 +136,7 @@ impl Delivery {
 mod tests {
     use std::collections::VecDeque;
 
-    use fleetsock_proto::{
-        answer::GapReason,
-        batch::{Batch, BatchKind},
-        host::BootId,
-        stream::ServerMessage,
-        time::Timestamp,
-    };
+    use fleetsock_proto::{answer::GapReason, stream::PackedBatch, stream::ServerMessage, time::Timestamp};
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
@@ -152,16 +146,7 @@ mod tests {
     }
 
     fn batch(seq: u64) -> Item {
-        let at = Timestamp::default();
-        Item::Batch(Box::new(Batch {
-            epoch: 1,
-            seq,
-            kind: BatchKind::Changes,
-            boot_id: BootId::from_array([0; 16]),
-            observed_since: at,
-            observed_until: at,
-            changes: Vec::new(),
-        }))
+        Item::Batch(PackedBatch::new(number(1, seq), Timestamp::default(), Vec::new()))
     }
 
     fn gap(seqs: Option<(u64, u64)>) -> GapReport {

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use fleetsock_proto::{
     client::{AgentClient, CallError, ServerMessages},
     identity::{Identity, Key},
-    stream::{AgentMessage, BatchNumber, Bye, Heartbeat, ServerMessage, Welcome},
+    stream::{AgentMessage, BatchNumber, Bye, Heartbeat, Outgoing, ServerMessage, Welcome},
     time::Timestamp,
 };
 use tokio::{
@@ -60,7 +60,7 @@ enum Event {
 /// A stream that was welcomed.
 pub(super) struct Stream {
     client: AgentClient,
-    outgoing: mpsc::Sender<AgentMessage>,
+    outgoing: mpsc::Sender<Outgoing>,
     incoming: ServerMessages,
     identity: Identity,
     delivery: Delivery,
@@ -93,7 +93,7 @@ pub(super) struct Stream {
 impl Stream {
     pub(super) fn new(
         client: AgentClient,
-        outgoing: mpsc::Sender<AgentMessage>,
+        outgoing: mpsc::Sender<Outgoing>,
         incoming: ServerMessages,
         identity: Identity,
         welcome: &Welcome,
@@ -202,18 +202,17 @@ impl Stream {
         let message = match (self.heartbeat.take(), self.say.take()) {
             (Some(heartbeat), item) => {
                 self.say = item;
-                AgentMessage::Heartbeat(heartbeat)
+                AgentMessage::Heartbeat(heartbeat).into()
             }
             (None, Some(item)) => {
                 self.delivery.sent(&item);
                 match item {
                     Item::Batch(batch) => {
-                        let number = BatchNumber { epoch: batch.epoch, seq: batch.seq };
-                        self.on_the_way.push_back((number, batch.observed_since));
-                        self.delivered_until.get_or_insert(batch.observed_since);
-                        AgentMessage::Batch(*batch)
+                        self.on_the_way.push_back((batch.number, batch.since));
+                        self.delivered_until.get_or_insert(batch.since);
+                        Outgoing::Batch(batch)
                     }
-                    Item::Gap(gap) => AgentMessage::Gap(gap),
+                    Item::Gap(gap) => AgentMessage::Gap(gap).into(),
                 }
             }
             (None, None) => return Ok(()),

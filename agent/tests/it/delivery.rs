@@ -77,7 +77,7 @@ fn gaps_in_spool(state: &Path) -> Vec<GapReport> {
     let (mut gaps, mut position) = (Vec::new(), BatchNumber::default());
     while let Some(item) = spool.next_after(position) {
         position = match item {
-            Item::Batch(batch) => BatchNumber { epoch: batch.epoch, seq: batch.seq },
+            Item::Batch(batch) => batch.number,
             Item::Gap(gap) => {
                 gaps.push(gap);
                 BatchNumber { epoch: gap.epoch, seq: gap.seqs.unwrap().1 }

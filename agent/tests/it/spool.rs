@@ -61,7 +61,7 @@ fn open(folder: &Path) -> Spool {
 
 fn number(item: &Item) -> BatchNumber {
     match item {
-        Item::Batch(batch) => BatchNumber { epoch: batch.epoch, seq: batch.seq },
+        Item::Batch(batch) => batch.number,
         Item::Gap(gap) => panic!("{gap:?}"),
     }
 }
@@ -198,9 +198,9 @@ fn what_does_not_fit_into_memory_while_the_disk_is_full_is_counted_and_told() {
     while let Some(item) = spool.next_after(position) {
         match item {
             Item::Batch(batch) => {
-                position = BatchNumber { epoch: batch.epoch, seq: batch.seq };
+                position = batch.number;
                 batches += 1;
-                rows += batch.changes.len() as u64;
+                rows += batch.unpack().unwrap().changes.len() as u64;
             }
             Item::Gap(gap) => {
                 let (first, last) = gap.seqs.unwrap();
