@@ -35,8 +35,9 @@ const RING_BYTES: [usize; 4] = [2 << 20, 1 << 20, 512 << 10, 256 << 10];
 ///
 /// Not those that others tell as well. A child of a listener goes from SYN_RECV (3) to ESTABLISHED at once. What a process
 /// has closed goes from FIN_WAIT1 to FIN_WAIT2 (5), and when the peer has closed too, from FIN_WAIT2 or LAST_ACK (9) to
-/// CLOSE (7), and is destroyed.
-const NEEDED_STATES: &CStr = c"newstate != 3 && newstate != 5 && !(newstate == 7 && (oldstate == 5 || oldstate == 9))";
+/// CLOSE (7), and is destroyed. CLOSE_WAIT (8) is seen by walks where it lasts.
+const NEEDED_STATES: &CStr = c"newstate != 3 && newstate != 5 && newstate != 8 \
+    && !(newstate == 7 && (oldstate == 5 || oldstate == 9))";
 /// Bytes of one processor's ring of names.
 const NAMES_BYTES: usize = 64 << 10;
 

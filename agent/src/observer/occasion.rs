@@ -1,6 +1,6 @@
 //! How much a walk looks at: what events tell need not be walked, and what they left open must.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use fleetsock_proto::socket::SocketKey;
 
@@ -12,6 +12,17 @@ use crate::{
 /// Most other namespaces whose connections are walked because events left some open; the others wait for the next walk.
 /// Each costs as much as the host's connections are many.
 const NAMESPACES_LIMIT: usize = 8;
+
+/// How often the states of connections are looked at where events tell of connections: they do not tell every state.
+const STATES_PAUSE: Duration = Duration::from_secs(10);
+/// It comes less often where it would cost more than this part of a core.
+const STATES_SHARE: u32 = 300;
+
+/// Whether the states of the host's connections are to be looked at: so long after the last walk that showed them, which
+/// cost so much.
+pub(super) fn states_due(since: Option<Duration>, cost: Duration) -> bool {
+    since.is_none_or(|since| since >= STATES_PAUSE.max(cost * STATES_SHARE))
+}
 
 /// What a walk looks at.
 #[derive(Debug, PartialEq, Eq)]
@@ -151,6 +162,20 @@ mod tests {
         let accepted = (20..25).map(|port| sought(None, port, None));
         let (home, whole, postponed) = check(clients.chain(accepted).collect());
         assert_eq!((home, whole.len(), postponed), (Coverage::Everything, NAMESPACES_LIMIT, 2));
+    }
+
+    #[test]
+    fn states_are_looked_at_now_and_then_and_less_often_where_that_is_dear() {
+        let (second, ms) = (Duration::from_secs(1), Duration::from_millis(1));
+        for (since, cost, expected) in [
+            (None, ms, true),
+            (Some(9 * second), ms, false),
+            (Some(10 * second), ms, true),
+            (Some(20 * second), 80 * ms, false),
+            (Some(24 * second), 80 * ms, true),
+        ] {
+            assert_eq!(states_due(since, cost), expected, "{since:?} {cost:?}");
+        }
     }
 
     #[test]

@@ -14,11 +14,11 @@ use fleetsock_proto::{
 
 use super::{
     Observer,
-    occasion::{Plan, Whereabouts, plan, referee},
+    occasion::{Plan, Whereabouts, plan, referee, states_due},
     schedule::{Begun, Schedule},
 };
 use crate::{
-    capture::{Connections, SocketRow, SurveyReport, WalkReport},
+    capture::{Connections, Coverage, SocketRow, SurveyReport, WalkReport},
     chronicle::{Chronicle, Look, Taken},
     cost,
     departures::Departed,
@@ -53,6 +53,8 @@ pub(super) struct Round {
     travels: bool,
     /// Something was lost: the next walk looks at everything.
     heals: bool,
+    /// When the host's connections were walked, and what that cost.
+    shown: Option<(Instant, Duration)>,
     /// When everything was walked for connections that were looked for in vain.
     searched: Option<Instant>,
 }
@@ -108,6 +110,7 @@ impl Round {
             vanished: BTreeSet::new(),
             travels,
             heals: false,
+            shown: None,
             searched: None,
         }
     }
@@ -134,6 +137,9 @@ impl Round {
         let since = self.observer.table.observed_since().unwrap_or(began).min(at);
         let walk = Walk { rows: &[], began, at, survey: &survey, vanished: &vanished };
         let walked = cost::cpu();
+        if plan.extent.home == Coverage::Everything {
+            self.shown = Some((now, walked.saturating_sub(cpu)));
+        }
         let (comparison, events_lost) = self.compare(walk, owners, &plan);
         // Events cost what they cost, however far apart walks are.
         let paid = if self.observer.chronicle.is_some() { walked } else { cost::cpu() };
@@ -184,7 +190,12 @@ impl Round {
         if std::mem::take(&mut self.heals) || has_lost || search == Search::Referee {
             return referee(Connections::FromEvents, sought);
         }
-        plan(Connections::FromEvents, sought, &self.places())
+        let (since, cost) = self.shown.map(|(at, cost)| (at.elapsed(), cost)).unzip();
+        let mut plan = plan(Connections::FromEvents, sought, &self.places());
+        if states_due(since, cost.unwrap_or_default()) {
+            plan.extent.home = Coverage::Everything;
+        }
+        plan
     }
 
     fn places(&self) -> Places<'_> {

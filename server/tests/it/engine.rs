@@ -2,12 +2,13 @@
 //! that names an engine.
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU32, Ordering::Relaxed},
         mpsc::channel,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fleetsock_proto::{
@@ -25,7 +26,7 @@ use fleetsock_proto::{
 use fleetsock_server::history::{
     Actor, Applied, Bounds, CHUNK_ROWS, Claim, Contact, History, HistoryError, Issue, IssuedCertificate, Labels,
     Registry, Subject,
-    sqlite::{Keeping, Options, SqliteHistory},
+    sqlite::{Keeping, OpenError, Options, SqliteHistory},
 };
 use tokio::sync::mpsc;
 
@@ -70,6 +71,20 @@ fn hurried() -> Timestamp {
     at(SECONDS.fetch_add(2, Relaxed))
 }
 
+/// Opens a history that may have been closed a moment ago. Another test may be between fork and exec, and then its child
+/// has the lock still.
+pub(crate) fn reopen(folder: &Path, options: &Options) -> SqliteHistory {
+    let begun = Instant::now();
+    loop {
+        match SqliteHistory::open(folder, options.clone()) {
+            Err(OpenError::InUse { .. }) if begun.elapsed() < Duration::from_secs(30) => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 /// SQLite in a temporary folder.
 pub(crate) struct Sqlite(tempfile::TempDir);
 
@@ -87,7 +102,7 @@ impl Engine for Sqlite {
         let keeping = Keeping { part_rows: 5, kept: None };
         let Rules { stale_after, bounds } = rules;
         let options = Options { stale_after, bounds, keeping, clock: hurried, ..Options::default() };
-        SqliteHistory::open(&self.0.path().join("history"), options).unwrap()
+        reopen(&self.0.path().join("history"), &options)
     }
 
     async fn close(store: SqliteHistory) {

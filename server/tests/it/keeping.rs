@@ -19,7 +19,7 @@ use fleetsock_server::history::sqlite::{Keeping, Options, SqliteHistory};
 use rusqlite::Connection;
 
 use crate::{
-    engine::{Engine, Rules, World},
+    engine::{Engine, Rules, World, reopen},
     scene::{Agent, Described, at, closed, listener, opened, session, session_line},
 };
 
@@ -60,7 +60,7 @@ impl Engine for Daily {
         let kept = Duration::from_secs(3 * DAY.unsigned_abs());
         let keeping = Keeping { kept: Some(kept), ..Keeping::default() };
         let options = Options { stale_after: rules.stale_after, keeping, clock, ..Options::default() };
-        SqliteHistory::open(&self.folder(), options).unwrap()
+        reopen(&self.folder(), &options)
     }
 
     async fn close(store: SqliteHistory) {
