@@ -11,6 +11,7 @@ mod copies;
 mod engine;
 mod faults;
 mod fleet;
+mod fuzz;
 mod greed;
 mod history;
 mod keeping;
