@@ -90,7 +90,7 @@ impl Server {
         // All agents come from one address here.
         let settings = state.join("server.toml");
         let text = std::fs::read_to_string(&settings).unwrap()
-            + "connections = 100000\nconnections_per_address = 100000\nhandshakes_per_address = 256\n\
+            + "connections = 100000\nconnections_per_address = 100000\nnewcomers = 1000\nhandshakes_per_address = 256\n\
                enrolments_per_s = 100000\nenrolments_per_address_per_min = 6000000\n";
         std::fs::write(&settings, text).unwrap();
         listen
