@@ -281,4 +281,19 @@ mod tests {
         fs::write(state.path().join(CONFIG_FILE), "spool_mib = 3").unwrap();
         assert_eq!(Config::load(state.path(), None).unwrap().spool_bytes, 3 * MIB);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_reading_fail_in_another_way_than_with_words(
+            noise in ".{0,200}",
+            name in "(walk_ms|referee_s|spool_mib|name|namespaces|bytes|command_line|cpu_percent|memory_mib|[a-z_]{1,9})",
+            value in "(-?[0-9]{1,25}|\"[^\"]{0,80}\"|true|\\[.{0,9}|1e999|0x[0-9a-f]{1,20})",
+        ) {
+            for text in [noise.clone(), format!("{name} = {value}"), format!("{name} = {value}\n{noise}")] {
+                if let Err(problem) = Config::parse(&text) {
+                    proptest::prop_assert!(!problem.is_empty(), "{text:?}");
+                }
+            }
+        }
+    }
 }
