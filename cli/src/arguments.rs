@@ -4,8 +4,8 @@ use anstream::ColorChoice;
 use clap::{Args, Command, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    audit, changes, completions, context, dev, diff, doctor, hosts, login, operators, ports, render::Format, sessions,
-    summary, timeline, tokens, topics, version,
+    audit, backup, changes, completions, context, dev, diff, doctor, hosts, login, operators, ports, render::Format,
+    sessions, summary, timeline, tokens, topics, version,
 };
 
 /// Examples stand before everything else.
@@ -65,6 +65,9 @@ pub enum What {
     /// Who did and asked what, and whether the log of that is whole.
     #[command(before_help = audit::EXAMPLES)]
     Audit(audit::Arguments),
+    /// Have the server copy its history while it goes on; fleetsock-server restore puts a copy in place.
+    #[command(before_help = backup::EXAMPLES)]
+    Backup(backup::Arguments),
     /// Get an identity from a server, and use it from now on.
     #[command(before_help = login::EXAMPLES)]
     Login(login::Arguments),

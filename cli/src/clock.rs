@@ -71,6 +71,11 @@ pub fn rfc3339(time: Timestamp) -> String {
     moment_of(time).strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
+/// `20261124T090311Z`: a moment in UTC as a part of a file's name.
+pub fn compact(time: Timestamp) -> String {
+    moment_of(time).strftime("%Y%m%dT%H%M%SZ").to_string()
+}
+
 /// A lapse of time in at most two units: `12ms`, `12s`, `2m10s`, `2h5m`, `2d4h`, `123d`.
 pub fn lapse(lapse: Duration) -> String {
     let seconds = lapse.as_secs();

@@ -41,6 +41,7 @@ fn only_asks(command: &What) -> bool {
         | What::Tokens(_)
         | What::Operators(_)
         | What::Audit(_)
+        | What::Backup(_)
         | What::Doctor
         | What::Version
         | What::Completions(_)

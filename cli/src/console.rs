@@ -72,6 +72,8 @@ pub struct Console {
     pub on_terminal: bool,
     notes: Paint,
     chatter: Chatter,
+    /// Whether standard error is a terminal.
+    notes_on_terminal: bool,
 }
 
 impl std::fmt::Debug for Console {
@@ -91,6 +93,7 @@ impl Console {
             notes: Paint::of(AutoStream::choice(&io::stderr())),
             out: BufWriter::with_capacity(64 * 1024, stdout.lock()),
             chatter,
+            notes_on_terminal: io::stderr().is_terminal(),
         }
     }
 
@@ -98,6 +101,14 @@ impl Console {
     pub fn note(&self, text: &str) {
         if self.chatter == Chatter::On {
             tell(&self.notes.tone(Tone::Faint, &harmless(text)));
+        }
+    }
+
+    /// Shows how far something is, in place of what was shown before; an empty text takes that away. For people only.
+    pub fn progress(&self, text: &str) {
+        if self.chatter == Chatter::On && self.notes_on_terminal {
+            // Progress that cannot be shown is not missed.
+            drop(write!(io::stderr(), "\r\u{1b}[K{}", sanitise(text)));
         }
     }
 

@@ -31,6 +31,10 @@ use crate::{
     },
 };
 
+mod backups;
+
+pub use self::backups::Backup;
+
 /// The method whose batches travel as they lie in the agent's spool, so that no generated client calls it.
 static SESSION: LazyLock<PathAndQuery> = LazyLock::new(|| PathAndQuery::from_static("/fleetsock.v1.Agent/Session"));
 

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod answer;
 pub mod audit;
+pub mod backup;
 pub mod batch;
 pub mod change;
 pub mod client;

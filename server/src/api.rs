@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod agent;
 pub mod answering;
+mod backups;
 pub mod enrollment;
 pub mod inventory;
 pub(crate) mod status;

@@ -22,8 +22,9 @@ pub const DEFAULT_TRUST_DOMAIN: &str = "fleetsock.internal";
 /// Name of the settings file in the state folder.
 pub const CONFIG_FILE: &str = "server.toml";
 const SOCKET_FILE: &str = "admin.sock";
-const CA_FOLDER: &str = "ca";
-const HISTORY_FOLDER: &str = "history";
+pub(crate) const CA_FOLDER: &str = "ca";
+pub(crate) const HISTORY_FOLDER: &str = "history";
+const BACKUPS_FOLDER: &str = "backups";
 
 /// A number with the bounds that a setting is kept within.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +62,10 @@ pub struct Config {
     pub ca: PathBuf,
     /// Folder of the history.
     pub history: PathBuf,
+    /// Folder of the backups.
+    pub backups: PathBuf,
+    /// The settings as they were read: a backup of the fleet holds them.
+    pub text: String,
     /// Where gRPC is listened for.
     pub listen: SocketAddr,
     /// How agents and operators reach it: goes into join strings.
@@ -162,6 +167,7 @@ struct File {
     listen: SocketAddr,
     address: String,
     admin_socket: Option<PathBuf>,
+    backups: Option<PathBuf>,
     stale_after_s: Option<u64>,
     heartbeat_s: Option<u64>,
     renewable_days: Option<u64>,
@@ -241,6 +247,8 @@ impl Config {
         Ok(Config {
             ca: state.join(CA_FOLDER),
             history: state.join(HISTORY_FOLDER),
+            backups: file.backups.unwrap_or_else(|| state.join(BACKUPS_FOLDER)),
+            text: text.to_owned(),
             listen: file.listen,
             address: file.address.parse().map_err(|error| format!("address: {error}"))?,
             trust_domain: file.trust_domain.parse().map_err(|error| format!("trust_domain: {error}"))?,
@@ -315,6 +323,8 @@ impl fmt::Display for NewFleet {
              # kept_days = 30\n\
              # The Unix socket (0600) of the local admin, by default in the state folder.\n\
              # admin_socket = \"/run/fleetsock/admin.sock\"\n\
+             # Where `fleetctl backup` puts backups, by default in the state folder; another folder must be there.\n\
+             # backups = \"/var/backups/fleetsock\"\n\
              \n\
              [limits]\n\
              # handshake_s = {}\n\
@@ -375,7 +385,7 @@ mod tests {
         let written = Config::parse(Path::new("/s"), &fleet.to_string()).unwrap();
         assert_eq!(written.limits, Limits::default());
         assert_eq!(written.address.as_str(), "db1:5290");
-        let setting = |line: &str| line.contains(" = ") && !line.contains("admin_socket");
+        let setting = |line: &str| line.contains(" = ") && !line.contains("admin_socket") && !line.contains("backups");
         let uncommented: Vec<String> = fleet
             .to_string()
             .lines()

@@ -60,7 +60,7 @@ impl fmt::Display for Confinement {
 /// The folders that a server with these settings writes to.
 fn folders(config: &Config) -> Vec<PathBuf> {
     let socket = config.admin_socket.parent().unwrap_or(Path::new("/")).to_owned();
-    let mut folders = vec![config.ca.clone(), config.history.clone(), socket];
+    let mut folders = vec![config.ca.clone(), config.history.clone(), config.backups.clone(), socket];
     folders.extend(TEMPORARY.iter().map(PathBuf::from));
     folders
 }

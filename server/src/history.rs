@@ -3,12 +3,13 @@
 //! [`History`] and [`Registry`] are the operations of the domain. SQLite stands behind them; nothing outside
 //! [`sqlite`] knows that. Another engine implements the same two traits and passes the same conformance tests.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use fleetsock_proto::{
     answer::{AnswerMeta, Gap, GapReason},
     audit::{AuditMark, AuditQuestion, AuditRow, AuditVerdict},
+    backup::BackupProgress,
     batch::Batch,
     change::ChangeRecord,
     host::{Host, HostFacts, HostId, HostSelector, Warning},
@@ -123,6 +124,42 @@ pub trait History: Send + Sync + 'static {
         question: CoverageQuestion,
         now: Timestamp,
     ) -> Result<(Vec<Gap>, AnswerMeta), HistoryError>;
+
+    /// Copies what is kept, as it is at one moment, into an empty folder of ours, and checks the copy. The order is in the
+    /// audit log of that moment. Ends with [`HistoryError::Abandoned`] when nobody hears any more how far it is.
+    async fn copy(&self, order: CopyOrder, hearer: Hearer) -> Result<Vec<CopiedFile>, HistoryError>;
+}
+
+/// What is to be copied where.
+#[derive(Debug, Clone)]
+pub struct CopyOrder {
+    /// An empty folder.
+    pub folder: PathBuf,
+    /// Who ordered it.
+    pub by: Actor,
+    /// What the audit log says about it.
+    pub detail: String,
+}
+
+/// Whether somebody still wants what is being done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// Go on.
+    BySomebody,
+    /// Everyone left.
+    ByNobody,
+}
+
+/// Hears how far a copy is. Called often, and must return at once.
+pub type Hearer = Arc<dyn Fn(BackupProgress) -> Heard + Send + Sync>;
+
+/// A file of a copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopiedFile {
+    /// Its name in the folder.
+    pub name: String,
+    /// The number of its schema.
+    pub schema: i32,
 }
 
 /// What a host said when it began a stream.

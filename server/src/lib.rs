@@ -6,6 +6,7 @@
 pub mod acceptor;
 pub mod api;
 pub mod authority;
+pub mod backup;
 pub mod config;
 pub mod confinement;
 pub mod gate;

@@ -26,10 +26,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+mod restore;
+
 const EXAMPLES: &str = "\
 Examples:
   fleetsock-server init --address fleet.example.org    make a fleet that is reached by this name
   fleetsock-server serve                               serve it, until SIGTERM or Ctrl-C
+  fleetsock-server restore --from /mnt/20261128T170000Z
+                                                       put a backup in place while no server runs
   fleetctl login --local /var/lib/fleetsock/server/admin.sock
                                                        become its first admin";
 
@@ -59,6 +63,15 @@ enum Command {
         #[arg(long, value_name = "NAME", default_value = DEFAULT_TRUST_DOMAIN)]
         trust_domain: TrustDomain,
     },
+    /// Put a backup in place that `fleetctl backup` made: a server that was stopped goes on from it.
+    Restore {
+        /// The folder of the backup.
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+        /// Folder for all that the server keeps; the history that is there is kept beside the new one.
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
+        state: PathBuf,
+    },
     /// Serve the fleet, until SIGTERM or Ctrl-C.
     Serve {
         /// Folder that `init` made.
@@ -86,6 +99,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Init { state, listen, address, trust_domain } => init(&state, listen, address, trust_domain),
+        Command::Restore { from, state } => restore::run(&from, &state),
         Command::Serve { state, config } => {
             log_to_stderr()?;
             let config = Config::load(&state, config.as_deref())?;

@@ -32,6 +32,7 @@ use crate::{
         inventory::InventoryService,
     },
     authority::Authority,
+    backup::{Backups, Fleet},
     config::Config,
     history::{History, Registry},
     ledger::{Keeper, Ledger},
@@ -180,12 +181,14 @@ fn services<S: History + Registry>(foundation: &Foundation<S>, tasks: &TaskTrack
         heartbeat: config.heartbeat,
         clock: *clock,
     };
+    let backups = Arc::new(Backups::new(Arc::clone(&history), config, Fleet::of(authority)));
     let inventory = InventoryService { history, answering: answering.clone() };
     let admin = AdminService {
         authority: Arc::clone(authority),
         registry: Arc::clone(&registry),
         live: Arc::clone(live),
         answers,
+        backups,
         answering,
         address: config.address.clone(),
         clock: *clock,

@@ -53,7 +53,7 @@ impl Fleet {
         Some(fleet)
     }
 
-    fn folder(&self, name: &str) -> String {
+    pub(crate) fn folder(&self, name: &str) -> String {
         self.state.join(name).display().to_string()
     }
 
@@ -137,7 +137,7 @@ impl Fleet {
 }
 
 /// A program that listens on TCP and UDP ports and sleeps.
-fn listening(ports: &[(&str, u16)]) -> String {
+pub(crate) fn listening(ports: &[(&str, u16)]) -> String {
     let mut text = "import socket, time\nkept = []\n".to_owned();
     for (protocol, port) in ports {
         let kind = if *protocol == "tcp" { "SOCK_STREAM" } else { "SOCK_DGRAM" };
@@ -159,7 +159,7 @@ fn set(expected: &[(&str, u64)]) -> BTreeSet<(String, u64)> {
 }
 
 /// Hosts that were not observed for this reason.
-fn gaps(meta: &Value, reason: &str) -> Vec<String> {
+pub(crate) fn gaps(meta: &Value, reason: &str) -> Vec<String> {
     let gaps = meta["gaps"].as_array().unwrap().iter().filter(|gap| gap["reason"] == reason);
     gaps.map(|gap| gap["host"].as_str().unwrap().to_owned()).collect()
 }

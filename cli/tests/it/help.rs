@@ -4,7 +4,7 @@ use crate::program::Home;
 
 /// Lines of a screen that nobody has to scroll.
 const SCREEN_LINES: usize = 50;
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "hosts",
     "ports",
     "sessions",
@@ -13,6 +13,7 @@ const COMMANDS: [&str; 14] = [
     "summary",
     "diff",
     "tokens",
+    "backup",
     "login",
     "context",
     "doctor",

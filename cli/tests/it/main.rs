@@ -1,6 +1,7 @@
 //! fleetctl from outside: what it writes, how it exits.
 #![allow(clippy::unwrap_used, reason = "in a test, unwrap is the assertion")]
 
+mod backup;
 mod burst;
 mod connections;
 mod contexts;

@@ -77,6 +77,11 @@ fn a_wrong_filter_is_told_with_what_to_type() {
             "error: --by: `sevice` is no dimension; one of class, service, host, process, peer, hour\n  \
              try: --by service\n",
         ),
+        (
+            "backup ../x",
+            "error: `../x` is no name for a backup; write 1 to 64 of a-z, A-Z, 0-9, '.', '_', '-', and no '.' first\n  \
+             try: fleetctl backup\n",
+        ),
         ("hosts --sort=-uptime", "error: a host has no column `uptime`\n  try: one of"),
     ] {
         if !expected.ends_with('\n') {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use aws_lc_rs::rand;
 use fleetsock_proto::{
     audit::{self, AuditQuestion},
+    backup,
     join::{JoinString, ServerAddress, TokenSecret},
     token::{self, Operator},
     wire::{self, admin_server::Admin},
@@ -14,11 +15,13 @@ use tonic::{Request, Response, Status};
 use super::{
     Clock,
     answering::{Answering, Asked, Messages},
+    backups,
     inventory::{into, send_all},
     peer, status, wording,
 };
 use crate::{
     authority::{Authority, RequestedKey},
+    backup::{Backups, Wanted},
     history::{Registry, Subject},
     live::{Answers, End, Live},
 };
@@ -36,6 +39,8 @@ pub struct AdminService {
     pub live: Arc<Live>,
     /// Ends the answers to revoked operators.
     pub answers: Arc<Answers>,
+    /// Makes backups.
+    pub backups: Arc<Backups>,
     /// The way of its answers.
     pub answering: Answering,
     /// How others reach this server.
@@ -71,6 +76,7 @@ fn hex(bytes: &[u8]) -> String {
 #[tonic::async_trait]
 impl Admin for AdminService {
     type ListAuditStream = Messages<wire::ListAuditResponse>;
+    type BackupStream = Messages<wire::BackupResponse>;
 
     async fn create_token(
         &self,
@@ -209,5 +215,12 @@ impl Admin for AdminService {
             tracing::error!(found, "a reading of the audit log was not recorded");
         }
         Ok(Response::new(verdict.into()))
+    }
+    async fn backup(&self, request: Request<wire::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        let peer = peer(&request)?;
+        let (name, content) = backup::requested(request.get_ref()).map_err(status::of_invalid)?;
+        let live = self.answering.begin(&peer).await?;
+        let wanted = Wanted { name, content, by: peer.actor((self.clock)()) };
+        Ok(Response::new(backups::make(Arc::clone(&self.backups), &self.answering, live, wanted)))
     }
 }

@@ -116,7 +116,7 @@ impl Answering {
     }
 
     /// From here on a revocation ends the answer; one that came before, since the policy looked, is seen here.
-    async fn begin(&self, peer: &Peer) -> Result<Option<LiveAnswer>, Status> {
+    pub(super) async fn begin(&self, peer: &Peer) -> Result<Option<LiveAnswer>, Status> {
         let Caller::Operator { operator, serial } = &peer.caller else { return Ok(None) };
         let live = self.answers.begin(operator.name());
         let standing = self.registry.operator_standing(operator.clone(), serial.clone()).await.map_err(status::of)?;

@@ -28,15 +28,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    database::Database,
+    database::{Database, Files},
     questions::{Readers, changes, coverage, ports, sessions, summary},
     roster::Roster,
     work::{Reply, Work},
     writer::Writer,
 };
-use super::{Applied, Bounds, Contact, History, HistoryError, Presence, Rows};
+use super::{Applied, Bounds, Contact, CopiedFile, CopyOrder, Hearer, History, HistoryError, Presence, Rows};
 
 mod coding;
+mod copy;
 mod database;
 mod parts;
 mod questions;
@@ -45,7 +46,11 @@ mod roster;
 mod work;
 mod writer;
 
-pub use self::{database::OpenError, parts::Keeping};
+pub use self::{
+    copy::verify,
+    database::{Locked, OpenError},
+    parts::Keeping,
+};
 
 /// Work that waits for the writer; when it is full, whoever brings more waits.
 const QUEUE: usize = 256;
@@ -87,6 +92,7 @@ pub struct SqliteHistory {
     questions: Readers,
     standings: Readers,
     options: Options,
+    files: Files,
     work: Mutex<Option<mpsc::Sender<Work>>>,
     writer: Mutex<Option<JoinHandle<Result<(), HistoryError>>>>,
 }
@@ -112,7 +118,8 @@ impl SqliteHistory {
         Ok(SqliteHistory {
             roster,
             questions: Readers::new(files.clone(), QUESTIONS),
-            standings: Readers::new(files, STANDINGS),
+            standings: Readers::new(files.clone(), STANDINGS),
+            files,
             options,
             work: Mutex::new(Some(work)),
             writer: Mutex::new(Some(thread)),
@@ -266,5 +273,8 @@ impl History for SqliteHistory {
         self.questions
             .ask(bounds.time, move |reader| coverage::list_gaps(reader, &selection, &question, now, bounds))
             .await
+    }
+    async fn copy(&self, order: CopyOrder, hearer: Hearer) -> Result<Vec<CopiedFile>, HistoryError> {
+        self.copy_files(order, hearer).await
     }
 }

@@ -1,5 +1,6 @@
 //! What goes wrong around a server: other servers, other versions, disks that are full or read-only, kill -9.
 
+mod backups;
 mod disk;
 mod files;
 mod kill;

@@ -205,6 +205,11 @@ impl Database {
 }
 
 impl Files {
+    /// `main.db`.
+    pub(super) fn main_path(&self) -> &Path {
+        &self.main
+    }
+
     /// A connection that cannot write.
     pub(super) fn open_main(&self) -> Result<Connection, rusqlite::Error> {
         open_for_reading(&self.main)
@@ -233,7 +238,7 @@ impl Files {
     }
 }
 
-fn engine(path: &Path, error: &rusqlite::Error) -> OpenError {
+pub(super) fn engine(path: &Path, error: &rusqlite::Error) -> OpenError {
     let problem = match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::ReadOnly) => "it is read-only here, and a server must write".to_owned(),
         Some(rusqlite::ErrorCode::DiskFull) => "the disk is full".to_owned(),
@@ -244,6 +249,46 @@ fn engine(path: &Path, error: &rusqlite::Error) -> OpenError {
         _ => error.to_string(),
     };
     OpenError::Engine { path: path.to_owned(), problem }
+}
+
+/// A folder that no server can open for as long as this is held.
+#[derive(Debug)]
+pub struct Locked {
+    _lock: File,
+}
+
+impl Locked {
+    /// Takes a folder that is there; refused while a server has it.
+    pub fn folder(folder: &Path) -> Result<Locked, OpenError> {
+        lock(folder).map(|lock| Locked { _lock: lock })
+    }
+}
+
+/// Which of the two kinds of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Main,
+    Day,
+}
+
+/// Refuses a file of a schema that this program does not know.
+pub(super) fn check_schema(path: &Path, connection: &Connection, kind: Kind) -> Result<(), OpenError> {
+    match kind {
+        Kind::Main => refuse_newer(path, connection, &main_schema::migrations::runner()),
+        Kind::Day => refuse_newer(path, connection, &day_schema::migrations::runner()),
+    }
+}
+
+/// The file in a folder that everything begins with.
+pub(super) fn main_file(folder: &Path) -> (String, PathBuf) {
+    (MAIN_FILE.to_owned(), folder.join(MAIN_FILE))
+}
+
+/// The names of the files that hold sessions, as the catalogue has them; those that are being dropped count no more.
+pub(super) fn day_files(main: &Connection) -> Result<Vec<String>, rusqlite::Error> {
+    main.prepare("SELECT file FROM parts WHERE state <> ?1 ORDER BY id")?
+        .query_map([parts::DROPPING], |row| row.get("file"))?
+        .collect()
 }
 
 /// Keeps other servers out for as long as the file is open.

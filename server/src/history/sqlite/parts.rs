@@ -31,7 +31,7 @@ const OLD: [(&str, &str, &str); 4] = [
 
 const HOT: i64 = 0;
 const COMPLETE: i64 = 1;
-const DROPPING: i64 = 3;
+pub(super) const DROPPING: i64 = 3;
 
 /// When a file is complete, and how long it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

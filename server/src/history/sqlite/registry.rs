@@ -83,6 +83,18 @@ fn transact<T>(
     Ok(outcome)
 }
 
+/// Writes an order into the audit log whose effect is not in `main.db`.
+pub(super) fn note_order(
+    main: &mut Connection,
+    by: &Actor,
+    action: &'static str,
+    detail: &str,
+) -> Result<(), HistoryError> {
+    let transaction = main.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    audit::order(&transaction, by, action, detail)?;
+    Ok(transaction.commit()?)
+}
+
 /// The one host that a name or an id means. An id means its host, whatever others call themselves.
 fn find_host(transaction: &Transaction<'_>, host: &str) -> Result<HostId, HistoryError> {
     let find = |sql: &str, what: &dyn rusqlite::ToSql| -> Result<Vec<[u8; 16]>, rusqlite::Error> {

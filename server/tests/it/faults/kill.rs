@@ -34,17 +34,17 @@ const SESSIONS: u64 = 10;
 const AHEAD: u64 = 16;
 
 /// An agent with a spool in memory.
-struct Reporter {
-    name: String,
+pub(super) struct Reporter {
+    pub(super) name: String,
     identity: Identity,
     agent: Agent,
     /// Not acknowledged, by number.
     spool: BTreeMap<u64, Batch>,
-    acknowledged: u64,
+    pub(super) acknowledged: u64,
 }
 
 impl Reporter {
-    async fn enrol(server: &Server, number: usize) -> Reporter {
+    pub(super) async fn enrol(server: &Server, number: usize) -> Reporter {
         let name = format!("host{number}");
         let identity = enroll(&server.join().await, &name, Key::generate().unwrap()).await.unwrap();
         let fleetsock_proto::spiffe::Subject::Agent(host) = identity.spiffe_id.subject else { panic!("no agent") };
@@ -110,7 +110,7 @@ impl Reporter {
         self.spool.retain(|seq, _| *seq > number.seq);
     }
 
-    async fn run(mut self, acks: Arc<AtomicU64>, enough: CancellationToken) -> Reporter {
+    pub(super) async fn run(mut self, acks: Arc<AtomicU64>, enough: CancellationToken) -> Reporter {
         while self.report(&acks, &enough).await.is_none() && !enough.is_cancelled() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -172,7 +172,7 @@ fn check_files(server: &Server) {
 }
 
 /// Batches that were stored and not acknowledged may be there too; they too must be whole and there once.
-async fn check_rows(server: &Server, reporter: &Reporter) {
+pub(super) async fn check_rows(server: &Server, reporter: &Reporter) {
     let mut client = server.local().await.unwrap();
     let mut question = SessionQuestion {
         time: SessionTime::Within { since: Timestamp::MIN, until: None },

@@ -39,6 +39,11 @@ impl Server {
         server
     }
 
+    /// A folder of its own for a fleet that is to be restored there.
+    pub(super) fn nowhere() -> Server {
+        Server { folder: tempfile::tempdir().unwrap(), child: None }
+    }
+
     pub(super) fn state(&self) -> PathBuf {
         self.folder.path().join("server")
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use fleetsock_proto::{
     audit::{self, AuditQuestion},
+    backup,
     join::JoinString,
     question::{self, ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
     stream::{AgentMessage, ServerMessage},
@@ -116,6 +117,7 @@ fn reader(message: &str) -> Option<Read> {
         "RevokeOperatorRequest" => read!(RevokeOperatorRequest),
         "ListAuditRequest" => read!(ListAuditRequest, |it| drop(AuditQuestion::try_from(it))),
         "VerifyAuditRequest" => read!(VerifyAuditRequest, |it| drop(audit::mark(&it))),
+        "BackupRequest" => read!(BackupRequest, |it| drop(backup::requested(&it))),
         _ => None,
     }
 }
