@@ -9,7 +9,7 @@ use std::{
 use fleetsock_proto::{
     client::{AgentClient, CallError, ConnectError, renew_expired},
     host::{HostFacts, Tier},
-    identity::Identity,
+    identity::{Identity, IdentityError},
     stream::{AgentMessage, BatchNumber, Hello, PROTOCOL_VERSION, ServerMessage, Welcome},
 };
 use tokio::{sync::mpsc, time::timeout};
@@ -105,6 +105,19 @@ async fn store(identity: Identity, state: &Path) -> Result<Identity, String> {
     let state = state.to_owned();
     let stored = tokio::task::spawn_blocking(move || identity.store(&state).map(|()| identity)).await;
     stored.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+/// Trusts these roots from now on and keeps them; whether they are others than before. An identity that an operator put
+/// into the folder meanwhile is left alone.
+fn trust(mut identity: Identity, roots_der: &[Vec<u8>], state: &Path) -> (Identity, Result<bool, IdentityError>) {
+    let changed = identity.trust(roots_der);
+    let kept = changed.and_then(|changed| {
+        if changed && Identity::load(state)?.serial == identity.serial {
+            identity.store_roots(state)?;
+        }
+        Ok(changed)
+    });
+    (identity, kept)
 }
 
 /// A random number.
@@ -221,9 +234,24 @@ impl Uplink {
             }
             other => return Err(Ending::Lost(format!("the server began with {other:?} in place of Welcome"))),
         };
+        let identity = self.take_roots(identity, welcome.roots_der.clone()).await?;
         self.welcomed(&identity, &welcome).await?;
         let stream = Stream::new(client, outgoing, incoming, identity, &welcome, told, self.clock);
         Ok(stream)
+    }
+
+    /// Trusts the roots that the server hands out, from the next connection on. What cannot be used or kept is told of,
+    /// and those before stay.
+    async fn take_roots(&self, identity: Identity, roots_der: Vec<Vec<u8>>) -> Result<Identity, Ending> {
+        let state = self.state.clone();
+        let taken = tokio::task::spawn_blocking(move || trust(identity, &roots_der, &state)).await;
+        let (identity, taken) = taken.map_err(|error| Ending::Lost(error.to_string()))?;
+        match taken {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(roots = identity.roots().len(), "the server has other roots now"),
+            Err(error) => tracing::warn!(%error, "the roots that the server hands out were not taken"),
+        }
+        Ok(identity)
     }
 
     /// What the host says of itself, which may take a while to read.

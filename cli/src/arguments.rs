@@ -4,8 +4,8 @@ use anstream::ColorChoice;
 use clap::{Args, Command, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    audit, backup, changes, completions, context, dev, diff, doctor, hosts, login, operators, ports, render::Format,
-    sessions, summary, timeline, tokens, topics, version,
+    audit, backup, ca, changes, completions, context, dev, diff, doctor, hosts, login, operators, ports,
+    render::Format, sessions, summary, timeline, tokens, topics, version,
 };
 
 /// Examples stand before everything else.
@@ -65,9 +65,12 @@ pub enum What {
     /// Who did and asked what, and whether the log of that is whole.
     #[command(before_help = audit::EXAMPLES)]
     Audit(audit::Arguments),
-    /// Have the server copy its history while it goes on; fleetsock-server restore puts a copy in place.
+    /// Have the server copy its history while it goes on; fleetsock-server restores it.
     #[command(before_help = backup::EXAMPLES)]
     Backup(backup::Arguments),
+    /// List, prepare and drop the root CAs that hosts and operators trust.
+    #[command(before_help = ca::EXAMPLES)]
+    Ca(ca::Arguments),
     /// Get an identity from a server, and use it from now on.
     #[command(before_help = login::EXAMPLES)]
     Login(login::Arguments),

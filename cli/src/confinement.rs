@@ -42,6 +42,7 @@ fn only_asks(command: &What) -> bool {
         | What::Operators(_)
         | What::Audit(_)
         | What::Backup(_)
+        | What::Ca(_)
         | What::Doctor
         | What::Version
         | What::Completions(_)

@@ -21,6 +21,7 @@ use crate::{
 pub mod arguments;
 pub mod audit;
 pub mod backup;
+pub mod ca;
 pub mod changes;
 pub mod clock;
 pub mod completions;
@@ -112,6 +113,7 @@ fn perform(invocation: &mut Invocation, command: What) -> Result<Exit, Ended> {
             What::Operators(arguments) => operators::run(invocation, arguments).await,
             What::Audit(arguments) => audit::run(invocation, arguments).await,
             What::Backup(arguments) => backup::run(invocation, arguments).await,
+            What::Ca(arguments) => ca::run(invocation, arguments).await,
             What::Login(arguments) => login::run(invocation, arguments).await,
             What::Context(arguments) => context::run(invocation, arguments),
             What::Doctor => doctor::run(invocation).await,

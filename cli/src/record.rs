@@ -24,6 +24,7 @@ pub mod entry;
 pub mod host;
 pub mod operator;
 pub mod port;
+pub mod root;
 pub mod session;
 pub mod sum;
 pub mod token;

@@ -115,6 +115,7 @@ fn column_lists() -> String {
         change::ChangeRecord,
         host::Host,
         listener::Listener,
+        root::Root,
         session::Session,
         summary::Sum,
         token::{OperatorCertificate, Token},
@@ -137,6 +138,7 @@ fn column_lists() -> String {
         list::<Token>("tokens"),
         list::<OperatorCertificate>("operators"),
         list::<AuditRow>("audit"),
+        list::<Root>("ca"),
     ]
     .join("\n")
 }

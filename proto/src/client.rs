@@ -19,6 +19,7 @@ use crate::{
     join::JoinString,
     listener::Listener,
     question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
+    root::Root,
     session::Session,
     stream::{Outgoing, PackedRequest, ServerMessage},
     summary::Sum,
@@ -61,7 +62,9 @@ pub async fn enroll(join: &JoinString, host_name: &str, key: Key) -> Result<Iden
         let field = "EnrollResponse.root_der";
         return Err(CallError::from(InvalidMessage::new(field, "is not the CA of the join string")).into());
     }
-    Ok(Identity::new(join.address.clone(), response.root_der, response.certificate_chain_der, key)?)
+    let mut identity = Identity::new(join.address.clone(), response.root_der, response.certificate_chain_der, key)?;
+    identity.trust(&response.roots_der)?;
+    Ok(identity)
 }
 
 /// A new certificate for a new key in place of one that is over; the old key proves who asks. The server gives it for a
@@ -69,7 +72,7 @@ pub async fn enroll(join: &JoinString, host_name: &str, key: Key) -> Result<Iden
 /// other reason, it says [`CallError::Denied`] and only a new token helps.
 pub async fn renew_expired(identity: &Identity) -> Result<Identity, ConnectError> {
     let name = identity.spiffe_id.trust_domain.enroll_name();
-    let connection = Connection::tls(&identity.address, name, tls::trusting(identity.root())).await?;
+    let connection = Connection::tls(&identity.address, name, tls::trusting(identity.roots())).await?;
     let key = Key::generate()?;
     let csr_der = key.request_der()?;
     let request = wire::RenewExpiredRequest {
@@ -82,7 +85,9 @@ pub async fn renew_expired(identity: &Identity) -> Result<Identity, ConnectError
         .await
         .map_err(|status| connection.call_error(status))?
         .into_inner();
-    Ok(identity.renewed(response.certificate_chain_der, key)?)
+    let mut renewed = identity.renewed(response.certificate_chain_der, key)?;
+    renewed.trust(&response.roots_der)?;
+    Ok(renewed)
 }
 
 async fn identified(identity: &Identity) -> Result<Connection, ConnectError> {
@@ -105,6 +110,8 @@ pub struct Renewed {
     pub chain_der: Vec<Vec<u8>>,
     /// End of its validity.
     pub expires_at: Timestamp,
+    /// The roots to trust from now on, DER, the one in use first; none means those before.
+    pub roots_der: Vec<Vec<u8>>,
 }
 
 impl AgentClient {
@@ -142,7 +149,7 @@ impl AgentClient {
             .map_err(|status| self.connection.call_error(status))?
             .into_inner();
         let expires_at = time::required("RenewCertificateResponse.expires_at", response.expires_at)?;
-        Ok(Renewed { chain_der: response.certificate_chain_der, expires_at })
+        Ok(Renewed { chain_der: response.certificate_chain_der, expires_at, roots_der: response.roots_der })
     }
 }
 
@@ -269,7 +276,9 @@ impl OperatorClient {
         let address = response.address.parse().map_err(|error: crate::join::InvalidServerAddress| {
             CallError::from(InvalidMessage::new("IssueOperatorResponse.address", error.to_string()))
         })?;
-        Ok(Identity::new(address, response.root_der, response.certificate_chain_der, key)?)
+        let mut identity = Identity::new(address, response.root_der, response.certificate_chain_der, key)?;
+        identity.trust(&response.roots_der)?;
+        Ok(identity)
     }
 
     /// Refuses a host from now on, named by id or by a name that only one host has.
@@ -310,6 +319,26 @@ impl OperatorClient {
     pub async fn verify_audit(&mut self, mark: Option<AuditMark>) -> Result<AuditVerdict, CallError> {
         let response = self.admin.verify_audit(wire::VerifyAuditRequest::from(mark)).await;
         Ok(AuditVerdict::try_from(self.answered(response)?)?)
+    }
+
+    /// The root CAs of the fleet, the one in use first.
+    pub async fn list_roots(&mut self) -> Result<Vec<Root>, CallError> {
+        let response = self.admin.list_roots(wire::ListRootsRequest {}).await;
+        Ok(self.answered(response)?.roots.into_iter().map(Root::try_from).collect::<Result<_, _>>()?)
+    }
+
+    /// Makes the root that is to take the place of the one in use.
+    pub async fn prepare_root(&mut self) -> Result<Root, CallError> {
+        let response = self.admin.prepare_root(wire::PrepareRootRequest {}).await;
+        let root = self.answered(response)?.root.ok_or_else(|| InvalidMessage::missing("PrepareRootResponse.root"))?;
+        Ok(Root::try_from(root)?)
+    }
+
+    /// Drops the prepared root.
+    pub async fn abort_root(&mut self) -> Result<Root, CallError> {
+        let response = self.admin.abort_root(wire::AbortRootRequest {}).await;
+        let root = self.answered(response)?.root.ok_or_else(|| InvalidMessage::missing("AbortRootResponse.root"))?;
+        Ok(Root::try_from(root)?)
     }
 
     fn answered<T>(&self, response: Result<tonic::Response<T>, Status>) -> Result<T, CallError> {

@@ -1,7 +1,8 @@
 //! What an agent or an operator proves itself with: a key, its certificates, the CA it trusts, and where its server is.
 //!
 //! On disk it is a folder (0700) of three files (0600): `identity.pem` (key, leaf, issuing CA: one file, so that key and
-//! certificate are exchanged together or not at all), `root.pem`, and `server` (the address).
+//! certificate are exchanged together or not at all), `root.pem` (each root that is trusted, the one in use first), and
+//! `server` (the address).
 
 use std::{fmt, path::Path};
 
@@ -23,6 +24,8 @@ const ROOT_FILE: &str = "root.pem";
 const SERVER_FILE: &str = "server";
 /// Most certificates of a chain that are looked at.
 pub const CHAIN_LIMIT: usize = 4;
+/// Most roots that are trusted at once: the one before, the one in use and the one to come.
+pub const ROOTS_LIMIT: usize = 3;
 
 /// Why there is no identity to use.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +100,7 @@ pub struct Identity {
     pub serial: Vec<u8>,
     key: Key,
     chain: Vec<CertificateDer<'static>>,
-    root: CertificateDer<'static>,
+    roots: Vec<CertificateDer<'static>>,
 }
 
 impl fmt::Debug for Identity {
@@ -164,6 +167,15 @@ pub fn expiry(certificate_der: &[u8]) -> Result<Timestamp, IdentityError> {
     Ok(Timestamp::from_micros(certificate.validity().not_after.timestamp().saturating_mul(1_000_000)))
 }
 
+/// A certificate that can be a root.
+fn root(der: &[u8]) -> Result<CertificateDer<'static>, IdentityError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(content)?;
+    if !certificate.is_ca() {
+        return Err(content("a root that is no CA"));
+    }
+    Ok(CertificateDer::from(der.to_vec()))
+}
+
 /// One section of a PEM file (RFC 7468).
 pub fn pem(label: &str, der: &[u8]) -> String {
     let mut text = format!("-----BEGIN {label}-----\n");
@@ -212,13 +224,35 @@ impl Identity {
             serial: leaf.serial,
             key,
             chain: chain_der.into_iter().map(CertificateDer::from).collect(),
-            root: CertificateDer::from(root_der),
+            roots: vec![CertificateDer::from(root_der)],
         })
     }
 
     /// The same holder with a new key and certificate.
     pub fn renewed(&self, chain_der: Vec<Vec<u8>>, key: Key) -> Result<Identity, IdentityError> {
-        Identity::new(self.address.clone(), self.root.to_vec(), chain_der, key)
+        let mut renewed = Identity::new(self.address.clone(), Vec::new(), chain_der, key)?;
+        renewed.roots.clone_from(&self.roots);
+        Ok(renewed)
+    }
+
+    /// Trusts these roots from now on, the one in use first, in place of those before; none leaves those. Tells whether
+    /// anything changed. They must come from a server that proved itself by a root that is trusted now.
+    pub fn trust(&mut self, roots_der: &[Vec<u8>]) -> Result<bool, IdentityError> {
+        if roots_der.len() > ROOTS_LIMIT {
+            return Err(content(format!("{} roots, of at most {ROOTS_LIMIT}", roots_der.len())));
+        }
+        let roots = roots_der.iter().map(|der| root(der)).collect::<Result<Vec<_>, _>>()?;
+        let changed = !roots.is_empty() && roots != self.roots;
+        if changed {
+            self.roots = roots;
+        }
+        Ok(changed)
+    }
+
+    /// Writes the roots that are trusted to a folder that has the rest of the identity.
+    pub fn store_roots(&self, folder: &Path) -> Result<(), IdentityError> {
+        let roots: String = self.roots.iter().map(|root| pem("CERTIFICATE", root)).collect();
+        Ok(private::write(&folder.join(ROOT_FILE), roots.as_bytes())?)
     }
 
     /// Reads the identity in a folder. Refuses files that others could have read, and says which.
@@ -232,17 +266,18 @@ impl Identity {
         let root = private::read(&folder.join(ROOT_FILE))?;
         let server = String::from_utf8_lossy(&private::read(&folder.join(SERVER_FILE))?).into_owned();
         let address = server.trim().parse().map_err(|error| within(SERVER_FILE, content(error)))?;
-        let root = certificates(&root).map_err(|error| within(ROOT_FILE, error))?.swap_remove(0);
+        let roots = certificates(&root).map_err(|error| within(ROOT_FILE, error))?;
         let key = private_key(&own).map_err(|error| within(IDENTITY_FILE, error))?;
         let chain = certificates(&own).map_err(|error| within(IDENTITY_FILE, error))?;
         let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
-        Identity::new(address, root.to_vec(), chain, key).map_err(|error| within(IDENTITY_FILE, error))
+        let identity = Identity::new(address, Vec::new(), chain, key).map_err(|error| within(IDENTITY_FILE, error))?;
+        Ok(Identity { roots, ..identity })
     }
 
     /// Writes the identity to a folder, which is made unless it is there. A half-written one is never seen.
     pub fn store(&self, folder: &Path) -> Result<(), IdentityError> {
         private::make_folder(folder)?;
-        private::write(&folder.join(ROOT_FILE), pem("CERTIFICATE", &self.root).as_bytes())?;
+        self.store_roots(folder)?;
         private::write(&folder.join(SERVER_FILE), format!("{}\n", self.address).as_bytes())?;
         let mut own = pem("PRIVATE KEY", self.key.pkcs8_der());
         for certificate in &self.chain {
@@ -263,13 +298,71 @@ impl Identity {
         &self.chain
     }
 
-    /// The root that the server is trusted by.
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+    /// The roots that the server is trusted by, the one in use first.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
     }
 
     /// The key, as TLS takes it.
     pub fn private_key(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.key.pkcs8_der().to_vec()).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, SanType};
+
+    use super::*;
+
+    fn certificate(key: &Key, change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
+        let mut params = CertificateParams::default();
+        change(&mut params);
+        params.self_signed(&key.0).unwrap().der().to_vec()
+    }
+
+    fn root() -> Vec<u8> {
+        certificate(&Key::generate().unwrap(), |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))
+    }
+
+    fn leaf(key: &Key) -> Vec<u8> {
+        certificate(key, |params| {
+            let uri = "spiffe://fleetsock.internal/operator/viewer/alice".try_into().unwrap();
+            params.subject_alt_names = vec![SanType::URI(uri)];
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        })
+    }
+
+    fn roots(identity: &Identity) -> Vec<Vec<u8>> {
+        identity.roots().iter().map(|root| root.to_vec()).collect()
+    }
+
+    #[test]
+    fn an_identity_keeps_every_root_that_it_trusts_and_takes_none_that_cannot_be_one() {
+        let (key, first, second) = (Key::generate().unwrap(), root(), root());
+        let leaf = leaf(&key);
+        let mut identity =
+            Identity::new("server:5290".parse().unwrap(), first.clone(), vec![leaf.clone()], key).unwrap();
+        let both = [first.clone(), second.clone()];
+        assert!(identity.trust(&both).unwrap());
+        assert!(!identity.trust(&both).unwrap());
+        // A server that hands none out is an older one.
+        assert!(!identity.trust(&[]).unwrap());
+
+        let too_many = vec![first; ROOTS_LIMIT + 1];
+        for (what, refused) in
+            [("too many", too_many), ("a leaf", vec![second, leaf]), ("no certificate", vec![vec![1]])]
+        {
+            assert!(identity.trust(&refused).is_err(), "{what}");
+            assert_eq!(roots(&identity), both, "{what}");
+        }
+
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("identity");
+        identity.store(&folder).unwrap();
+        assert_eq!(roots(&Identity::load(&folder).unwrap()), both);
+        let chain = identity.chain().iter().map(|certificate| certificate.to_vec()).collect();
+        let key = Key::from_pkcs8(identity.key.pkcs8_der()).unwrap();
+        assert_eq!(roots(&identity.renewed(chain, key).unwrap()), both);
     }
 }

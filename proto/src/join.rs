@@ -116,6 +116,11 @@ impl Pin {
         Pin(sha256(spki_der))
     }
 
+    /// The pin with these bytes.
+    pub const fn from_array(bytes: [u8; 32]) -> Pin {
+        Pin(bytes)
+    }
+
     /// The bytes of the pin.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0

@@ -19,6 +19,7 @@ pub mod owner;
 pub mod port;
 pub mod private;
 pub mod question;
+pub mod root;
 pub mod service;
 pub mod session;
 pub mod socket;

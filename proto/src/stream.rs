@@ -128,6 +128,8 @@ pub struct Welcome {
     pub credit: u32,
     /// The server's clock.
     pub sent_at: Timestamp,
+    /// The roots to trust from now on, DER, the one in use first; none means those before.
+    pub roots_der: Vec<Vec<u8>>,
 }
 
 /// A batch was not stored.
@@ -258,6 +260,7 @@ impl From<ServerMessage> for wire::SessionResponse {
                 walk_ms: welcome.walk.map_or(0, millis),
                 credit: welcome.credit,
                 sent_at: Some(welcome.sent_at.into()),
+                roots_der: welcome.roots_der,
             }),
             ServerMessage::Ack(number) => Message::Ack(wire::Ack { epoch: number.epoch, seq: number.seq }),
             ServerMessage::Nack(nack) => Message::Nack(wire::Nack {
@@ -288,6 +291,7 @@ impl TryFrom<wire::SessionResponse> for ServerMessage {
                 walk: (welcome.walk_ms != 0).then(|| Duration::from_millis(welcome.walk_ms.into())),
                 credit: welcome.credit,
                 sent_at: time::required("Welcome.sent_at", welcome.sent_at)?,
+                roots_der: welcome.roots_der,
             })),
             Message::Ack(ack) => Ok(ServerMessage::Ack(BatchNumber { epoch: ack.epoch, seq: ack.seq })),
             Message::Nack(nack) => Ok(ServerMessage::Nack(Nack {

@@ -33,22 +33,18 @@ pub fn install_provider() {
 
 /// How the holder of an identity connects.
 pub fn identified(identity: &Identity) -> Result<ClientConfig, Error> {
-    let mut roots = RootCertStore::empty();
-    roots.add(identity.root().clone())?;
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(roots)
+        .with_root_certificates(store(identity.roots())?)
         .with_client_auth_cert(identity.chain().to_vec(), identity.private_key())?;
     Ok(hardened(config))
 }
 
-/// How one connects who knows the root and has nothing to show.
-pub fn trusting(root: &CertificateDer<'static>) -> Result<ClientConfig, Error> {
-    let mut roots = RootCertStore::empty();
-    roots.add(root.clone())?;
+/// How one connects who knows the roots and has nothing to show.
+pub fn trusting(roots: &[CertificateDer<'static>]) -> Result<ClientConfig, Error> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(roots)
+        .with_root_certificates(store(roots)?)
         .with_no_client_auth();
     Ok(hardened(config))
 }
@@ -62,6 +58,14 @@ pub fn pinned(pin: Pin) -> Result<ClientConfig, Error> {
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     Ok(hardened(config))
+}
+
+fn store(roots: &[CertificateDer<'static>]) -> Result<RootCertStore, Error> {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add(root.clone())?;
+    }
+    Ok(store)
 }
 
 fn hardened(mut config: ClientConfig) -> ClientConfig {

@@ -6,6 +6,7 @@ pub mod answering;
 mod backups;
 pub mod enrollment;
 pub mod inventory;
+mod roots;
 pub(crate) mod status;
 mod wording;
 

@@ -4,9 +4,9 @@
 //! self-signature proved that the asker has the private one: a request that asks to be a CA gets what everybody gets.
 
 use std::{
-    fmt,
+    fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -24,10 +24,11 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
-pub use self::{leaf::ServerLeaf, proof::Proven, request::RequestedKey};
-use crate::history::{IssuedCertificate, Subject};
+pub use self::{leaf::ServerLeaf, prepared::Prepared, proof::Proven, request::RequestedKey};
+use crate::history::{HistoryError, IssuedCertificate, Subject};
 
 mod leaf;
+mod prepared;
 mod proof;
 mod request;
 
@@ -97,6 +98,20 @@ pub enum AuthorityError {
     /// There is one already.
     #[error("{} exists already: this folder has a CA, and agents that trust it", .0.display())]
     Exists(PathBuf),
+    /// A folder of it cannot be made, renamed or removed.
+    #[error("{}: {source}", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What was ordered does not fit the roots that there are; for whoever ordered it.
+    #[error("{0}")]
+    Order(&'static str),
+    /// An order that was not written down is not carried out.
+    #[error("the audit log: {0}")]
+    Unrecorded(#[from] HistoryError),
     /// A request that cannot be honoured; for whoever sent it.
     #[error("the certificate request {0}")]
     Request(&'static str),
@@ -127,6 +142,9 @@ pub struct Authority {
     operators: Ca,
     folder: PathBuf,
     leaf: RwLock<Arc<ServerLeaf>>,
+    prepared: RwLock<Option<Prepared>>,
+    /// Held by whoever changes which roots there are.
+    changing: Mutex<()>,
 }
 
 impl fmt::Debug for Authority {
@@ -138,23 +156,11 @@ impl fmt::Debug for Authority {
 impl Authority {
     /// Makes the CA of a new fleet in a folder that has none.
     pub fn create(folder: &Path, trust_domain: &TrustDomain, now: Timestamp) -> Result<(), AuthorityError> {
-        private::make_folder(folder)?;
         let root_path = folder.join(ROOT_FILE);
         if root_path.exists() {
             return Err(AuthorityError::Exists(root_path));
         }
-        let root_key = new_key()?;
-        let root_params = ca_params(&format!("Fleetsock {trust_domain} root"), now, ROOT_LIFE, 1)?;
-        let root = root_params.self_signed(&root_key).map_err(crypto)?;
-        let root_issuer = Issuer::from_params(&root_params, &root_key);
-        for role in Role::ALL {
-            let key = new_key()?;
-            let params = ca_params(&format!("Fleetsock {trust_domain} {}", role.name()), now, ISSUING_LIFE, 0)?;
-            let certificate = params.signed_by(&key, &root_issuer).map_err(crypto)?;
-            write_pair(&folder.join(role.file()), &[&certificate], &key)?;
-        }
-        // Last, because its presence says that the CA is whole.
-        write_pair(&root_path, &[&root], &root_key)
+        make(folder, trust_domain, now)
     }
 
     /// Reads the CA of a folder, and sees to it that the server has a certificate with time left.
@@ -165,8 +171,10 @@ impl Authority {
         let ca = |role: Role| load_ca(&folder.join(role.file()));
         let leaf = leaf::load_or_make(folder, &ca(Role::Servers)?, trust_domain, now)?;
         let (agents, operators) = (ca(Role::Agents)?, ca(Role::Operators)?);
-        let (trust_domain, folder) = (trust_domain.clone(), folder.to_owned());
-        Ok(Authority { trust_domain, root, pin, agents, operators, folder, leaf: RwLock::new(Arc::new(leaf)) })
+        let prepared = RwLock::new(prepared::load(folder)?);
+        let (trust_domain, folder, leaf) = (trust_domain.clone(), folder.to_owned(), RwLock::new(Arc::new(leaf)));
+        let changing = Mutex::default();
+        Ok(Authority { trust_domain, root, pin, agents, operators, folder, leaf, prepared, changing })
     }
 
     /// The fleet.
@@ -182,6 +190,48 @@ impl Authority {
     /// What newcomers know the root by.
     pub fn pin(&self) -> Pin {
         self.pin
+    }
+
+    /// The root that is to take the place of the one in use.
+    pub fn prepared(&self) -> Option<Prepared> {
+        self.prepared.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The roots that are handed out, DER, the one in use first.
+    pub fn roots_der(&self) -> Vec<Vec<u8>> {
+        let prepared = self.prepared().map(|prepared| prepared.root.to_vec());
+        std::iter::once(self.root.to_vec()).chain(prepared).collect()
+    }
+
+    /// Makes a root that is to take the place of the one in use, once `record` has written down which it is. Without
+    /// that, and after an end in between, there is none. Takes a while: it writes files.
+    pub fn prepare(
+        &self,
+        now: Timestamp,
+        record: impl FnOnce(&Prepared) -> Result<(), HistoryError>,
+    ) -> Result<Prepared, AuthorityError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.prepared().is_some() {
+            return Err(AuthorityError::Order("a root is prepared already; fleetctl ca abort drops it"));
+        }
+        let prepared = prepared::draft(&self.folder, &self.trust_domain, now)?;
+        record(&prepared)?;
+        prepared::keep(&self.folder)?;
+        *self.prepared.write().unwrap_or_else(PoisonError::into_inner) = Some(prepared.clone());
+        Ok(prepared)
+    }
+
+    /// Drops the prepared root, once `record` has written that down. Takes a while: it removes files.
+    pub fn abort(
+        &self,
+        record: impl FnOnce(&Prepared) -> Result<(), HistoryError>,
+    ) -> Result<Prepared, AuthorityError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let prepared = self.prepared().ok_or(AuthorityError::Order("no root is prepared"))?;
+        record(&prepared)?;
+        prepared::discard(&self.folder)?;
+        *self.prepared.write().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(prepared)
     }
 
     /// The CA under which the certificates of agents are valid.
@@ -238,6 +288,23 @@ impl Authority {
             spiffe_id,
         })
     }
+}
+
+/// Makes a root and its issuing CAs in a folder.
+fn make(folder: &Path, trust_domain: &TrustDomain, now: Timestamp) -> Result<(), AuthorityError> {
+    private::make_folder(folder)?;
+    let root_key = new_key()?;
+    let root_params = ca_params(&format!("Fleetsock {trust_domain} root"), now, ROOT_LIFE, 1)?;
+    let root = root_params.self_signed(&root_key).map_err(crypto)?;
+    let root_issuer = Issuer::from_params(&root_params, &root_key);
+    for role in Role::ALL {
+        let key = new_key()?;
+        let params = ca_params(&format!("Fleetsock {trust_domain} {}", role.name()), now, ISSUING_LIFE, 0)?;
+        let certificate = params.signed_by(&key, &root_issuer).map_err(crypto)?;
+        write_pair(&folder.join(role.file()), &[&certificate], &key)?;
+    }
+    // Last, because its presence says that the CA is whole.
+    write_pair(&folder.join(ROOT_FILE), &[&root], &root_key)
 }
 
 fn new_key() -> Result<KeyPair, AuthorityError> {

@@ -40,7 +40,7 @@ const RENEWAL: &str = "/fleetsock.v1.Agent/RenewCertificate";
 const SESSION: &str = "/fleetsock.v1.Agent/Session";
 
 /// Every call, and who may make it.
-const TABLE: [(&str, &[Who]); 21] = [
+const TABLE: [(&str, &[Who]); 24] = [
     ("/fleetsock.v1.Enrollment/Enroll", &[Anonymous]),
     ("/fleetsock.v1.Enrollment/RenewExpired", &[Anonymous]),
     ("/fleetsock.v1.Agent/Session", &[Agent]),
@@ -62,6 +62,9 @@ const TABLE: [(&str, &[Who]); 21] = [
     ("/fleetsock.v1.Admin/ListAudit", &[Admin, Local]),
     ("/fleetsock.v1.Admin/VerifyAudit", &[Admin, Local]),
     ("/fleetsock.v1.Admin/Backup", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/ListRoots", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/PrepareRoot", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/AbortRoot", &[Admin, Local]),
 ];
 
 fn who(caller: &Caller) -> Who {

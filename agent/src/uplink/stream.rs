@@ -375,10 +375,11 @@ impl Stream {
             .await
             .map_err(|_| format!("the server did not answer within {} s", CALL_TIMEOUT.as_secs()))?
             .map_err(|error| error.to_string())?;
-        let identity = self.identity.renewed(renewed.chain_der, key).map_err(|error| error.to_string())?;
+        let mut identity = self.identity.renewed(renewed.chain_der, key).map_err(|error| error.to_string())?;
         if identity.spiffe_id != self.identity.spiffe_id {
             return Err(format!("the new certificate is for {}", identity.spiffe_id));
         }
+        identity.trust(&renewed.roots_der).map_err(|error| error.to_string())?;
         let expires_in = identity.expires_at.since((uplink.clock)());
         store(identity, &uplink.state).await?;
         tracing::info!(expires_in_hours = expires_in.as_secs() / 3600, "certificate renewed");

@@ -4,7 +4,7 @@ use crate::program::Home;
 
 /// Lines of a screen that nobody has to scroll.
 const SCREEN_LINES: usize = 50;
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "hosts",
     "ports",
     "sessions",
@@ -14,6 +14,7 @@ const COMMANDS: [&str; 15] = [
     "diff",
     "tokens",
     "backup",
+    "ca",
     "login",
     "context",
     "doctor",

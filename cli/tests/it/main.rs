@@ -3,6 +3,7 @@
 
 mod backup;
 mod burst;
+mod ca;
 mod connections;
 mod contexts;
 mod dev;

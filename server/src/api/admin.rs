@@ -17,7 +17,7 @@ use super::{
     answering::{Answering, Asked, Messages},
     backups,
     inventory::{into, send_all},
-    peer, status, wording,
+    peer, roots, status, wording,
 };
 use crate::{
     authority::{Authority, RequestedKey},
@@ -134,6 +134,7 @@ impl Admin for AdminService {
             trust_domain: self.authority.trust_domain().to_string(),
             expires_at: Some(issued.expires_at.into()),
             address: self.address.to_string(),
+            roots_der: self.authority.roots_der(),
         }))
     }
 
@@ -222,5 +223,32 @@ impl Admin for AdminService {
         let live = self.answering.begin(&peer).await?;
         let wanted = Wanted { name, content, by: peer.actor((self.clock)()) };
         Ok(Response::new(backups::make(Arc::clone(&self.backups), &self.answering, live, wanted)))
+    }
+
+    async fn list_roots(
+        &self,
+        request: Request<wire::ListRootsRequest>,
+    ) -> Result<Response<wire::ListRootsResponse>, Status> {
+        let roots = roots::list(&self.authority)?;
+        self.answering.record(&peer(&request)?, "list roots", String::new(), roots.len()).await?;
+        Ok(Response::new(wire::ListRootsResponse { roots: into(roots) }))
+    }
+
+    async fn prepare_root(
+        &self,
+        request: Request<wire::PrepareRootRequest>,
+    ) -> Result<Response<wire::PrepareRootResponse>, Status> {
+        let by = peer(&request)?.actor((self.clock)());
+        let root = roots::prepare(&self.authority, &self.registry, by).await?;
+        Ok(Response::new(wire::PrepareRootResponse { root: Some(root.into()) }))
+    }
+
+    async fn abort_root(
+        &self,
+        request: Request<wire::AbortRootRequest>,
+    ) -> Result<Response<wire::AbortRootResponse>, Status> {
+        let by = peer(&request)?.actor((self.clock)());
+        let root = roots::abort(&self.authority, &self.registry, by).await?;
+        Ok(Response::new(wire::AbortRootResponse { root: Some(root.into()) }))
     }
 }

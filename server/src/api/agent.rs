@@ -117,6 +117,7 @@ impl Agent for AgentService {
         Ok(Response::new(wire::RenewCertificateResponse {
             certificate_chain_der: issued.chain_der,
             expires_at: Some(issued.expires_at.into()),
+            roots_der: self.authority.roots_der(),
         }))
     }
 }
@@ -323,7 +324,7 @@ impl Conversation {
     }
 
     async fn welcome(&self, hello: Hello) -> Result<(), Over> {
-        let AgentService { history, heartbeat, clock, .. } = &self.service;
+        let AgentService { authority, history, heartbeat, clock, .. } = &self.service;
         let contact = self.contact(hello);
         tracing::info!(host = %self.host, name = contact.facts.name, "agent connected");
         history.record_hello(self.host, contact).await?;
@@ -335,6 +336,7 @@ impl Conversation {
             walk: None,
             credit: CREDIT,
             sent_at: clock(),
+            roots_der: authority.roots_der(),
         }))
     }
 

@@ -76,6 +76,7 @@ impl Enrollment for EnrollmentService {
             trust_domain: self.authority.trust_domain().to_string(),
             spiffe_id: issued.spiffe_id,
             expires_at: Some(issued.expires_at.into()),
+            roots_der: self.authority.roots_der(),
         }))
     }
 
@@ -107,6 +108,7 @@ impl Enrollment for EnrollmentService {
         Ok(Response::new(wire::RenewExpiredResponse {
             certificate_chain_der: issued.chain_der,
             expires_at: Some(issued.expires_at.into()),
+            roots_der: self.authority.roots_der(),
         }))
     }
 }

@@ -34,6 +34,8 @@ pub(crate) fn of_invalid(error: InvalidMessage) -> Status {
 pub(crate) fn of_authority(error: AuthorityError) -> Status {
     match error {
         AuthorityError::Request(_) => Status::invalid_argument(error.to_string()),
+        AuthorityError::Order(_) => Status::failed_precondition(error.to_string()),
+        AuthorityError::Unrecorded(error) => of(error),
         cause => {
             tracing::error!(%cause, "the CA failed");
             Status::internal("the CA failed; the server's log says why")

@@ -19,6 +19,7 @@ mod model;
 mod rates;
 mod renewal;
 mod revocation;
+mod roots;
 mod scene;
 mod speaker;
 mod victim;

@@ -27,7 +27,7 @@ async fn shown(fleet: &Fleet, name: &str) -> Vec<u8> {
         name if name == fleet.trust_domain().enroll_name() => {
             tls::pinned(fleetsock_proto::identity::pin_of(&root).unwrap())
         }
-        _ => tls::trusting(&root),
+        _ => tls::trusting(std::slice::from_ref(&root)),
     };
     let connection = fleet.tls(name, config.unwrap()).await.unwrap();
     connection.get_ref().1.peer_certificates().unwrap()[0].to_vec()

@@ -19,6 +19,8 @@ pub(crate) struct Speaker {
     incoming: ServerMessages,
     boot: BootId,
     last: BatchNumber,
+    /// What the server handed out in its Welcome.
+    pub(crate) roots_der: Vec<Vec<u8>>,
 }
 
 /// How a stream ended.
@@ -46,7 +48,8 @@ impl Speaker {
         };
         outgoing.send(AgentMessage::Hello(hello)).await.unwrap();
         let incoming = client.session(messages).await?;
-        Ok(Speaker { _client: client, outgoing, incoming, boot, last: BatchNumber { epoch: 1, seq: 0 } })
+        let last = BatchNumber { epoch: 1, seq: 0 };
+        Ok(Speaker { _client: client, outgoing, incoming, boot, last, roots_der: Vec::new() })
     }
 
     /// The same, and the server takes it.
@@ -54,6 +57,7 @@ impl Speaker {
         let mut speaker = Speaker::hello(identity, name, boot).await.unwrap();
         let Ok(Some(ServerMessage::Welcome(welcome))) = speaker.incoming.next().await else { panic!("no welcome") };
         speaker.last = BatchNumber { epoch: welcome.last.epoch.max(1), seq: welcome.last.seq };
+        speaker.roots_der = welcome.roots_der;
         speaker
     }
 

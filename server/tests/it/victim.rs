@@ -70,7 +70,7 @@ impl Victim {
         let viewer = local.issue_operator(Operator::new("mallory", Role::Viewer).unwrap()).await.unwrap();
         agent.store(&folder.path().join("agent")).unwrap();
         viewer.store(&folder.path().join("viewer")).unwrap();
-        std::fs::write(folder.path().join("root.pem"), pem("CERTIFICATE", viewer.root())).unwrap();
+        std::fs::write(folder.path().join("root.pem"), pem("CERTIFICATE", &viewer.roots()[0])).unwrap();
         std::fs::write(folder.path().join("request.der"), Key::generate().unwrap().request_der().unwrap()).unwrap();
         foreign(folder.path());
         Some(Victim { folder, config, server, honest })

@@ -117,6 +117,9 @@ fn reader(message: &str) -> Option<Read> {
         "RevokeOperatorRequest" => read!(RevokeOperatorRequest),
         "ListAuditRequest" => read!(ListAuditRequest, |it| drop(AuditQuestion::try_from(it))),
         "VerifyAuditRequest" => read!(VerifyAuditRequest, |it| drop(audit::mark(&it))),
+        "ListRootsRequest" => read!(ListRootsRequest),
+        "PrepareRootRequest" => read!(PrepareRootRequest),
+        "AbortRootRequest" => read!(AbortRootRequest),
         "BackupRequest" => read!(BackupRequest, |it| drop(backup::requested(&it))),
         _ => None,
     }
