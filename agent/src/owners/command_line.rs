@@ -14,8 +14,9 @@ pub(super) const COMMAND_LINE_LIMIT: usize = 1024;
 const HIDDEN: &str = "***";
 const MORE: &str = "...";
 
-/// Names of what is secret: anywhere in a name, or one of its parts.
-const SECRET: &str = r"(?:[\w.-]*(?:passw(?:or)?d|passphrase|passwd|pwd|secret|token|api[-_.]?key|access[-_.]?key|private[-_.]?key|credential|requirepass)[\w.-]*|(?:[\w.-]*[-_.])?(?:pass|auth|pw|masterauth)(?:[-_.][\w.-]*)?)";
+/// Names of what is secret: anywhere in a name, or one of its parts. Letters and blanks here are those of ASCII: those of
+/// all scripts would take ten times the memory.
+const SECRET: &str = r"(?:[0-9A-Za-z_.-]*(?:passw(?:or)?d|passphrase|passwd|pwd|secret|token|api[-_.]?key|access[-_.]?key|private[-_.]?key|credential|requirepass)[0-9A-Za-z_.-]*|(?:[0-9A-Za-z_.-]*[-_.])?(?:pass|auth|pw|masterauth)(?:[-_.][0-9A-Za-z_.-]*)?)";
 
 /// Programs, and their flags whose value is a secret (`-p secret`, `-psecret`).
 const FLAGS: &[(&[&str], &[&str])] = &[
@@ -52,23 +53,23 @@ impl Redaction {
                 // RFC 9110 section 11, and what is usual beside it.
                 (
                     pattern(
-                        r#"\b((?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:key|token|secret|auth)[\w-]*)\s*:[^'"]*"#,
+                        r#"(?-u:\b)((?:proxy-)?authorization|(?:set-)?cookie|x-[0-9A-Za-z_-]*(?:key|token|secret|auth)[0-9A-Za-z_-]*)[ \t\r\n]*:[^'"]*"#,
                     )?,
                     "$1: ***",
                 ),
                 // RFC 3986 section 3.2.1: user information.
-                (pattern(r"([a-z][a-z0-9+.-]*://[^\s/:@]*):[^\s/@]*@")?, "$1:***@"),
-                (pattern(r"(https?://)[^\s/:@]+@")?, "${1}***@"),
-                (pattern(r"([\w.%+-]+):[^\s:@/]+@")?, "$1:***@"),
-                (pattern(&format!(r#"({SECRET}["']?\s*[:=]\s*["']?)[^\s"'&,;]+"#))?, "$1***"),
-                (pattern(&format!(r#"(--?{SECRET}\s+)[^\s"']+"#))?, "$1***"),
-                (pattern(r"\b(pass:)\S+")?, "$1***"),
-                (pattern(r"^(/p:)\S+")?, "$1***"),
+                (pattern(r"([a-z][a-z0-9+.-]*://[^ \t\r\n/:@]*):[^ \t\r\n/@]*@")?, "$1:***@"),
+                (pattern(r"(https?://)[^ \t\r\n/:@]+@")?, "${1}***@"),
+                (pattern(r"([0-9A-Za-z_.%+-]+):[^ \t\r\n:@/]+@")?, "$1:***@"),
+                (pattern(&format!(r#"({SECRET}["']?[ \t\r\n]*[:=][ \t\r\n]*["']?)[^ \t\r\n"'&,;]+"#))?, "$1***"),
+                (pattern(&format!(r#"(--?{SECRET}[ \t\r\n]+)[^ \t\r\n"']+"#))?, "$1***"),
+                (pattern(r"(?-u:\b)(pass:)[^ \t\r\n]+")?, "$1***"),
+                (pattern(r"^(/p:)[^ \t\r\n]+")?, "$1***"),
                 (
                     exactly(
-                        r"(?x)\b(?: A[KS]IA[0-9A-Z]{16} | AIza[\w-]{35} | gh[opsru]_\w{20,} | github_pat_\w+ | glpat-[\w-]{16,}
-                        | xox[abeprs]-[\w-]{10,} | sk-[\w-]{16,} | [rs]k_live_\w+ | npm_\w{20,} | dckr_pat_[\w-]+ | hv[sb]\.\S+
-                        | eyJ[\w-]{8,}\.[\w.-]+ | fsj1_\S+ )",
+                        r"(?x)(?-u:\b)(?: A[KS]IA[0-9A-Z]{16} | AIza[0-9A-Za-z_-]{35} | gh[opsru]_[0-9A-Za-z_]{20,} | github_pat_[0-9A-Za-z_]+ | glpat-[0-9A-Za-z_-]{16,}
+                        | xox[abeprs]-[0-9A-Za-z_-]{10,} | sk-[0-9A-Za-z_-]{16,} | [rs]k_live_[0-9A-Za-z_]+ | npm_[0-9A-Za-z_]{20,} | dckr_pat_[0-9A-Za-z_-]+ | hv[sb]\.[^\x20\t\r\n]+
+                        | eyJ[0-9A-Za-z_-]{8,}\.[0-9A-Za-z_.-]+ | fsj1_[^\x20\t\r\n]+ )",
                     )?,
                     HIDDEN,
                 ),
@@ -290,7 +291,8 @@ mod tests {
             "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
             "fsj1_AAAABBBBCCCC",
         ] {
-            assert_eq!(told(&["app", "--with", token]), "app --with ***");
+            assert_eq!(told(&["app", "--with", token, "rest"]), "app --with *** rest");
+            assert_eq!(told(&["sh", "-c", &format!("app {token} rest")]), "sh -c 'app *** rest'");
         }
     }
 
