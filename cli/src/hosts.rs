@@ -121,7 +121,13 @@ fn card(invocation: &mut Invocation, host: &Host) -> Result<(), Ended> {
     for column in Host::columns() {
         let cell = (column.cell)(host, &view);
         let name = column.name.replace('_', " ");
-        writeln!(invocation.console.out, "{name:width$}  {}", paint.tone(cell.tone, &cell.text))?;
+        // In a table the head says it.
+        let unit = match column.header {
+            "CPU%" => " % of a core",
+            "RSS-MIB" => " MiB",
+            _ => "",
+        };
+        writeln!(invocation.console.out, "{name:width$}  {}{unit}", paint.tone(cell.tone, &cell.text))?;
     }
     Ok(invocation.console.out.flush()?)
 }
