@@ -3,7 +3,8 @@
 //!
 //! `cargo bench -p fleetsock-agent --bench connections` (as root; `apt-get install libbpf-tools` for the comparison)
 //!
-//! One process accepts, another connects, 10,000 times a second. What is counted is the CPU of these two, of the collector
+//! One process accepts, another connects, 10,000 times a second, both on one processor: where the kernel moves them between
+//! processors, what it costs to wake the other one is more than any collector costs, and differs from run to run. What is counted is the CPU of these two, of the collector
 //! and of the kernel's own threads, from before the first connection until four seconds after the last; what there is
 //! without any collector is subtracted. The agent is the real one, with its walks, its spool and a real server; the
 //! server's own CPU is not counted. The contenders take turns; the table shows medians.
@@ -34,7 +35,10 @@ use nix::sys::{
     resource::{UsageWho, getrusage},
     time::{TimeVal, TimeValLike},
 };
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::{
+    process::{Pid, Signal, geteuid, kill_process},
+    thread::{CpuSet, sched_setaffinity},
+};
 
 use crate::fleet::{Fleet, be_the_server, cpu_of, first_line};
 
@@ -50,12 +54,25 @@ const SEEN: usize = 2 * CONNECTIONS;
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["accept"] => accept(),
-        ["connect", port] => connect(port.parse().unwrap()),
+        ["accept"] => {
+            stay();
+            accept();
+        }
+        ["connect", port] => {
+            stay();
+            connect(port.parse().unwrap());
+        }
         [fleet::SERVE, folder] => be_the_server(Path::new(folder)),
         _ if geteuid().is_root() => bench(),
         _ => eprintln!("skipped: tracepoints take root"),
     }
+}
+
+/// Stays on the first processor.
+fn stay() {
+    let mut first = CpuSet::new();
+    first.set(0);
+    sched_setaffinity(None, &first).unwrap();
 }
 
 fn accept() {
