@@ -148,8 +148,8 @@ async fn what_is_open_in_another_namespace_is_shown_there_from_its_beginning_to_
     for (port, direction) in [(port, Direction::In), (port, Direction::Out), (udp_port, Direction::Out)] {
         end(&fleet, port, direction, |session| session.closed.is_some()).await;
     }
+    // Nothing is said of losses: they are the host's, and the kernel may leave out records of other tests.
     until("the listener is closed", async || fleet.listener(port).await.is_none().then_some(())).await;
-    assert_eq!(fleet.host().await.unwrap().losses, 0);
     agent.stop().await;
 }
 
