@@ -42,7 +42,7 @@ impl<K: Hash + Eq + Copy> Gate<K> {
         Arc::new(Gate { total, each, taken: Mutex::new(Taken { total: 0, by_key: HashMap::new() }) })
     }
 
-    /// A place for a connection of this address (see [`counted`]) or host, unless a limit is reached.
+    /// A place for a connection of this address (of IPv6, of its /64) or host, unless a limit is reached.
     pub fn enter(self: &Arc<Gate<K>>, key: K) -> Option<Place<K>> {
         // The numbers are whole after every statement, so a panic elsewhere does not spoil them.
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
