@@ -97,6 +97,19 @@ pub struct Column<T: 'static> {
     pub cell: fn(&T, &View) -> Cell,
 }
 
+/// A column, in a table of columns: its name, what stands above it, the fields that it is made of, when and where it is shown,
+/// and its text.
+const fn column<T>(
+    name: &'static str,
+    header: &'static str,
+    fields: &'static [&'static str],
+    shown: Shown,
+    side: Side,
+    cell: fn(&T, &View) -> Cell,
+) -> Column<T> {
+    Column { name, header, fields, shown, side, cell }
+}
+
 impl<T> std::fmt::Debug for Column<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name)

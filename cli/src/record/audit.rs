@@ -3,7 +3,7 @@
 use fleetsock_proto::audit::AuditRow;
 use serde_json::Value;
 
-use super::{Cell, Column, Field, Record, Shown, Side, View, moment, text};
+use super::{Cell, Column, Field, Record, Shown, Side, column, moment, text};
 use crate::console::Tone;
 
 /// A hash as people compare it.
@@ -34,17 +34,6 @@ const COLUMNS: &[Column<AuditRow>] = &[
     column("detail", "DETAIL", &["detail"], Shown::Always, Side::Left, |row, _| Cell::new(&row.detail)),
     column("hash", "HASH", &["hash"], Shown::Wide, Side::Left, |row, _| Cell::new(&hex(&row.hash)).tone(Tone::Faint)),
 ];
-
-const fn column(
-    name: &'static str,
-    header: &'static str,
-    fields: &'static [&'static str],
-    shown: Shown,
-    side: Side,
-    cell: fn(&AuditRow, &View) -> Cell,
-) -> Column<AuditRow> {
-    Column { name, header, fields, shown, side, cell }
-}
 
 impl Record for AuditRow {
     const NOUN: &'static str = "audit row";

@@ -14,7 +14,7 @@ use fleetsock_proto::{
 use serde_json::Value;
 
 use super::{
-    Cell, Column, Field, Marks, Record, Shown, Side, View, host_cell, moment, moment_or_null, of_owner, owners,
+    Cell, Column, Field, Marks, Record, Shown, Side, View, column, host_cell, moment, moment_or_null, of_owner, owners,
     process_cell, service_cell, service_source, text, user,
 };
 use crate::{clock, console::Tone, sanitise::sanitise};
@@ -249,17 +249,6 @@ const COLUMNS: &[Column<ChangeRecord>] = &[
     }),
     column("host_id", "HOST-ID", &["host_id"], Shown::Wide, Side::Left, |row, _| Cell::new(&row.host_id().to_string())),
 ];
-
-const fn column(
-    name: &'static str,
-    header: &'static str,
-    fields: &'static [&'static str],
-    shown: Shown,
-    side: Side,
-    cell: fn(&ChangeRecord, &View) -> Cell,
-) -> Column<ChangeRecord> {
-    Column { name, header, fields, shown, side, cell }
-}
 
 impl Record for ChangeRecord {
     const NOUN: &'static str = "change";

@@ -10,8 +10,8 @@ use fleetsock_proto::{
 use serde_json::Value;
 
 use super::{
-    Cell, Column, Field, Marks, Record, Shown, Side, View, host_cell, mark, moment, moment_or_null, of_owner, owners,
-    process_cell, service_cell, service_source, text, user,
+    Cell, Column, Field, Marks, Record, Shown, Side, View, column, host_cell, mark, moment, moment_or_null, of_owner,
+    owners, process_cell, service_cell, service_source, text, user,
 };
 use crate::console::Tone;
 
@@ -170,17 +170,6 @@ const COLUMNS: &[Column<Difference>] = &[
         Cell::new(&row.listener.host_id.to_string())
     }),
 ];
-
-const fn column(
-    name: &'static str,
-    header: &'static str,
-    fields: &'static [&'static str],
-    shown: Shown,
-    side: Side,
-    cell: fn(&Difference, &View) -> Cell,
-) -> Column<Difference> {
-    Column { name, header, fields, shown, side, cell }
-}
 
 impl Record for Difference {
     const NOUN: &'static str = "difference";

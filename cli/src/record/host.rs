@@ -5,7 +5,7 @@ use std::time::Duration;
 use fleetsock_proto::host::{Host, HostFacts, HostState};
 use serde_json::Value;
 
-use super::{Cell, Column, Field, Marks, Record, Shown, Side, View, moment_or_null, text};
+use super::{Cell, Column, Field, Marks, Record, Shown, Side, View, column, moment_or_null, text};
 use crate::console::Tone;
 
 fn fact(host: &Host, value: impl Fn(&HostFacts) -> Value) -> Value {
@@ -142,17 +142,6 @@ const COLUMNS: &[Column<Host>] = &[
     }),
     column("warning", "WARNING", &["warning", "warned_at"], Shown::Wide, Side::Left, warning),
 ];
-
-const fn column(
-    name: &'static str,
-    header: &'static str,
-    fields: &'static [&'static str],
-    shown: Shown,
-    side: Side,
-    cell: fn(&Host, &View) -> Cell,
-) -> Column<Host> {
-    Column { name, header, fields, shown, side, cell }
-}
 
 impl Record for Host {
     const NOUN: &'static str = "host";

@@ -4,7 +4,7 @@ use fleetsock_proto::listener::Listener;
 use serde_json::Value;
 
 use super::{
-    Cell, Column, Field, Marks, Record, Shown, Side, View, host_cell, moment, moment_or_null, of_owner, owners,
+    Cell, Column, Field, Marks, Record, Shown, Side, column, host_cell, moment, moment_or_null, of_owner, owners,
     place_cell, process_cell, service_cell, service_source, text, user,
 };
 
@@ -66,17 +66,6 @@ const COLUMNS: &[Column<Listener>] = &[
         Cell::new(row.owners.first().map_or("", |owner| &owner.command_line))
     }),
 ];
-
-const fn column(
-    name: &'static str,
-    header: &'static str,
-    fields: &'static [&'static str],
-    shown: Shown,
-    side: Side,
-    cell: fn(&Listener, &View) -> Cell,
-) -> Column<Listener> {
-    Column { name, header, fields, shown, side, cell }
-}
 
 impl Record for Listener {
     const NOUN: &'static str = "listening port";

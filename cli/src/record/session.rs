@@ -4,8 +4,8 @@ use fleetsock_proto::{session::Session, socket::Known};
 use serde_json::Value;
 
 use super::{
-    Cell, Column, Field, Marks, Record, Shown, Side, View, host_cell, mark, moment, moment_or_null, of_owner, owners,
-    place_cell, process_cell, service_cell, service_source, text, user,
+    Cell, Column, Field, Marks, Record, Shown, Side, View, column, host_cell, mark, moment, moment_or_null, of_owner,
+    owners, place_cell, process_cell, service_cell, service_source, text, user,
 };
 use crate::{clock, console::Tone};
 
@@ -128,17 +128,6 @@ const COLUMNS: &[Column<Session>] = &[
         Cell::new(row.owners.first().map_or("", |owner| &owner.command_line))
     }),
 ];
-
-const fn column(
-    name: &'static str,
-    header: &'static str,
-    fields: &'static [&'static str],
-    shown: Shown,
-    side: Side,
-    cell: fn(&Session, &View) -> Cell,
-) -> Column<Session> {
-    Column { name, header, fields, shown, side, cell }
-}
 
 impl Record for Session {
     const NOUN: &'static str = "session";

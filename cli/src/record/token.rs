@@ -6,7 +6,7 @@ use fleetsock_proto::{
 };
 use serde_json::Value;
 
-use super::{Cell, Column, Field, Record, Shown, Side, View, moment, text};
+use super::{Cell, Column, Field, Record, Shown, Side, View, column, moment, text};
 use crate::{clock, console::Tone};
 
 /// What a token is worth at `now`.
@@ -113,17 +113,6 @@ const COLUMNS: &[Column<Token>] = &[
     column("expires", "EXPIRES", &["expires_at"], Shown::Always, Side::Left, expires),
     column("note", "NOTE", &["note"], Shown::Always, Side::Left, |token, _| Cell::new(&token.note)),
 ];
-
-const fn column(
-    name: &'static str,
-    header: &'static str,
-    fields: &'static [&'static str],
-    shown: Shown,
-    side: Side,
-    cell: fn(&Token, &View) -> Cell,
-) -> Column<Token> {
-    Column { name, header, fields, shown, side, cell }
-}
 
 impl Record for Token {
     const NOUN: &'static str = "token";

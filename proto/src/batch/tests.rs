@@ -1,9 +1,12 @@
 //! Batches survive the wire, and nothing that arrives from it makes the reader panic or take more than its bounds.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use prost::Message;
 
 use super::*;
+use crate::{InvalidMessage, wire};
 
 fn owner() -> impl Strategy<Value = Arc<Owner>> {
     (1..5_u32, option::of(1..9_i64), "[a-z]{0,4}", 0..3_u32).prop_map(|(pid, started, text, uid)| {
