@@ -42,7 +42,7 @@ pub struct Lives {
     queue: Queue,
     /// Those that a walk saw and that changed their state since.
     restated: Vec<u64>,
-    /// Those that a walk saw without knowing whose they are.
+    /// Those that a walk saw without knowing whose they are, or saw before a process closed them: never more than walks saw.
     asked: RefCell<Vec<Asked>>,
     /// What was not followed because there were too many.
     overflow: u64,

@@ -259,6 +259,7 @@ fn an_end_whose_record_did_not_come_is_noticed_when_walks_do_not_show_the_connec
     assert_eq!((scene.lives.take_unheard(), scene.lives.take_unheard(), scene.lives.len()), (1, 0, 2));
     scene.state((SERVER, IN.1, "10.0.0.9:1"), Actor::Kernel, Listen, SynReceived);
     assert_eq!((ends(&scene).len(), scene.lives.len()), (1, 2), "told once");
+    assert_eq!(scene.lives.take_unheard(), 0, "and counted once");
 }
 
 #[test]

@@ -74,7 +74,9 @@ impl Lives {
     pub(super) fn conclude_one(&mut self, at_ns: u64, socket: u64, ended: &mut Vec<Ended>) {
         let Some(Followed { life, earlier, walked, told, .. }) = self.sockets.remove(&socket) else { return };
         self.unpair(life.pair(), socket);
-        self.unheard += 1;
+        // What was told before its end was noticed then.
+        let is_counted = told.get() && life.closed_ns.is_none();
+        self.unheard += u64::from(!is_counted);
         // What a walk saw open, a walk will see closed.
         let is_untold = walked.get().is_none() && !told.get();
         for life in earlier.into_iter().chain(Some(life).filter(|_| is_untold)) {
