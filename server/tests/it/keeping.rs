@@ -150,3 +150,19 @@ async fn what_a_crash_left_of_a_file_is_removed_and_what_was_to_be_dropped_is() 
     assert_eq!(rows.len(), 2, "{rows:?}");
     world.stop().await;
 }
+
+#[tokio::test]
+async fn a_history_that_lacks_a_file_of_an_earlier_day_is_refused_and_nothing_is_made_in_its_place() {
+    let _alone = ALONE.lock().await;
+    SECOND.store(0, Relaxed);
+    let mut world = World::<Daily>::new().await;
+    let mut agent = world.host("web1").await;
+    world.tell(&mut agent, SnapshotWhole, 1, Vec::new()).await;
+    days_go_by(&world, &mut agent, 0..2).await;
+    world.stop().await;
+    let lost = world.engine.folder().join("day-1.db");
+    fs::remove_file(&lost).unwrap();
+    let error = SqliteHistory::open(&world.engine.folder(), Options::default()).map(drop).unwrap_err();
+    assert!(error.to_string().contains("day-1.db: it holds sessions that are kept, and it is missing"), "{error}");
+    assert!(!lost.exists());
+}

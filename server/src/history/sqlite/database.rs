@@ -139,6 +139,11 @@ impl Database {
         let catalogue = parts::load(&mut main, folder, now).map_err(|error| engine(&main_path, &error))?;
         let day = open_for_writing(&catalogue.hot.path, day_schema::migrations::runner())?;
         for part in &catalogue.complete {
+            // SQLite would make an empty one, and days would be gone without a word.
+            if !part.path.exists() {
+                let problem = "it holds sessions that are kept, and it is missing; restore a backup".to_owned();
+                return Err(OpenError::Engine { path: part.path.clone(), problem });
+            }
             // Also what is only read has the newest schema.
             open_for_writing(&part.path, day_schema::migrations::runner())?;
         }
