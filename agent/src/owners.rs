@@ -1,10 +1,12 @@
 //! Which processes hold a socket.
 //!
 //! There is no index from a socket to its holders: every descriptor of every process is looked at (3 to 5 us each), so
-//! a scan is for when something unknown appeared. `process` reads one process, `placement` tells its container and
-//! unit, `users` the name of its user, `command_line` how it was called, `known` remembers all that.
+//! a scan is for when something unknown appeared. `process` reads one process, `descriptors` its sockets, `placement`
+//! tells its container and unit, `users` the name of its user, `command_line` how it was called, `known` remembers all
+//! that.
 
 mod command_line;
+mod descriptors;
 mod known;
 mod placement;
 mod process;
@@ -16,11 +18,11 @@ use fleetsock_proto::{batch::SOCKET_OWNERS_LIMIT, owner::Owner};
 use foldhash::{HashMap, HashSet};
 use rustix::{
     ffi::CStr,
-    fs::{AtFlags, CWD, Mode, OFlags, RawDir, SeekFrom, openat, readlinkat_raw, seek, stat, statat},
+    fs::{AtFlags, CWD, Mode, OFlags, RawDir, SeekFrom, openat, seek, stat, statat},
     io::Errno,
 };
 
-use self::known::Known;
+use self::{descriptors::Descriptors, known::Known};
 pub(crate) use self::{
     placement::Placement,
     process::{Folder, buffer, cut, pid},
@@ -29,8 +31,6 @@ use crate::{ancestry::Described, config::CommandLines};
 
 /// Bytes of folder entries that are read at once.
 const ENTRIES: usize = 32 * 1024;
-/// Bytes that are read of a descriptor's link: `socket:[` and 20 digits and `]` fit; longer ones are of no socket.
-const LINK: usize = 32;
 
 /// What a scan of the processes found.
 #[derive(Debug, Default)]
@@ -98,6 +98,8 @@ impl Processes {
         if wanted.is_empty() {
             return scan;
         }
+        // Mostly each has one.
+        scan.owners.reserve(wanted.len());
         self.known.begin();
         match self.look_through(wanted, &mut scan) {
             Ok(()) => self.known.end(),
@@ -165,51 +167,37 @@ struct Search<'a> {
 impl Search<'_> {
     fn look_into(&mut self, pid: u32, name: &CStr) -> Result<(), Errno> {
         self.known.saw(pid);
-        if self.counts_descriptors && self.has_no_descriptor(name)? {
+        let count = if self.counts_descriptors { Some(self.count_descriptors(name)?) } else { None };
+        if count == Some(0) {
+            // A thread of the kernel or a dead process, and this without opening anything.
             return Ok(());
         }
         let folder = Folder::open(self.proc, name)?;
         let descriptors = match folder.descriptors() {
             Err(Errno::ACCESS | Errno::PERM) if self.known.holds_nothing(&folder)? => return Ok(()),
-            descriptors => descriptors?,
+            descriptors => Descriptors::new(descriptors?, count),
         };
         let mut owner = None;
-        let mut buffer = [MaybeUninit::uninit(); ENTRIES];
-        let mut entries = RawDir::new(&descriptors, &mut buffer);
-        while let Some(entry) = entries.next() {
-            let Some(inode) = self.wanted_socket(&descriptors, entry?.file_name())? else { continue };
-            let owner = match &owner {
-                Some(owner) => owner,
-                None => owner.insert(self.known.owner(pid, &folder)?),
-            };
-            self.scan.owners_cut += add(self.scan.owners.entry(inode).or_default(), owner);
-        }
-        Ok(())
+        descriptors.sockets(|inode| {
+            if self.wanted.contains(&inode) {
+                let owner = match &owner {
+                    Some(owner) => owner,
+                    None => owner.insert(self.known.owner(pid, &folder)?),
+                };
+                self.scan.owners_cut += add(self.scan.owners.entry(inode).or_default(), owner);
+            }
+            Ok(())
+        })
     }
 
-    /// Threads of the kernel and dead processes, and this without opening anything.
-    fn has_no_descriptor(&self, name: &CStr) -> Result<bool, Errno> {
+    fn count_descriptors(&self, name: &CStr) -> Result<u64, Errno> {
         let mut path = [0; 16];
         let name = name.to_bytes();
         let (pid, rest) = path.split_at_mut_checked(name.len()).ok_or(Errno::NAMETOOLONG)?;
         pid.copy_from_slice(name);
         rest.get_mut(..4).ok_or(Errno::NAMETOOLONG)?.copy_from_slice(b"/fd\0");
         let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::NAMETOOLONG)?;
-        Ok(statat(self.proc, path, AtFlags::empty())?.st_size == 0)
-    }
-
-    /// The inode behind a descriptor, if it is one of a wanted socket.
-    fn wanted_socket(&self, descriptors: &OwnedFd, name: &CStr) -> Result<Option<u64>, Errno> {
-        if name.to_bytes().starts_with(b".") {
-            return Ok(None);
-        }
-        let mut link = [MaybeUninit::uninit(); LINK];
-        match readlinkat_raw(descriptors, name, &mut link) {
-            Ok((link, _)) => Ok(process::socket_inode(link).filter(|inode| self.wanted.contains(inode))),
-            // Closed meanwhile.
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(errno),
-        }
+        Ok(statat(self.proc, path, AtFlags::empty())?.st_size.unsigned_abs())
     }
 }
 

@@ -2,19 +2,41 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    path::Path,
+    path::{Path, PathBuf},
+    process::Command,
 };
 
 use serde_json::Value;
 
 use crate::{fleet::Fleet, network::until};
 
-const MODES: [&str; 9] =
-    ["client-first", "server-first", "client-reset", "server-reset", "fork", "exec", "ipv6", "mapped", "hold"];
+/// In `exec` a program makes five connections and in `exec-one` a single one: of these, two processors start and end some
+/// 3,000 a second, whoever looks on.
+const MODES: [&str; 10] = [
+    "client-first",
+    "server-first",
+    "client-reset",
+    "server-reset",
+    "fork",
+    "exec",
+    "exec-one",
+    "ipv6",
+    "mapped",
+    "hold",
+];
 
-/// Connections of each mode: enough to fill rings, few enough for every day. FLEETSOCK_LONG=1 makes 40,000 in all.
+/// Connections of each mode: enough to fill rings, few enough for every day. FLEETSOCK_LONG=1 makes 40,000.
 fn count() -> usize {
-    if std::env::var_os("FLEETSOCK_LONG").is_some() { 5000 } else { 500 }
+    if std::env::var_os("FLEETSOCK_LONG").is_some() { 40_000 } else { 500 }
+}
+
+/// Builds the load, with the C compiler that SQLite is built with.
+fn load(folder: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/connections.c");
+    let load = folder.join("connections");
+    let built = Command::new("cc").args(["-O2", "-static", "-o"]).arg(&load).arg(source).status().unwrap();
+    assert!(built.success(), "cc builds the load");
+    load
 }
 
 fn pids(run: &Value, side: &str) -> BTreeSet<u64> {
@@ -40,13 +62,11 @@ fn every_short_connection_is_known_at_both_ends_with_its_process_and_direction()
         eprintln!("skipped: the agent does not hear events here: {}", hosts[0]["tier_reason"]);
         return;
     }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/connections.py");
+    let folder = tempfile::tempdir().unwrap();
+    let load = load(folder.path());
+    let count = count();
     for mode in MODES {
-        // A shell takes a millisecond or two to start, and there is one for each of these.
-        let count = if mode == "exec" { count() / 5 } else { count() };
-        let ran =
-            fleet.network.command("web1", "python3").arg(&script).args([mode, &count.to_string(), "10000"]).output();
-        let ran = ran.unwrap();
+        let ran = fleet.network.command("web1", &load).args([mode, &count.to_string(), "10000"]).output().unwrap();
         assert!(ran.status.success(), "{mode}: {}", String::from_utf8_lossy(&ran.stderr));
         let run: Value = serde_json::from_slice(&ran.stdout).unwrap();
         let port = run["port"].to_string();
@@ -68,14 +88,15 @@ fn every_short_connection_is_known_at_both_ends_with_its_process_and_direction()
         assert_eq!(sessions.len(), 2 * count, "{mode}: {twice:#?}");
         let mut ends: HashMap<&str, u64> = HashMap::new();
         let mut unheard = 0;
+        let (clients, servers) = (pids(&run, "clients"), pids(&run, "servers"));
         for session in &sessions {
             let direction = session["direction"].as_str().unwrap();
             *ends.entry(direction).or_default() += 1;
-            let (side, known) = if direction == "out" { ("clients", "exact") } else { ("servers", "closer") };
+            let (right, known) = if direction == "out" { (&clients, "exact") } else { (&servers, "closer") };
             let pid = session["pid"].as_u64().unwrap_or(0);
             assert!(
-                pids(&run, side).contains(&pid),
-                "{mode}: {session} is not of the {side}; {}; {}",
+                right.contains(&pid),
+                "{mode}: {session} has not the process that made it; {}; {}",
                 fleet.items(&["hosts"]).0[0],
                 fleet.log("web1")
             );
