@@ -3,6 +3,7 @@
 //! `main.db` holds what is small: hosts, certificates, listeners, gaps. A `day-<id>.db` holds what there is much of:
 //! sessions, open and closed. Each keeps a cursor of every host, in the transaction of the rows that it counts. A batch is
 //! first applied to the one and then to the other; after a crash between the two it comes again, and the first leaves it.
+//! A file that is complete becomes a `day-<id>.sealed`.
 
 use std::{
     path::Path,
@@ -31,6 +32,7 @@ use self::{
     database::{Database, Files},
     questions::{Readers, changes, coverage, ports, sessions, summary},
     roster::Roster,
+    sealed::Sealer,
     work::{Reply, Work},
     writer::Writer,
 };
@@ -43,6 +45,9 @@ mod parts;
 mod questions;
 mod registry;
 mod roster;
+mod schema;
+mod sealed;
+mod stored;
 mod work;
 mod writer;
 
@@ -50,6 +55,7 @@ pub use self::{
     copy::verify,
     database::{Locked, OpenError},
     parts::Keeping,
+    sealed::Sealing,
 };
 
 /// Work that waits for the writer; when it is full, whoever brings more waits.
@@ -68,6 +74,8 @@ pub struct Options {
     pub bounds: Bounds,
     /// How sessions are spread over files, and how long they are kept.
     pub keeping: Keeping,
+    /// When files that are complete get their sealed form.
+    pub sealing: Sealing,
     /// The time, for what is done once a day.
     pub clock: fn() -> Timestamp,
     /// Cancelled when the disk failed in a way that leaves unknown what is stored: the process must not go on.
@@ -80,6 +88,7 @@ impl Default for Options {
             stale_after: Duration::from_secs(90),
             bounds: Bounds::default(),
             keeping: Keeping::default(),
+            sealing: Sealing::default(),
             clock: Timestamp::now,
             failure: CancellationToken::new(),
         }
@@ -93,6 +102,7 @@ pub struct SqliteHistory {
     standings: Readers,
     options: Options,
     files: Files,
+    sealer: Mutex<Option<Sealer>>,
     work: Mutex<Option<mpsc::Sender<Work>>>,
     writer: Mutex<Option<JoinHandle<Result<(), HistoryError>>>>,
 }
@@ -115,12 +125,14 @@ impl SqliteHistory {
             .name("history-writer".to_owned())
             .spawn(move || writer.run(orders))
             .map_err(OpenError::Thread)?;
+        let sealer = Sealer::start(files.clone(), work.downgrade(), options.sealing).map_err(OpenError::Thread)?;
         Ok(SqliteHistory {
             roster,
             questions: Readers::new(files.clone(), QUESTIONS),
             standings: Readers::new(files.clone(), STANDINGS),
             files,
             options,
+            sealer: Mutex::new(Some(sealer)),
             work: Mutex::new(Some(work)),
             writer: Mutex::new(Some(thread)),
         })
@@ -128,10 +140,14 @@ impl SqliteHistory {
 
     /// Takes no more work, finishes what there is, and lets go of the files. An error says that the writer failed.
     pub async fn close(&self) -> Result<(), HistoryError> {
+        let sealer = self.sealer.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(writer) = self.dismiss() else { return Ok(()) };
-        tokio::task::spawn_blocking(move || join(writer))
-            .await
-            .map_err(|error| HistoryError::Engine(error.to_string()))?
+        let join_both = move || {
+            // It may be waiting for the writer, which goes on for as long as it does.
+            drop(sealer);
+            join(writer)
+        };
+        tokio::task::spawn_blocking(join_both).await.map_err(|error| HistoryError::Engine(error.to_string()))?
     }
 
     /// Takes no more work; the writer, unless that was done before.
@@ -159,6 +175,7 @@ fn join(writer: JoinHandle<Result<(), HistoryError>>) -> Result<(), HistoryError
 
 impl Drop for SqliteHistory {
     fn drop(&mut self) {
+        self.sealer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(Err(error)) = self.dismiss().map(join) {
             tracing::error!(%error, "the history did not close in order");
         }

@@ -26,7 +26,7 @@ use fleetsock_proto::{
 use fleetsock_server::history::{
     Actor, Applied, Bounds, CHUNK_ROWS, Claim, Contact, History, HistoryError, Issue, IssuedCertificate, Labels,
     Registry, Subject,
-    sqlite::{Keeping, OpenError, Options, SqliteHistory},
+    sqlite::{Keeping, OpenError, Options, Sealing, SqliteHistory},
 };
 use tokio::sync::mpsc;
 
@@ -101,7 +101,9 @@ impl Engine for Sqlite {
         // Files so small that whatever is tested happens across many of them.
         let keeping = Keeping { part_rows: 5, kept: None };
         let Rules { stale_after, bounds } = rules;
-        let options = Options { stale_after, bounds, keeping, clock: hurried, ..Options::default() };
+        // And whenever a question is asked, some of them are sealed and others are not.
+        let sealing = Sealing { pause: Duration::from_millis(1), ..Sealing::default() };
+        let options = Options { stale_after, bounds, keeping, sealing, clock: hurried, ..Options::default() };
         reopen(&self.0.path().join("history"), &options)
     }
 

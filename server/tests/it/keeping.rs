@@ -15,7 +15,7 @@ use fleetsock_proto::{
     socket::Direction,
     time::Timestamp,
 };
-use fleetsock_server::history::sqlite::{Keeping, Options, SqliteHistory};
+use fleetsock_server::history::sqlite::{Keeping, Options, Sealing, SqliteHistory};
 use rusqlite::Connection;
 
 use crate::{
@@ -59,7 +59,9 @@ impl Engine for Daily {
     async fn open(&self, rules: Rules) -> SqliteHistory {
         let kept = Duration::from_secs(3 * DAY.unsigned_abs());
         let keeping = Keeping { kept: Some(kept), ..Keeping::default() };
-        let options = Options { stale_after: rules.stale_after, keeping, clock, ..Options::default() };
+        // Not sealed meanwhile: `sealing.rs` is about that.
+        let sealing = Sealing { pause: Duration::from_secs(3600), ..Sealing::default() };
+        let options = Options { stale_after: rules.stale_after, keeping, sealing, clock, ..Options::default() };
         reopen(&self.folder(), &options)
     }
 

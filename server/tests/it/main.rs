@@ -21,6 +21,7 @@ mod renewal;
 mod revocation;
 mod roots;
 mod scene;
+mod sealing;
 mod speaker;
 mod victim;
 

@@ -2,18 +2,21 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
 use fleetsock_proto::{owner::Owner, socket::OwnerKnown, time::Timestamp};
-use rusqlite::{Row, types::Type};
+use rusqlite::{
+    Row,
+    types::{Type, ValueRef},
+};
 
 /// Bytes of one packed owner: pid, start, program.
 const OWNER_BYTES: usize = 20;
 
 /// A column that does not hold what the schema says: the file was changed by somebody else.
-fn wrong(column: &'static str, problem: impl Into<String>) -> rusqlite::Error {
+pub(super) fn wrong(column: &'static str, problem: impl Into<String>) -> rusqlite::Error {
     let problem = std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{column}: {}", problem.into()));
     rusqlite::Error::FromSqlConversionFailure(0, Type::Null, Box::new(problem))
 }
@@ -27,7 +30,7 @@ pub(super) fn address_bytes(address: IpAddr) -> Vec<u8> {
 }
 
 /// Takes one address off the front of `bytes`.
-fn take_address(bytes: &[u8]) -> Option<(IpAddr, &[u8])> {
+pub(super) fn take_address(bytes: &[u8]) -> Option<(IpAddr, &[u8])> {
     match bytes.split_first()? {
         (4, rest) => rest.split_first_chunk::<4>().map(|(v4, rest)| (IpAddr::V4(Ipv4Addr::from(*v4)), rest)),
         (6, rest) => rest.split_first_chunk::<16>().map(|(v6, rest)| (IpAddr::V6(Ipv6Addr::from(*v6)), rest)),
@@ -46,18 +49,15 @@ pub(super) fn addresses(column: &'static str, mut bytes: &[u8]) -> Result<Vec<Ip
 }
 
 pub(super) fn address(row: &Row<'_>, column: &'static str) -> Result<IpAddr, rusqlite::Error> {
-    match take_address(row.get_ref(column)?.as_blob().map_err(|error| wrong(column, error.to_string()))?) {
-        Some((address, [])) => Ok(address),
-        _ => Err(wrong(column, "no address")),
-    }
+    address_of(row.get_ref(column)?)
 }
 
-pub(super) fn socket_address(
-    row: &Row<'_>,
-    address_column: &'static str,
-    port_column: &'static str,
-) -> Result<SocketAddr, rusqlite::Error> {
-    Ok(SocketAddr::new(address(row, address_column)?, row.get(port_column)?))
+/// The one address that a value is.
+pub(super) fn address_of(value: ValueRef<'_>) -> Result<IpAddr, rusqlite::Error> {
+    match take_address(value.as_blob().map_err(|error| wrong("an address", error.to_string()))?) {
+        Some((address, [])) => Ok(address),
+        _ => Err(wrong("an address", "no address")),
+    }
 }
 
 pub(super) fn time(row: &Row<'_>, column: &'static str) -> Result<Timestamp, rusqlite::Error> {
@@ -74,7 +74,15 @@ pub(super) fn word<T>(
     column: &'static str,
     word: impl FnOnce(i32) -> Option<T>,
 ) -> Result<T, rusqlite::Error> {
-    let number = row.get(column)?;
+    meaning(column, row.get(column)?, word)
+}
+
+/// The word of a number.
+pub(super) fn meaning<T>(
+    column: &'static str,
+    number: i32,
+    word: impl FnOnce(i32) -> Option<T>,
+) -> Result<T, rusqlite::Error> {
     word(number).ok_or_else(|| wrong(column, format!("{number} has no meaning")))
 }
 
@@ -88,7 +96,7 @@ pub(super) fn unsigned(row: &Row<'_>, column: &'static str) -> Result<u64, rusql
 }
 
 /// Who holds a socket and how that is known, in columns: the primary owner in three, the others packed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct OwnerColumns {
     pub(super) known: i32,
     pub(super) pid: u32,
@@ -156,8 +164,7 @@ impl OwnerColumns {
 
     /// How the owners are known.
     pub(super) fn how_known(&self) -> Result<OwnerKnown, rusqlite::Error> {
-        OwnerKnown::from_number(self.known)
-            .ok_or_else(|| wrong("owner_known", format!("{} has no meaning", self.known)))
+        meaning("owner_known", self.known, OwnerKnown::from_number)
     }
 
     /// Whether nobody is known.

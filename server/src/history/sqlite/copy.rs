@@ -20,8 +20,9 @@ use rusqlite::{
 
 use super::{
     SqliteHistory,
-    database::{Files, Kind, OpenError, check_schema, day_files, engine, main_file},
+    database::{Files, OpenError, day_files, engine, main_file},
     registry,
+    schema::{Kind, check_schema},
     work::{Work, answer},
 };
 use crate::history::{CopiedFile, CopyOrder, Heard, Hearer, HistoryError};
@@ -190,14 +191,14 @@ pub fn verify(folder: &Path) -> Result<Vec<String>, OpenError> {
     let days = day_files(&main).map_err(|error| engine(&main_path, &error))?;
     sound(&main_path, &main)?;
     let mut names = vec![main_name];
-    for name in days {
+    for (name, kind) in days {
         let path = folder.join(&name);
         if name.contains('/') {
             let problem = format!("`{name}` is no name of a file in its folder");
             return Err(OpenError::Engine { path: main_path, problem });
         }
         let day = open_copy(&path)?;
-        check_schema(&path, &day, Kind::Day)?;
+        check_schema(&path, &day, kind)?;
         sound(&path, &day)?;
         names.push(name);
     }

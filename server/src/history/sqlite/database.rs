@@ -14,7 +14,10 @@ use fleetsock_proto::{
 use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{FlockOperation, flock};
 
-use super::parts::{self, Catalogue, Hot, Keeping, Part, Shared};
+use super::{
+    parts::{self, Catalogue, Form, Hot, Keeping, Part, Shared},
+    schema::{Kind, check_schema, migrate, refuse_newer},
+};
 use crate::history::HistoryError;
 
 const MAIN_FILE: &str = "main.db";
@@ -36,24 +39,6 @@ const PART_CACHE_KIB: i64 = 1024;
 const DELETED_AT_ONCE: u32 = 2_000;
 /// Statements kept ready on a connection.
 const STATEMENTS: usize = 64;
-
-mod main_schema {
-    #![allow(
-        clippy::unwrap_used,
-        unreachable_pub,
-        reason = "made by the macro; names of files are checked when it runs"
-    )]
-    refinery::embed_migrations!("../migrations/sqlite/main");
-}
-
-mod day_schema {
-    #![allow(
-        clippy::unwrap_used,
-        unreachable_pub,
-        reason = "made by the macro; names of files are checked when it runs"
-    )]
-    refinery::embed_migrations!("../migrations/sqlite/day");
-}
 
 /// Why a history cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -135,17 +120,27 @@ impl Database {
         private::make_folder(folder)?;
         let lock = lock(folder)?;
         let main_path = folder.join(MAIN_FILE);
-        let mut main = open_for_writing(&main_path, main_schema::migrations::runner())?;
+        let mut main = open_for_writing(&main_path, Kind::Main.runner())?;
         let catalogue = parts::load(&mut main, folder, now).map_err(|error| engine(&main_path, &error))?;
-        let day = open_for_writing(&catalogue.hot.path, day_schema::migrations::runner())?;
+        let day = open_for_writing(&catalogue.hot.path, Kind::Day.runner())?;
         for part in &catalogue.complete {
             // SQLite would make an empty one, and days would be gone without a word.
             if !part.path.exists() {
                 let problem = "it holds sessions that are kept, and it is missing; restore a backup".to_owned();
                 return Err(OpenError::Engine { path: part.path.clone(), problem });
             }
-            // Also what is only read has the newest schema.
-            open_for_writing(&part.path, day_schema::migrations::runner())?;
+            match part.form {
+                // Also what is only read has the newest schema.
+                Form::Rows => drop(open_for_writing(&part.path, Kind::Day.runner())?),
+                Form::Sealed => {
+                    let sealed = open_for_reading(&part.path).map_err(|error| engine(&part.path, &error))?;
+                    check_schema(&part.path, &sealed, Kind::Sealed)?;
+                    let rows = parts::file_of(part.id);
+                    let failed =
+                        |error: io::Error| OpenError::Engine { path: folder.join(&rows), problem: error.to_string() };
+                    parts::remove(folder, &rows).map_err(failed)?;
+                }
+            }
         }
         let files = Files { folder: folder.to_owned(), main: main_path, catalogue: Shared::new(catalogue) };
         let database = Database { main, day, files, keeping, _lock: lock };
@@ -169,14 +164,15 @@ impl Database {
         let next = Hot { id, path: self.files.folder.join(parts::file_of(id)), started_at: now };
         let failed = |problem: io::Error| OpenError::Engine { path: next.path.clone(), problem: problem.to_string() };
         parts::remove(&self.files.folder, &parts::file_of(id)).map_err(failed)?;
-        let mut day = open_for_writing(&next.path, day_schema::migrations::runner())?;
+        let mut day = open_for_writing(&next.path, Kind::Day.runner())?;
         parts::take_over(&mut day, &before.path).map_err(|error| engine(&next.path, &error))?;
         parts::turn_over(&mut self.main, before, (sessions, latest), &next).map_err(|error| self.failed(error))?;
         tracing::info!(file = %next.path.display(), sessions, "the next file of sessions begins");
         // Closing it folds its log into it, unless a question still reads it: then the last one does.
         self.day = day;
         self.files.catalogue.change(|catalogue| {
-            let complete = Part { id: catalogue.hot.id, path: catalogue.hot.path.clone(), latest };
+            let (id, path) = (catalogue.hot.id, catalogue.hot.path.clone());
+            let complete = Part { id, path, latest, form: Form::Rows };
             catalogue.complete.push(complete);
             catalogue.hot = next;
         });
@@ -220,6 +216,26 @@ impl Files {
         open_for_reading(&self.main)
     }
 
+    /// The folder of all files.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Puts the sealed form of a file in its place; whether it was still kept. Only the writer may call this, between two
+    /// pieces of its work.
+    pub(super) fn exchange(&self, main: &Connection, id: i64) -> Result<bool, rusqlite::Error> {
+        let exchanged = parts::exchange(main, id)?;
+        if exchanged {
+            let path = self.folder.join(parts::sealed_of(id));
+            self.catalogue.change(|catalogue| {
+                for part in catalogue.complete.iter_mut().filter(|part| part.id == id) {
+                    *part = Part { path: path.clone(), form: Form::Sealed, ..part.clone() };
+                }
+            });
+        }
+        Ok(exchanged)
+    }
+
     /// The files that hold sessions, as they are now.
     pub(super) fn catalogue(&self) -> Arc<Catalogue> {
         self.catalogue.get()
@@ -237,7 +253,7 @@ impl Files {
                 connection.pragma_update(None, "cache_size", -PART_CACHE_KIB)?;
                 Ok(Some(connection))
             }
-            Err(_) if !self.catalogue().complete.contains(part) => Ok(None),
+            Err(_) if !self.catalogue().complete.iter().any(|kept| kept.id == part.id) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -269,30 +285,17 @@ impl Locked {
     }
 }
 
-/// Which of the two kinds of files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Main,
-    Day,
-}
-
-/// Refuses a file of a schema that this program does not know.
-pub(super) fn check_schema(path: &Path, connection: &Connection, kind: Kind) -> Result<(), OpenError> {
-    match kind {
-        Kind::Main => refuse_newer(path, connection, &main_schema::migrations::runner()),
-        Kind::Day => refuse_newer(path, connection, &day_schema::migrations::runner()),
-    }
-}
-
 /// The file in a folder that everything begins with.
 pub(super) fn main_file(folder: &Path) -> (String, PathBuf) {
     (MAIN_FILE.to_owned(), folder.join(MAIN_FILE))
 }
 
-/// The names of the files that hold sessions, as the catalogue has them; those that are being dropped count no more.
-pub(super) fn day_files(main: &Connection) -> Result<Vec<String>, rusqlite::Error> {
-    main.prepare("SELECT file FROM parts WHERE state <> ?1 ORDER BY id")?
-        .query_map([parts::DROPPING], |row| row.get("file"))?
+/// The names of the files that hold sessions, as the catalogue has them, and of which kind each is; those that are being
+/// dropped count no more.
+pub(super) fn day_files(main: &Connection) -> Result<Vec<(String, Kind)>, rusqlite::Error> {
+    let kind = |state: i64| if state == parts::SEALED { Kind::Sealed } else { Kind::Day };
+    main.prepare("SELECT file, state FROM parts WHERE state <> ?1 ORDER BY id")?
+        .query_map([parts::DROPPING], |row| Ok((row.get("file")?, kind(row.get("state")?))))?
         .collect()
 }
 
@@ -341,28 +344,8 @@ fn open_for_writing(path: &Path, runner: refinery::Runner) -> Result<Connection,
     };
     settle().map_err(|error| engine(path, &error))?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    runner.run(&mut connection).map_err(|error| match error.kind() {
-        refinery::error::Kind::Connection(_, cause) => match cause.downcast_ref::<rusqlite::Error>() {
-            Some(cause) => engine(path, cause),
-            None => OpenError::Engine { path: path.to_owned(), problem: cause.to_string() },
-        },
-        _ => OpenError::Altered { path: path.to_owned(), problem: error.to_string() },
-    })?;
+    migrate(path, &mut connection, &runner)?;
     Ok(connection)
-}
-
-/// Looks at the schema of a file before anything is changed in it.
-fn refuse_newer(path: &Path, connection: &Connection, runner: &refinery::Runner) -> Result<(), OpenError> {
-    let known = runner.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0);
-    let found = || {
-        let table = "SELECT count(*) FROM sqlite_schema WHERE name = 'refinery_schema_history'";
-        if connection.query_row(table, [], |row| row.get::<_, i64>(0))? == 0 {
-            return Ok(0);
-        }
-        connection.query_row("SELECT coalesce(max(version), 0) FROM refinery_schema_history", [], |row| row.get(0))
-    };
-    let found: i32 = found().map_err(|error| engine(path, &error))?;
-    if found > known { Err(OpenError::Newer { path: path.to_owned(), found, known }) } else { Ok(()) }
 }
 
 fn open_for_reading(path: &Path) -> Result<Connection, rusqlite::Error> {

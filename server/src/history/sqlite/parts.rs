@@ -1,9 +1,9 @@
 //! The files that hold sessions: one for a day, or for so many rows. The newest one is written to; an older one is complete,
-//! is only read, and goes as a whole when it is older than what is kept.
+//! is only read, gets its sealed form, and goes as a whole when it is older than what is kept.
 //!
 //! The order of steps decides what a crash leaves. A new file is complete before the catalogue in `main.db` names it: one
 //! that is not named is left over, and removed at the next start. A file is dropped in the catalogue before it is removed:
-//! what is marked so is removed at the next start.
+//! what is marked so is removed at the next start. So is a file of rows whose sealed form the catalogue names.
 
 use std::{
     fs, io,
@@ -20,6 +20,8 @@ const PART_ROWS: i64 = 5_000_000;
 const DAY_US: i64 = 86_400_000_000;
 /// What SQLite keeps beside a database.
 const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
+/// What a sealed form is called until it is whole, in place of its own ending.
+pub(super) const UNFINISHED: &str = "unfinished";
 
 /// The tables of `main.db` that grow with time: their keys, and what says how old a row is.
 const OLD: [(&str, &str, &str); 4] = [
@@ -31,6 +33,7 @@ const OLD: [(&str, &str, &str); 4] = [
 
 const HOT: i64 = 0;
 const COMPLETE: i64 = 1;
+pub(super) const SEALED: i64 = 2;
 pub(super) const DROPPING: i64 = 3;
 
 /// When a file is complete, and how long it is kept.
@@ -48,6 +51,15 @@ impl Default for Keeping {
     }
 }
 
+/// How sessions are written in a file that is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Form {
+    /// As they came, a row for each.
+    Rows,
+    /// In blocks of columns.
+    Sealed,
+}
+
 /// A file that is complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Part {
@@ -57,6 +69,8 @@ pub(super) struct Part {
     pub(super) path: PathBuf,
     /// The latest closing in it.
     pub(super) latest: i64,
+    /// What is in it.
+    pub(super) form: Form,
 }
 
 /// The file that is written to.
@@ -138,12 +152,13 @@ pub(super) fn load(main: &mut Connection, folder: &Path, now: Timestamp) -> Resu
     };
     let complete = {
         let mut statement = transaction
-            .prepare("SELECT id, file, max_closed_at_us FROM parts WHERE state = ?1 AND id <> ?2 ORDER BY id")?;
+            .prepare("SELECT id, file, state, max_closed_at_us FROM parts WHERE state IN (?1, ?2) ORDER BY id")?;
         let part = |row: &rusqlite::Row<'_>| {
             let path = folder.join(row.get::<_, String>("file")?);
-            Ok(Part { id: row.get("id")?, path, latest: row.get("max_closed_at_us")? })
+            let form = if row.get::<_, i64>("state")? == SEALED { Form::Sealed } else { Form::Rows };
+            Ok(Part { id: row.get("id")?, path, latest: row.get("max_closed_at_us")?, form })
         };
-        statement.query_map(params![COMPLETE, hot.id], part)?.collect::<Result<_, _>>()?
+        statement.query_map([COMPLETE, SEALED], part)?.collect::<Result<_, _>>()?
     };
     let horizon = stored_horizon(&transaction)?;
     transaction.commit()?;
@@ -159,6 +174,20 @@ pub(super) fn stored_horizon(main: &Connection) -> Result<Option<Timestamp>, rus
 /// Name of a file.
 pub(super) fn file_of(id: i64) -> String {
     format!("day-{id}.db")
+}
+
+/// Name of its sealed form.
+pub(super) fn sealed_of(id: i64) -> String {
+    format!("day-{id}.sealed")
+}
+
+/// Names the sealed form of a file in its place; whether it was still kept.
+pub(super) fn exchange(main: &Connection, id: i64) -> Result<bool, rusqlite::Error> {
+    let changed = main.execute(
+        "UPDATE parts SET state = ?2, file = ?3 WHERE id = ?1 AND state = ?4",
+        params![id, SEALED, sealed_of(id), COMPLETE],
+    )?;
+    Ok(changed == 1)
 }
 
 fn enter(main: &Connection, hot: &Hot) -> Result<(), rusqlite::Error> {
@@ -225,14 +254,14 @@ pub(super) fn drop_before(
 
 /// Removes files that are marked as dropped. Whoever still reads one goes on.
 pub(super) fn remove_dropped(main: &Connection, folder: &Path) -> Result<(), rusqlite::Error> {
-    let dropped: Vec<(i64, String)> = main
-        .prepare("SELECT id, file FROM parts WHERE state = ?1")?
-        .query_map([DROPPING], |row| Ok((row.get("id")?, row.get("file")?)))?
+    let dropped: Vec<i64> = main
+        .prepare("SELECT id FROM parts WHERE state = ?1")?
+        .query_map([DROPPING], |row| row.get("id"))?
         .collect::<Result<_, _>>()?;
-    for (id, file) in dropped {
-        match remove(folder, &file) {
+    for id in dropped {
+        match remove(folder, &file_of(id)).and_then(|()| remove(folder, &sealed_of(id))) {
             Ok(()) => main.execute("DELETE FROM parts WHERE id = ?1", [id]).map(drop)?,
-            Err(error) => tracing::warn!(%error, file, "a file of the history that is not kept cannot be removed"),
+            Err(error) => tracing::warn!(%error, id, "a file of the history that is not kept cannot be removed"),
         }
     }
     Ok(())

@@ -15,7 +15,7 @@ use self::outlet::Outlet;
 use super::{
     coding::{OwnerColumns, StoredOwner},
     database::Files,
-    parts::Catalogue,
+    parts::{Catalogue, Part},
 };
 use crate::history::{Bounds, HistoryError, Rows, matching::OwnerNames};
 
@@ -139,9 +139,10 @@ impl Reader {
             self.day = self.files.open_hot(&now.hot)?;
         }
         if now.complete != self.catalogue.complete {
-            let mut before: HashMap<i64, _> =
-                self.catalogue.complete.iter().map(|part| part.id).zip(std::mem::take(&mut self.parts)).collect();
-            self.parts = now.complete.iter().map(|part| before.remove(&part.id).unwrap_or_default()).collect();
+            let names = self.catalogue.complete.iter().map(|part| (part.id, part.form));
+            let mut before: HashMap<_, _> = names.zip(std::mem::take(&mut self.parts)).collect();
+            let keep = |part: &Part| before.remove(&(part.id, part.form)).unwrap_or_default();
+            self.parts = now.complete.iter().map(keep).collect();
         }
         self.catalogue = now;
         Ok(self)
@@ -160,6 +161,14 @@ impl Reader {
             watch(connection, self.over.as_ref())?;
         }
         Ok(cell.get_or_init(|| connection).as_ref())
+    }
+
+    /// Fails when the question may not go on: for work that SQLite does not do.
+    pub(super) fn go_on(&self) -> Result<(), HistoryError> {
+        match &self.over {
+            Some(over) if over() => Err(HistoryError::Engine("interrupted".to_owned())),
+            _ => Ok(()),
+        }
     }
 
     /// Makes SQLite ask from time to time whether to go on.

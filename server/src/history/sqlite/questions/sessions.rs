@@ -7,17 +7,18 @@
 use std::{
     cmp::Ordering,
     collections::{BinaryHeap, HashMap},
+    rc::Rc,
 };
 
 use fleetsock_proto::{
     answer::AnswerMeta,
     question::{SessionQuestion, SessionTime},
     session::Session,
-    socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketState},
+    socket::{Direction, Family, Known, Protocol, SocketState},
     time::Timestamp,
 };
 use ipnet::IpNet;
-use rusqlite::{Connection, Row, params_from_iter, types::Value};
+use rusqlite::{Connection, params_from_iter, types::Value};
 
 use super::{
     Programs, Reader, coverage, names,
@@ -27,10 +28,13 @@ use crate::history::{
     HistoryError,
     matching::Matcher,
     sqlite::{
-        coding::{self, OwnerColumns},
+        coding,
         roster::{Places, Selected, Selection},
+        stored::{self, StoredSession},
     },
 };
+
+mod blocks;
 
 /// Up to so many hosts are each read by the index of hosts; for more, reading what closed last is less work.
 const BY_HOST: usize = 64;
@@ -110,16 +114,13 @@ impl Window {
     }
 }
 
-/// When the session of a row closed, and how that is known.
-fn closed(row: &Row<'_>) -> Result<(Timestamp, Known), rusqlite::Error> {
-    Ok((coding::time(row, "closed_at_us")?, coding::word(row, "closed_known", Known::from_number)?))
-}
-
-/// Conditions that SQLite can hold against a row before anything is read of it. They let through whatever is meant.
+/// Conditions that can be held against a row before much is read of it. They let through whatever is meant.
 struct Narrowed {
-    /// With unnumbered parameters, which follow the numbered ones.
+    /// For SQLite, with unnumbered parameters, which follow the numbered ones.
     sql: String,
     values: Vec<Value>,
+    /// The first and the last port of the service.
+    ports: (u16, u16),
 }
 
 impl Narrowed {
@@ -137,7 +138,7 @@ impl Narrowed {
             let ends = |prefix: &IpNet| [prefix.network(), prefix.broadcast()];
             values.extend(question.peers.iter().flat_map(ends).map(|end| Value::from(coding::address_bytes(end))));
         }
-        Narrowed { sql, values }
+        Narrowed { sql, values, ports: (first, last) }
     }
 }
 
@@ -180,6 +181,16 @@ enum What {
         first: i64,
         last: i64,
     },
+    /// A block of a sealed file.
+    Block {
+        file: InFile,
+        id: i64,
+    },
+    /// A session of a block that was read; those before it come later.
+    InBlock {
+        block: Rc<Vec<StoredSession>>,
+        at: usize,
+    },
     /// A file that was not looked into yet.
     File(InFile),
 }
@@ -201,7 +212,7 @@ impl PartialOrd for Next {
 impl Ord for Next {
     fn cmp(&self, other: &Next) -> Ordering {
         // At the same moment a page comes before a row: it may hold rows of that moment.
-        let is_page = |next: &Next| !matches!(next.what, What::Session(_) | What::Row { .. });
+        let is_page = |next: &Next| !matches!(next.what, What::Session(_) | What::Row { .. } | What::InBlock { .. });
         self.latest.cmp(&other.latest).then_with(|| is_page(self).cmp(&is_page(other)))
     }
 }
@@ -209,20 +220,23 @@ impl Ord for Next {
 impl<'a> Search<'a> {
     /// Sends the sessions that are open.
     fn open(&mut self, selection: &Selection, sink: &mut dyn Sink<Session>) -> Result<Wanted, HistoryError> {
-        let mut by_host = self.reader.day.prepare_cached(
-            "SELECT * FROM open_sessions WHERE host_id = ?2 AND opened_at_us <= ?1
+        let mut by_host = self.reader.day.prepare_cached(&format!(
+            "SELECT {} FROM open_sessions WHERE host_id = ?2 AND opened_at_us <= ?1
              ORDER BY opened_at_us DESC, netns, cookie",
-        )?;
-        let mut by_time = self.reader.day.prepare_cached(
-            "SELECT * FROM open_sessions WHERE opened_at_us <= ?1 ORDER BY opened_at_us DESC, host_id, netns, cookie",
-        )?;
+            stored::OPEN
+        ))?;
+        let mut by_time = self.reader.day.prepare_cached(&format!(
+            "SELECT {} FROM open_sessions WHERE opened_at_us <= ?1
+             ORDER BY opened_at_us DESC, host_id, netns, cookie",
+            stored::OPEN
+        ))?;
         let until = self.window.opened_until.as_micros();
         let mut rows = match selection.hosts.as_slice() {
             [host] => by_host.query([until, host.entry.id])?,
             _ => by_time.query([until])?,
         };
         while let Some(row) = rows.next()? {
-            if let Some(session) = self.session(row, None)?
+            if let Some(session) = self.session(&StoredSession::open(row)?)?
                 && sink.push(session)? == Wanted::NoMore
             {
                 return Ok(Wanted::NoMore);
@@ -248,6 +262,20 @@ impl<'a> Search<'a> {
                         break;
                     }
                 }
+                What::InBlock { block, at } => {
+                    heap.extend(self.next_in(&block, at));
+                    if let Some(session) = block.get(at)
+                        && let Some(session) = self.session(session)?
+                        && sink.push(session)? == Wanted::NoMore
+                    {
+                        break;
+                    }
+                }
+                What::Block { file, id } => {
+                    let block = Rc::new(self.read_block(file, id)?);
+                    heap.extend(self.next_in(&block, block.len()));
+                }
+                What::File(file) if self.is_sealed(file) => self.blocks(file, &mut heap)?,
                 What::File(file) if selection.hosts.len() <= BY_HOST => {
                     let page = |host: &Selected| Next {
                         latest,
@@ -315,13 +343,13 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    fn read_row(&mut self, file: InFile, id: i64) -> Result<Option<Session>, rusqlite::Error> {
+    fn read_row(&mut self, file: InFile, id: i64) -> Result<Option<Session>, HistoryError> {
         let Some(connection) = self.file(file)? else { return Ok(None) };
-        let mut statement = connection
-            .prepare_cached("SELECT *, closed_at_us - duration_us AS opened_at_us FROM sessions WHERE id = ?1")?;
+        let mut statement =
+            connection.prepare_cached(&format!("SELECT {} FROM sessions WHERE id = ?1", stored::OVER))?;
         let mut rows = statement.query([id])?;
         match rows.next()? {
-            Some(row) => self.session(row, Some(closed(row)?)),
+            Some(row) => self.session(&StoredSession::over(row)?),
             None => Ok(None),
         }
     }
@@ -333,13 +361,14 @@ impl<'a> Search<'a> {
         host: i64,
         (latest, before_id): (i64, i64),
         heap: &mut BinaryHeap<Next>,
-    ) -> Result<(), rusqlite::Error> {
+    ) -> Result<(), HistoryError> {
         let Some(connection) = self.file(file)? else { return Ok(()) };
         let mut statement = connection.prepare_cached(&format!(
-            "SELECT *, closed_at_us - duration_us AS opened_at_us FROM sessions
+            "SELECT {}, id FROM sessions
              WHERE host_id = ?1 AND closed_at_us > ?2 AND (closed_at_us, id) < (?3, ?4)
                  AND closed_at_us - duration_us <= ?5 AND {}
              ORDER BY closed_at_us DESC, id DESC LIMIT {PAGE_ROWS}",
+            stored::OVER,
             self.narrowed.sql
         ))?;
         let Window { opened_until, closed_after, .. } = self.window;
@@ -349,7 +378,7 @@ impl<'a> Search<'a> {
         while let Some(row) = rows.next()? {
             read += 1;
             last = (row.get("closed_at_us")?, row.get("id")?);
-            if let Some(session) = self.session(row, Some(closed(row)?))? {
+            if let Some(session) = self.session(&StoredSession::over(row)?)? {
                 heap.push(Next { latest: last.0, what: What::Session(Box::new(session)) });
             }
         }
@@ -359,35 +388,33 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// The session of a row, if the question means it.
-    fn session(
-        &mut self,
-        row: &Row<'_>,
-        closed: Option<(Timestamp, Known)>,
-    ) -> Result<Option<Session>, rusqlite::Error> {
-        let Some(host) = self.hosts.get(&row.get("host_id")?) else { return Ok(None) };
-        let direction = coding::word(row, "direction", Direction::from_number)?;
-        let protocol = coding::word(row, "protocol", Protocol::from_number)?;
-        let family = coding::word(row, "family", Family::from_number)?;
-        let state = coding::word(row, "state", SocketState::from_number)?;
-        let local = coding::socket_address(row, "local_address", "local_port")?;
-        let peer = coding::socket_address(row, "peer_address", "peer_port")?;
+    /// The session, if the question means it.
+    fn session(&mut self, one: &StoredSession) -> Result<Option<Session>, HistoryError> {
+        let Some(host) = self.hosts.get(&one.host_id) else { return Ok(None) };
+        let direction = coding::meaning("direction", one.direction, Direction::from_number)?;
+        let protocol = coding::meaning("protocol", one.protocol, Protocol::from_number)?;
+        let family = coding::meaning("family", one.family, Family::from_number)?;
+        let state = coding::meaning("state", one.state, SocketState::from_number)?;
         let SessionQuestion { directions, states, peers, .. } = self.question;
         let service_port = match direction {
-            Direction::In => local.port(),
-            Direction::Out => peer.port(),
+            Direction::In => one.local.port(),
+            Direction::Out => one.peer.port(),
         };
         let meant = self.matcher.matches_socket(protocol, family, service_port)
             && (directions.is_empty() || directions.contains(&direction))
             && (states.is_empty() || states.contains(&state))
-            && (peers.is_empty() || peers.iter().any(|prefix| prefix.contains(&peer.ip())));
+            && (peers.is_empty() || peers.iter().any(|prefix| prefix.contains(&one.peer.ip())));
         if !meant {
             return Ok(None);
         }
-        let owners = self.programs.owners(&OwnerColumns::read(row)?)?;
+        let owners = self.programs.owners(&one.owners)?;
         if !self.matcher.matches_owners(names(&owners)) {
             return Ok(None);
         }
+        let closed = |(at, known)| {
+            let known = coding::meaning("closed_known", known, Known::from_number)?;
+            Ok::<_, rusqlite::Error>((Timestamp::from_micros(at), known))
+        };
         Ok(Some(Session {
             host_id: host.entry.host_id,
             host: host.entry.name.clone(),
@@ -395,18 +422,18 @@ impl<'a> Search<'a> {
             protocol,
             family,
             direction,
-            local,
-            peer,
-            peer_host: self.places.get(&peer.ip()).cloned().flatten().unwrap_or_default(),
+            local: one.local,
+            peer: one.peer,
+            peer_host: self.places.get(&one.peer.ip()).cloned().flatten().unwrap_or_default(),
             state,
-            netns: coding::unsigned(row, "netns")?,
-            owner_known: coding::word(row, "owner_known", OwnerKnown::from_number)?,
+            netns: one.netns.cast_unsigned(),
+            owner_known: one.owners.how_known()?,
             owners,
-            opened_at: coding::time(row, "opened_at_us")?,
-            opened_known: coding::word(row, "opened_known", Known::from_number)?,
-            closed,
-            bytes_sent: coding::unsigned(row, "bytes_sent")?,
-            bytes_received: coding::unsigned(row, "bytes_received")?,
+            opened_at: Timestamp::from_micros(one.opened_at_us),
+            opened_known: coding::meaning("opened_known", one.opened_known, Known::from_number)?,
+            closed: one.closed.map(closed).transpose()?,
+            bytes_sent: one.bytes_sent.cast_unsigned(),
+            bytes_received: one.bytes_received.cast_unsigned(),
         }))
     }
 }

@@ -1,0 +1,88 @@
+//! The schema of each kind of file, and how a file gets the newest one.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::database::{OpenError, engine};
+
+mod main_schema {
+    #![allow(
+        clippy::unwrap_used,
+        unreachable_pub,
+        reason = "made by the macro; names of files are checked when it runs"
+    )]
+    refinery::embed_migrations!("../migrations/sqlite/main");
+}
+
+mod day_schema {
+    #![allow(
+        clippy::unwrap_used,
+        unreachable_pub,
+        reason = "made by the macro; names of files are checked when it runs"
+    )]
+    refinery::embed_migrations!("../migrations/sqlite/day");
+}
+
+mod sealed_schema {
+    #![allow(
+        clippy::unwrap_used,
+        unreachable_pub,
+        reason = "made by the macro; names of files are checked when it runs"
+    )]
+    refinery::embed_migrations!("../migrations/sqlite/sealed");
+}
+
+/// Which of the kinds of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Main,
+    Day,
+    Sealed,
+}
+
+impl Kind {
+    pub(super) fn runner(self) -> refinery::Runner {
+        match self {
+            Kind::Main => main_schema::migrations::runner(),
+            Kind::Day => day_schema::migrations::runner(),
+            Kind::Sealed => sealed_schema::migrations::runner(),
+        }
+    }
+}
+
+/// Makes the tables of a sealed file.
+pub(super) fn make_sealed(path: &Path, sealed: &mut Connection) -> Result<(), OpenError> {
+    migrate(path, sealed, &Kind::Sealed.runner())
+}
+
+/// Refuses a file of a schema that this program does not know.
+pub(super) fn check_schema(path: &Path, connection: &Connection, kind: Kind) -> Result<(), OpenError> {
+    refuse_newer(path, connection, &kind.runner())
+}
+
+/// Brings a file to the newest schema.
+pub(super) fn migrate(path: &Path, connection: &mut Connection, runner: &refinery::Runner) -> Result<(), OpenError> {
+    let migrated = runner.run(connection).map(drop);
+    migrated.map_err(|error| match error.kind() {
+        refinery::error::Kind::Connection(_, cause) => match cause.downcast_ref::<rusqlite::Error>() {
+            Some(cause) => engine(path, cause),
+            None => OpenError::Engine { path: path.to_owned(), problem: cause.to_string() },
+        },
+        _ => OpenError::Altered { path: path.to_owned(), problem: error.to_string() },
+    })
+}
+
+/// Looks at the schema of a file before anything is changed in it.
+pub(super) fn refuse_newer(path: &Path, connection: &Connection, runner: &refinery::Runner) -> Result<(), OpenError> {
+    let known = runner.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0);
+    let found = || {
+        let table = "SELECT count(*) FROM sqlite_schema WHERE name = 'refinery_schema_history'";
+        if connection.query_row(table, [], |row| row.get::<_, i64>(0))? == 0 {
+            return Ok(0);
+        }
+        connection.query_row("SELECT coalesce(max(version), 0) FROM refinery_schema_history", [], |row| row.get(0))
+    };
+    let found: i32 = found().map_err(|error| engine(path, &error))?;
+    if found > known { Err(OpenError::Newer { path: path.to_owned(), found, known }) } else { Ok(()) }
+}

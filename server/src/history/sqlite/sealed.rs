@@ -1,0 +1,241 @@
+//! Sealed files: what becomes of a file of sessions once it is complete.
+//!
+//! A complete file is never written to again, so that it can be kept in a form that is small and quick to search and could
+//! not be added to: the sessions of each host in compressed blocks of columns, and a table of all addresses with which there
+//! were sessions, sorted, which no file could have that grows. Both are tables of an SQLite database, so that they are
+//! opened, copied and checked like the others.
+//!
+//! [`seal`] writes such a file beside the first and reads it again; `sealer` is the thread that does so and then exchanges
+//! the two. `block` and `column` say how sessions become bytes.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::Arc,
+};
+
+use rusqlite::{Connection, OpenFlags, params};
+
+use super::{
+    database::OpenError,
+    parts::UNFINISHED,
+    schema::make_sealed,
+    stored::{self, StoredSession},
+};
+use crate::history::HistoryError;
+
+mod block;
+mod column;
+mod sealer;
+
+pub use self::sealer::Sealing;
+pub(super) use self::{
+    block::{CODEC, decode},
+    column::Damaged,
+    sealer::Sealer,
+};
+
+/// Bytes of a page: larger ones hold blocks better, and nothing is changed in them.
+const PAGE_BYTES: i64 = 16 * 1024;
+/// Page cache while a file is sealed, KiB: the sort of all addresses takes what is above it to the disk.
+const CACHE_KIB: i64 = 32 * 1024;
+
+/// Asked from time to time whether to go on.
+pub(super) type GoesOn = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Steps of SQLite's machine between two looks whether sealing is still wanted.
+const STEPS: i32 = 100_000;
+
+/// Why a file is not sealed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SealError {
+    /// The server ends, or the file is not kept any more.
+    #[error("it is not wanted any more")]
+    Unwanted,
+    /// SQLite or the disk refused.
+    #[error(transparent)]
+    Engine(#[from] rusqlite::Error),
+    /// The new file cannot be made.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The disk refused.
+    #[error(transparent)]
+    File(#[from] io::Error),
+    /// A block cannot be read again.
+    #[error("what was written cannot be read again: {0}")]
+    Damaged(#[from] Damaged),
+    /// The writer refused to name it.
+    #[error("its sealed form cannot be named: {0}")]
+    Exchange(HistoryError),
+    /// What was read again is something else.
+    #[error("what was written is not what was read")]
+    Different,
+}
+
+/// What a file holds, whatever its form.
+#[derive(Debug, PartialEq, Eq)]
+struct Contents {
+    sessions: i64,
+    hash: u64,
+}
+
+fn count(sessions: &[StoredSession]) -> i64 {
+    i64::try_from(sessions.len()).unwrap_or(i64::MAX)
+}
+
+/// Sums up sessions in their order.
+#[derive(Default)]
+struct Summing {
+    sessions: i64,
+    hasher: DefaultHasher,
+}
+
+impl Summing {
+    fn add(&mut self, sessions: &[StoredSession]) {
+        self.sessions += count(sessions);
+        sessions.iter().for_each(|one| one.hash(&mut self.hasher));
+    }
+
+    fn finish(&self) -> Contents {
+        Contents { sessions: self.sessions, hash: self.hasher.finish() }
+    }
+}
+
+/// Writes the sealed form of a file of sessions, and reads it again. It is durable afterwards, under its own name.
+///
+/// `goes_on` is asked between blocks. What is left over of an earlier attempt is overwritten.
+pub(super) fn seal(rows: &Path, sealed: &Path, goes_on: &GoesOn) -> Result<(), SealError> {
+    let unfinished = sealed.with_extension(UNFINISHED);
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        Ok(()) | Err(_) => {}
+    }
+    let outcome = write_and_check(rows, &unfinished, goes_on);
+    if outcome.is_err()
+        && let Err(error) = fs::remove_file(&unfinished)
+    {
+        tracing::debug!(%error, file = %unfinished.display(), "what is left over stays until the next attempt");
+    }
+    outcome?;
+    fs::rename(&unfinished, sealed)?;
+    if let Some(folder) = sealed.parent() {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+fn write_and_check(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<(), SealError> {
+    // SQLite takes the empty file as it is, with its mode.
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(unfinished)?;
+    let written = write(rows, unfinished, goes_on)?;
+    let read = read_again(unfinished, goes_on)?;
+    if written != read {
+        return Err(SealError::Different);
+    }
+    file.sync_all()?;
+    Ok(())
+}
+
+fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError> {
+    let source = Connection::open_with_flags(rows, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let mut sealed = Connection::open(unfinished)?;
+    sealed.pragma_update(None, "page_size", PAGE_BYTES)?;
+    // A file that breaks off is removed, and one that does not is written out before it counts.
+    sealed.pragma_update(None, "journal_mode", "OFF")?;
+    sealed.pragma_update(None, "synchronous", "OFF")?;
+    sealed.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    make_sealed(unfinished, &mut sealed)?;
+    let transaction = sealed.transaction()?;
+    let mut contents = Summing::default();
+    {
+        let mut statement =
+            source.prepare(&format!("SELECT {} FROM sessions ORDER BY host_id, closed_at_us, id", stored::OVER))?;
+        let mut found = statement.query([])?;
+        let mut block: Vec<StoredSession> = Vec::with_capacity(block::BLOCK_SESSIONS);
+        while let Some(row) = found.next()? {
+            let session = StoredSession::over(row)?;
+            let is_other = block.first().is_some_and(|first| first.host_id != session.host_id);
+            if is_other || block.len() == block::BLOCK_SESSIONS {
+                contents.add(&block);
+                store(&transaction, &block)?;
+                block.clear();
+                if !goes_on() {
+                    return Err(SealError::Unwanted);
+                }
+            }
+            block.push(session);
+        }
+        contents.add(&block);
+        store(&transaction, &block)?;
+    }
+    transaction.commit()?;
+    write_pairs(rows, &mut sealed, goes_on)?;
+    sealed.close().map_err(|(_, error)| error)?;
+    Ok(contents.finish())
+}
+
+fn store(transaction: &Connection, block: &[StoredSession]) -> Result<(), SealError> {
+    let closed = || block.iter().filter_map(|one| one.closed).map(|(at, _)| at);
+    let (Some(first), Some(min_closed), Some(max_closed)) = (block.first(), closed().min(), closed().max()) else {
+        return Ok(());
+    };
+    let min_opened = block.iter().map(|one| one.opened_at_us).min();
+    let row = params![first.host_id, count(block), min_opened, min_closed, max_closed, CODEC];
+    transaction
+        .prepare_cached(
+            "INSERT INTO blocks (host_id, sessions, min_opened_at_us, min_closed_at_us, max_closed_at_us, codec)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute(row)?;
+    let id = transaction.last_insert_rowid();
+    transaction
+        .prepare_cached("INSERT INTO contents (block_id, columns) VALUES (?1, ?2)")?
+        .execute(params![id, block::encode(block)?])?;
+    Ok(())
+}
+
+fn write_pairs(rows: &Path, sealed: &mut Connection, goes_on: &GoesOn) -> Result<(), SealError> {
+    let asked = Arc::clone(goes_on);
+    sealed.progress_handler(STEPS, Some(move || !asked()))?;
+    sealed.execute("ATTACH DATABASE ?1 AS complete", [rows.to_string_lossy()])?;
+    let written = sealed.execute_batch(
+        "INSERT INTO main.pairs (peer_address, host_id, sessions, min_closed_at_s, max_closed_at_s)
+         SELECT peer_address, host_id, count(*), min(closed_at_us) / 1000000, max(closed_at_us) / 1000000
+         FROM complete.sessions GROUP BY peer_address, host_id ORDER BY peer_address, host_id;
+         DETACH DATABASE complete;",
+    );
+    written.map_err(|error| match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::OperationInterrupted) => SealError::Unwanted,
+        _ => SealError::Engine(error),
+    })
+}
+
+/// Reads every session of a sealed file.
+fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError> {
+    let sealed = Connection::open_with_flags(unfinished, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let mut contents = Summing::default();
+    let mut statement = sealed.prepare(
+        "SELECT blocks.host_id, blocks.sessions, contents.columns FROM blocks
+         JOIN contents ON contents.block_id = blocks.id ORDER BY blocks.id",
+    )?;
+    let mut blocks = statement.query([])?;
+    while let Some(row) = blocks.next()? {
+        let columns = row.get_ref(2)?.as_blob().map_err(|_| SealError::Different)?;
+        let sessions = decode(row.get(0)?, columns)?;
+        if count(&sessions) != row.get::<_, i64>(1)? {
+            return Err(SealError::Different);
+        }
+        contents.add(&sessions);
+        if !goes_on() {
+            return Err(SealError::Unwanted);
+        }
+    }
+    let paired = "SELECT coalesce(sum(sessions), 0) FROM pairs";
+    if sealed.query_row(paired, [], |row| row.get::<_, i64>(0))? != contents.sessions {
+        return Err(SealError::Different);
+    }
+    Ok(contents.finish())
+}

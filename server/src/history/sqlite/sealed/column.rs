@@ -1,0 +1,179 @@
+//! Numbers and texts of one column, one after the other in as few bytes as is cheap.
+//!
+//! A number is written seven bits a byte, the lowest first (LEB128); a signed one with its sign in the lowest bit, so that
+//! small ones of either sign are short. What is read is bounded by what is there: nothing is allocated on its word.
+
+use std::{collections::HashMap, hash::Hash};
+
+/// The bytes are no column that this program wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a column is damaged: {0}")]
+pub(in crate::history::sqlite) struct Damaged(pub(super) &'static str);
+
+/// Bytes of the longest number.
+const LONGEST: u32 = 10;
+
+/// A column that is being written.
+#[derive(Debug, Default)]
+pub(super) struct Writing {
+    bytes: Vec<u8>,
+    before: i64,
+}
+
+impl Writing {
+    pub(super) fn unsigned(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.bytes.push(number.to_le_bytes()[0] | 0x80);
+            number >>= 7;
+        }
+        self.bytes.push(number.to_le_bytes()[0]);
+    }
+
+    pub(super) fn signed(&mut self, number: i64) {
+        self.unsigned(((number << 1) ^ (number >> 63)).cast_unsigned());
+    }
+
+    /// The difference to the number before.
+    pub(super) fn difference(&mut self, number: i64) {
+        self.signed(number.wrapping_sub(self.before));
+        self.before = number;
+    }
+
+    pub(super) fn text(&mut self, bytes: &[u8]) {
+        self.unsigned(bytes.len() as u64);
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(super) fn finish(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+/// A column that is being read.
+#[derive(Debug)]
+pub(super) struct Reading<'a> {
+    bytes: &'a [u8],
+    before: i64,
+}
+
+impl<'a> Reading<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Reading<'a> {
+        Reading { bytes, before: 0 }
+    }
+
+    pub(super) fn unsigned(&mut self) -> Result<u64, Damaged> {
+        let mut number = 0;
+        for place in 0..LONGEST {
+            let (byte, rest) = self.bytes.split_first().ok_or(Damaged("a number is missing"))?;
+            self.bytes = rest;
+            let part = u64::from(byte & 0x7f);
+            if part << (7 * place) >> (7 * place) != part {
+                return Err(Damaged("a number is too large"));
+            }
+            number |= part << (7 * place);
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        Err(Damaged("a number has no end"))
+    }
+
+    pub(super) fn signed(&mut self) -> Result<i64, Damaged> {
+        let number = self.unsigned()?;
+        Ok((number >> 1).cast_signed() ^ -(number & 1).cast_signed())
+    }
+
+    pub(super) fn difference(&mut self) -> Result<i64, Damaged> {
+        self.before = self.before.wrapping_add(self.signed()?);
+        Ok(self.before)
+    }
+
+    /// A number of a narrower type.
+    pub(super) fn narrow<T: TryFrom<u64>>(&mut self) -> Result<T, Damaged> {
+        T::try_from(self.unsigned()?).map_err(|_| Damaged("a number is too large"))
+    }
+
+    pub(super) fn text(&mut self) -> Result<&'a [u8], Damaged> {
+        let length = self.narrow::<usize>()?;
+        let (text, rest) = self.bytes.split_at_checked(length).ok_or(Damaged("a text is cut off"))?;
+        self.bytes = rest;
+        Ok(text)
+    }
+
+    /// What was not read.
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Whether everything was read.
+    pub(super) fn end(&self) -> Result<(), Damaged> {
+        if self.bytes.is_empty() { Ok(()) } else { Err(Damaged("there is more than there are rows")) }
+    }
+}
+
+/// Values that come again, each written once; what follows are their places.
+#[derive(Debug)]
+pub(super) struct Dictionary<T> {
+    places: HashMap<T, u64>,
+    pub(super) values: Vec<T>,
+}
+
+impl<T: Eq + Hash + Clone> Dictionary<T> {
+    pub(super) fn new() -> Dictionary<T> {
+        Dictionary { places: HashMap::new(), values: Vec::new() }
+    }
+
+    /// The place of a value.
+    pub(super) fn place(&mut self, value: &T) -> u64 {
+        if let Some(place) = self.places.get(value) {
+            return *place;
+        }
+        let place = self.values.len() as u64;
+        self.places.insert(value.clone(), place);
+        self.values.push(value.clone());
+        place
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(
+            numbers: Vec<i64>, unsigned: Vec<u64>, texts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20)
+        ) {
+            let mut writing = Writing::default();
+            numbers.iter().for_each(|number| writing.difference(*number));
+            numbers.iter().for_each(|number| writing.signed(*number));
+            unsigned.iter().for_each(|number| writing.unsigned(*number));
+            texts.iter().for_each(|text| writing.text(text));
+            let bytes = writing.finish();
+            let mut reading = Reading::new(&bytes);
+            for number in &numbers {
+                prop_assert_eq!(reading.difference(), Ok(*number));
+            }
+            for number in &numbers {
+                prop_assert_eq!(reading.signed(), Ok(*number));
+            }
+            for number in &unsigned {
+                prop_assert_eq!(reading.unsigned(), Ok(*number));
+            }
+            for text in &texts {
+                prop_assert_eq!(reading.text(), Ok(text.as_slice()));
+            }
+            prop_assert_eq!(reading.end(), Ok(()));
+        }
+
+        #[test]
+        fn no_bytes_make_it_fail_otherwise_than_by_saying_so(bytes: Vec<u8>) {
+            let mut reading = Reading::new(&bytes);
+            while reading.end().is_err() && reading.text().is_ok() {}
+            let mut reading = Reading::new(&bytes);
+            while reading.end().is_err() && reading.difference().is_ok() {}
+        }
+    }
+}
