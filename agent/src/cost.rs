@@ -24,6 +24,16 @@ pub fn cpu() -> Duration {
     clock(ClockId::ProcessCPUTime)
 }
 
+/// Time since the boot of the host, with the time that it slept.
+pub fn since_boot() -> Duration {
+    clock(ClockId::Boottime)
+}
+
+/// Time since the boot of the host, without the time that it slept.
+pub fn awake() -> Duration {
+    clock(ClockId::Monotonic)
+}
+
 /// Reads the cost again and again, to tell of each time between.
 #[derive(Debug, Default)]
 pub struct Meter {

@@ -10,6 +10,7 @@ use crate::{
     outbox::Outbox, owners::Processes, remarks::Remarks, restraint::Restraint, table::Table,
 };
 
+mod continuity;
 mod occasion;
 pub mod orders;
 mod round;

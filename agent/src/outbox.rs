@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicI64, Ordering},
+    atomic::{AtomicI64, AtomicU64, Ordering},
 };
 
 use fleetsock_proto::time::Timestamp;
@@ -21,6 +21,7 @@ pub struct Outbox {
     observed_until_us: AtomicI64,
     losses: Losses,
     appended: Notify,
+    leaps: AtomicU64,
 }
 
 impl Outbox {
@@ -31,6 +32,7 @@ impl Outbox {
             observed_until_us: AtomicI64::new(0),
             losses: Losses::default(),
             appended: Notify::new(),
+            leaps: AtomicU64::new(0),
         }
     }
 
@@ -65,6 +67,16 @@ impl Outbox {
     /// When the last walk was done; what it found was in the spool before this was known.
     pub fn observed_until(&self) -> Option<Timestamp> {
         Some(self.observed_until_us.load(Ordering::Acquire)).filter(|us| *us != 0).map(Timestamp::from_micros)
+    }
+
+    /// The host's clock was set, or may have been while the host slept.
+    pub fn clock_leapt(&self) {
+        self.leaps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often the host's clock was set since the start: the server measures anew how far it is off.
+    pub fn clock_leaps(&self) -> u64 {
+        self.leaps.load(Ordering::Relaxed)
     }
 
     /// Says that something was appended.

@@ -74,11 +74,13 @@ struct Memory {
 struct Sight {
     tier: Tier,
     reason: String,
+    /// How often the clock was set: the server must measure it anew.
+    clock_leaps: u64,
 }
 
 impl Sight {
-    fn of(facts: &HostFacts) -> Sight {
-        Sight { tier: facts.tier, reason: facts.tier_reason.clone() }
+    fn of(facts: &HostFacts, clock_leaps: u64) -> Sight {
+        Sight { tier: facts.tier, reason: facts.tier_reason.clone(), clock_leaps }
     }
 }
 
@@ -209,7 +211,7 @@ impl Uplink {
         let identity = self.identity().await?;
         let mut client = AgentClient::connect(&identity).await.map_err(of_connect)?;
         let facts = self.facts_now().await?;
-        let told = Sight::of(&facts);
+        let told = Sight::of(&facts, self.outbox.clock_leaps());
         let given = self.outbox.ask(|spool| spool.given()).await.map_err(|error| Ending::Lost(error.to_string()))?;
         let (outgoing, messages) = mpsc::channel(stream::OUTGOING);
         let hello = Hello {

@@ -5,6 +5,7 @@ use std::io::Write;
 use clap::{Args, Subcommand};
 use fleetsock_proto::host::{Host, HostSelector};
 
+use self::coverage::Times as Typed;
 use crate::{
     Invocation,
     failure::{Ended, Exit, Failure},
@@ -17,6 +18,9 @@ use crate::{
     server,
 };
 
+mod coverage;
+mod periods;
+
 /// What stands first in the help.
 pub const EXAMPLES: &str = "\
 Examples:
@@ -24,6 +28,8 @@ Examples:
   fleetctl hosts web1                     all that is known of one
   fleetctl hosts 'web*' -o wide           with kernel, agent, clock, labels
   fleetctl hosts --label site=berlin -o name
+  fleetctl hosts web1 --coverage          when it was observed in the last day, how well, and why not
+  fleetctl hosts --coverage --since 7d    the same of every host
   fleetctl hosts approve web7             let a host report that waits for that
   fleetctl hosts revoke web7 --reason 'stolen'
 
@@ -43,6 +49,15 @@ pub struct Arguments {
     names: Vec<String>,
     #[command(flatten)]
     filter: HostArguments,
+    /// When they were observed, how well, and why not: a bar for each, and the periods.
+    #[arg(long)]
+    coverage: bool,
+    /// With --coverage: since then; without it, the last day (help time).
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, requires = "coverage")]
+    since: Option<String>,
+    /// ... and until then.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, requires = "coverage")]
+    until: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -67,6 +82,12 @@ enum What {
 /// Does it.
 pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Exit, Ended> {
     match &arguments.what {
+        None if arguments.coverage => {
+            let mut hosts = arguments.filter.selector()?;
+            hosts.globs.extend(arguments.names);
+            let times = Typed { since: arguments.since.as_deref(), until: arguments.until.as_deref() };
+            coverage::run(invocation, hosts, times).await
+        }
         None => list(invocation, arguments).await,
         Some(What::Revoke { hosts, reason }) => {
             let mut client = server::connect(invocation).await?;

@@ -23,6 +23,7 @@ pub mod difference;
 pub mod entry;
 pub mod host;
 pub mod operator;
+pub mod period;
 pub mod port;
 pub mod root;
 pub mod session;

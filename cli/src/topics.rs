@@ -121,7 +121,7 @@ fn column_lists() -> String {
         token::{OperatorCertificate, Token},
     };
 
-    use crate::record::{Record, difference::Difference, entry::Entry};
+    use crate::record::{Record, difference::Difference, entry::Entry, period::Period};
     fn list<T: Record>(noun: &str) -> String {
         let columns: Vec<&str> = T::columns().iter().map(|column| column.name).collect();
         let fields: Vec<&str> = T::fields().iter().map(|field| field.name).collect();
@@ -129,6 +129,7 @@ fn column_lists() -> String {
     }
     [
         list::<Host>("hosts"),
+        list::<Period>("hosts --coverage"),
         list::<Listener>("ports"),
         list::<Session>("sessions"),
         list::<ChangeRecord>("changes"),

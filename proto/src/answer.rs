@@ -22,6 +22,56 @@ words! {
         NotYetObserved = 5 "not-yet-observed",
         /// Older than what the server keeps. Only in answers.
         Expired = 6 "expired",
+        /// The host is silent, or has not told yet of the time since. Only in answers: what it still holds may arrive.
+        NotReported = 7 "not-reported",
+        /// The host was revoked: nothing of it is stored since. Only in answers.
+        Revoked = 8 "revoked",
+        /// The host slept.
+        Asleep = 9 "asleep",
+        /// The host's clock was set: moments around it are not what they seem.
+        ClockLeap = 10 "clock-leap",
+    }
+}
+
+/// How well a range was observed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cover {
+    /// Nothing is known to be missing.
+    Observed,
+    /// Somebody looked, and something is missing.
+    Lossy,
+    /// Nobody looked, or what was seen is not here.
+    NotObserved,
+    /// What was observed is not kept any more.
+    Expired,
+}
+
+impl Cover {
+    /// In a word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Cover::Observed => "observed",
+            Cover::Lossy => "with-losses",
+            Cover::NotObserved => "not-observed",
+            Cover::Expired => "expired",
+        }
+    }
+}
+
+impl GapReason {
+    /// How well a range is observed that is a gap for this reason.
+    pub const fn cover(self) -> Cover {
+        match self {
+            GapReason::KernelLoss | GapReason::ClockLeap => Cover::Lossy,
+            GapReason::Expired => Cover::Expired,
+            GapReason::AgentDown
+            | GapReason::SpoolFull
+            | GapReason::Delivery
+            | GapReason::NotYetObserved
+            | GapReason::NotReported
+            | GapReason::Revoked
+            | GapReason::Asleep => Cover::NotObserved,
+        }
     }
 }
 

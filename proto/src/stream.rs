@@ -238,13 +238,18 @@ fn gap_report(gap: wire::GapReport) -> Result<GapReport, InvalidMessage> {
     if since > until {
         return Err(InvalidMessage::new("GapReport.since", "lies after until"));
     }
-    Ok(GapReport {
-        epoch: gap.epoch,
-        seqs,
-        since,
-        until,
-        reason: GapReason::from_wire("GapReport.reason", gap.reason)?,
-    })
+    Ok(GapReport { epoch: gap.epoch, seqs, since, until, reason: told_reason(gap.reason)? })
+}
+
+/// A reason that agents give; the others are only in answers.
+fn told_reason(number: i32) -> Result<GapReason, InvalidMessage> {
+    const FIELD: &str = "GapReport.reason";
+    match GapReason::from_wire(FIELD, number)? {
+        reason @ (GapReason::NotYetObserved | GapReason::Expired | GapReason::NotReported | GapReason::Revoked) => {
+            Err(InvalidMessage::new(FIELD, format!("{reason} is not an agent's to tell")))
+        }
+        reason => Ok(reason),
+    }
 }
 
 impl From<ServerMessage> for wire::SessionResponse {

@@ -9,11 +9,11 @@ use std::{
 use fleetsock_proto::{
     answer::GapReason,
     socket::{Protocol, SocketKey},
-    time::Timestamp,
 };
 
 use super::{
     Observer,
+    continuity::{Break, Clocks, Continuity, Told as Said},
     occasion::{Plan, Whereabouts, plan, referee, states_due},
     schedule::{Begun, Schedule},
 };
@@ -57,6 +57,8 @@ pub(super) struct Round {
     shown: Option<(Instant, Duration)>,
     /// When everything was walked for connections that were looked for in vain.
     searched: Option<Instant>,
+    /// Whether time goes on as the clock says, and without losses.
+    continuity: Continuity,
 }
 
 /// Whether a walk is followed by another one.
@@ -112,6 +114,7 @@ impl Round {
             heals: false,
             shown: None,
             searched: None,
+            continuity: Continuity::default(),
         }
     }
 
@@ -140,15 +143,14 @@ impl Round {
         if plan.extent.home == Coverage::Everything {
             self.shown = Some((now, walked.saturating_sub(cpu)));
         }
-        let (comparison, events_lost) = self.compare(walk, owners, &plan);
+        let (comparison, said) = self.compare(walk, owners, &plan);
         // Events cost what they cost, however far apart walks are.
         let paid = if self.observer.chronicle.is_some() { walked } else { cost::cpu() };
         self.restrain(paid.saturating_sub(cpu), begun);
-        if let Some(before) = before
-            && (events_lost || (begun.overdue && self.observer.chronicle.is_none()))
-        {
-            self.admit_gap(before, at);
-        }
+        let is_late = begun.overdue && self.observer.chronicle.is_none();
+        let breaks = self.continuity.walked(before, (Clocks::at(at), now), if is_late { Said::Lossy } else { said });
+        let rest = if turn == Turn::Last { self.continuity.end() } else { None };
+        breaks.chain(rest).for_each(|gap| self.admit_gap(gap));
         let window = Window { boot_id: self.observer.boot_id, since, until: at };
         self.keep(window, comparison, now, turn);
         self.observer.outbox.observed(at);
@@ -274,8 +276,8 @@ impl Round {
         }
     }
 
-    /// What changed, by the walk and by what was told before it; and whether events were lost.
-    fn compare(&mut self, walk: Walk<'_>, (wanted, scan): (Wanted, OwnerScan), plan: &Plan) -> (Comparison, bool) {
+    /// What changed, by the walk and by what was told before it; and whether something is missing.
+    fn compare(&mut self, walk: Walk<'_>, (wanted, scan): (Wanted, OwnerScan), plan: &Plan) -> (Comparison, Said) {
         let chronicle = self.observer.chronicle.clone();
         let is_caught_up = chronicle.as_ref().is_none_or(|chronicle| chronicle.catch_up());
         if !is_caught_up {
@@ -320,7 +322,10 @@ impl Round {
         let beyond = Some(table.beyond()).filter(|beyond| *beyond > 0).map(u64::next_power_of_two);
         let remark = beyond.map(|beyond| format!("memory_mib is reached: up to {beyond} sockets are not followed"));
         self.observer.remarks.make(Topic::Room, remark);
-        (comparison, lost.records > 0)
+        let unseen =
+            self.report.overflow + self.report.unreadable + u64::try_from(self.failed.len()).unwrap_or(u64::MAX);
+        let missing = lost.records + lost.lives + departures_lost + table.beyond() + unseen;
+        (comparison, if missing > 0 { Said::Lossy } else { Said::Whole })
     }
 
     /// Whether every connection of the host that events tell of and that is wanted is among the rows, if it is open.
@@ -363,10 +368,14 @@ impl Round {
         }
     }
 
-    /// Tells the server that a time was not observed.
-    fn admit_gap(&self, since: Timestamp, until: Timestamp) {
-        tracing::warn!(seconds = until.since(since).as_secs(), "a time was not observed");
-        self.observer.outbox.with(|spool| spool.unobserved(since, until, GapReason::KernelLoss));
+    /// Tells the server that a time was not observed as it should.
+    fn admit_gap(&self, Break { since, until, reason }: Break) {
+        tracing::warn!(seconds = until.since(since).as_secs(), %reason, "a time was not observed");
+        if reason != GapReason::KernelLoss {
+            // Before anything is told by the new clock.
+            self.observer.outbox.clock_leapt();
+        }
+        self.observer.outbox.with(|spool| spool.unobserved(since, until, reason));
         self.observer.outbox.notify();
     }
 

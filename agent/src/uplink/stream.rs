@@ -164,7 +164,7 @@ impl Stream {
             }
             match self.next_event(uplink, leave).await {
                 Event::Heard(message) => self.hear(uplink, memory, message).await?,
-                Event::Room => self.send()?,
+                Event::Room => self.send(uplink)?,
                 Event::Appended => self.idle = false,
                 Event::Beat => self.beat(uplink, memory).await?,
                 Event::Renew => self.renew(uplink).await?,
@@ -197,8 +197,12 @@ impl Stream {
         }
     }
 
-    /// Sends what waits, a heartbeat first.
-    fn send(&mut self) -> Result<(), Ending> {
+    /// Sends what waits, a heartbeat first. After the clock was set that waits for another Hello, by which the server
+    /// measures it.
+    fn send(&mut self, uplink: &Uplink) -> Result<(), Ending> {
+        if uplink.outbox.clock_leaps() != self.told.clock_leaps {
+            return Err(Ending::Retold);
+        }
         let message = match (self.heartbeat.take(), self.say.take()) {
             (Some(heartbeat), item) => {
                 self.say = item;
@@ -352,7 +356,7 @@ impl Stream {
             return Ok(());
         }
         self.retell_at = Instant::now() + RETELL_PAUSE;
-        let is_told = Sight::of(&uplink.facts_now().await?) == self.told;
+        let is_told = Sight::of(&uplink.facts_now().await?, uplink.outbox.clock_leaps()) == self.told;
         if is_told { Ok(()) } else { Err(Ending::Retold) }
     }
 

@@ -1,6 +1,13 @@
 //! Everything that an agent observes is on the server once, or a gap says what is missing.
 
-use std::{fs, net::TcpListener, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
 
 use fleetsock_agent::{
     config::Config as AgentConfig,
@@ -197,6 +204,38 @@ async fn a_certificate_that_is_due_is_renewed_and_used_at_once() {
     until("the old certificate is refused", async || {
         let mut client = fleetsock_proto::client::AgentClient::connect(&first).await.ok()?;
         client.renew(Vec::new()).await.err().filter(|error| error.to_string().contains("refused our certificate"))
+    })
+    .await;
+    agent.stop().await;
+}
+
+/// How far the clock of a host was set, seconds.
+static LEAP_S: AtomicI64 = AtomicI64::new(0);
+
+/// A clock that somebody sets.
+fn set() -> Timestamp {
+    Timestamp::from_micros(Timestamp::now().as_micros() + LEAP_S.load(Ordering::Relaxed) * 1_000_000)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_set_is_told_as_a_gap_and_measured_anew() {
+    let fleet = Fleet::start().await;
+    let agent = Agent::start(&fleet.enrol("web1").await, eager("web1"), set);
+    let (_listener, port) = listen();
+    appears(&fleet, port).await;
+    let before = Timestamp::now();
+    LEAP_S.store(3600, Ordering::Relaxed);
+    let gap = until("the leap is told", async || {
+        fleet.gaps().await.into_iter().find(|gap| gap.reason == GapReason::ClockLeap)
+    })
+    .await;
+    // By the server's clock, though the agent's made an hour of it.
+    let (since, until_at) = (gap.since, gap.until.unwrap());
+    let margin = Duration::from_secs(60);
+    assert!(since >= before.minus(margin) && until_at <= Timestamp::now().plus(margin), "{gap:?}, {before:?}");
+    until("the server knows how far the clock is off", async || {
+        let off = fleet.host().await?.clock_offset_us;
+        (off.abs_diff(3_600_000_000) < 60_000_000).then_some(())
     })
     .await;
     agent.stop().await;

@@ -7,11 +7,11 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use fleetctl::{
     clock::Clock,
     console::Paint,
-    record::{Record, View},
+    record::{Record, View, period::Period},
     render::{self, Format, Headers, Meta, Selection, Style, sorting::Sorting},
 };
 use fleetsock_proto::{
-    answer::{AnswerMeta, Gap, GapReason},
+    answer::{AnswerMeta, Cover, Gap, GapReason},
     audit::AuditRow,
     host::{BootId, Host, HostFacts, HostId, HostState, Tier, Warning},
     listener::Listener,
@@ -284,6 +284,33 @@ fn the_audit_log_and_operators_as_tables_and_for_machines() {
     let certificates = [certificate("alice", Role::Admin, None), certificate("bob", Role::Viewer, Some(ago(5)))];
     check(Format::Table, &[], &certificates, "operators.txt");
     check(Format::Jsonl, &[], &certificates, "operators.jsonl");
+}
+
+fn periods() -> Vec<Period> {
+    let period = |since, until, reason: Option<GapReason>, batches_lost| Period {
+        host: "web1".to_owned(),
+        host_id: HostId::from_array([1; 16]),
+        since: ago(since),
+        until: ago(until),
+        cover: reason.map_or(Cover::Observed, GapReason::cover),
+        reason,
+        batches_lost,
+    };
+    vec![
+        period(90_000, 7_200, Some(GapReason::Expired), 0),
+        period(7_200, 600, None, 0),
+        period(600, 590, Some(GapReason::KernelLoss), 0),
+        period(590, 0, Some(GapReason::SpoolFull), 12),
+    ]
+}
+
+#[test]
+fn periods_of_coverage_as_a_table_and_for_machines() {
+    check(Format::Table, &[], &periods(), "coverage.txt");
+    check(Format::Wide, &[], &periods(), "coverage-wide.txt");
+    check(Format::Jsonl, &[], &periods(), "coverage.jsonl");
+    check(Format::Csv, &[], &periods(), "coverage.csv");
+    check_names::<Period>("host host_id since until cover reason duration_ms batches_lost");
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod burst;
 mod ca;
 mod connections;
 mod contexts;
+mod coverage;
 mod dev;
 mod fleet;
 mod formats;

@@ -117,7 +117,8 @@ impl SqliteHistory {
     /// Opens the history in a folder, which is made if it is not there. Nobody else can open it meanwhile.
     pub fn open(folder: &Path, options: Options) -> Result<SqliteHistory, OpenError> {
         let database = Database::open(folder, options.keeping, (options.clock)())?;
-        let roster = Arc::new(Roster::load(&database.main, options.stale_after).map_err(|e| database.failed(e))?);
+        let roster =
+            Arc::new(Roster::load(&database.main, &database.day, options.stale_after).map_err(|e| database.failed(e))?);
         let files = database.files();
         let (work, orders) = mpsc::channel(QUEUE);
         let writer = Writer::new(database, Arc::clone(&roster), options.clock, options.failure.clone());

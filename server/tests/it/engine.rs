@@ -246,8 +246,11 @@ impl<E: Engine> World<E> {
         Ok((rows, meta?))
     }
 
+    /// The gaps that are over.
     pub(crate) async fn gaps(&self) -> Vec<Gap> {
-        self.store().list_gaps(CoverageQuestion::default(), at(1_000_000)).await.unwrap().0
+        let (mut gaps, _) = self.store().list_gaps(CoverageQuestion::default(), at(1_000_000)).await.unwrap();
+        gaps.retain(|gap| gap.until.is_some());
+        gaps
     }
 
     /// The open listeners, a line each.

@@ -72,6 +72,9 @@ macro_rules! conformance {
             cases! { $engine, gaps:
                 a_new_numbering_leaves_a_gap_since_the_last_walk
                 a_gap_that_was_told_twice_is_one
+                what_a_silent_host_did_not_tell_yet_is_not_observed
+                what_a_revoked_host_sees_is_not_observed
+                losses_that_follow_each_other_are_one_gap
                 a_gap_moves_the_numbering_over_what_will_never_come
                 gaps_are_listed_newest_first_within_window_and_hosts
                 an_answer_tells_the_gaps_of_its_moment_or_window

@@ -88,7 +88,8 @@ async fn since(world: &World<Daily>, second: i64) -> (Vec<String>, Vec<(GapReaso
     let time = SessionTime::Within { since: at(second), until: None };
     let (rows, meta) =
         world.sessions(SessionQuestion { time, ..SessionQuestion::default() }, at(100 * DAY)).await.unwrap();
-    let gaps = meta.gaps.iter().map(|gap| (gap.reason, gap.since, gap.until)).collect();
+    let over = meta.gaps.iter().filter(|gap| gap.until.is_some());
+    let gaps = over.map(|gap| (gap.reason, gap.since, gap.until)).collect();
     (rows.iter().map(session_line).collect(), gaps)
 }
 

@@ -43,6 +43,8 @@ pub(super) struct HostEntry {
     pub(super) observed_since: Option<Timestamp>,
     /// The last walk that a sign of life told of, by the server's clock.
     pub(super) observed_until: Option<Timestamp>,
+    /// The last walk that a batch told of, by the server's clock.
+    pub(super) told_until: Option<Timestamp>,
     pub(super) skew: Skew,
     pub(super) cost: AgentCost,
     /// There is something that is not written down yet.
@@ -71,10 +73,17 @@ impl HostEntry {
             last_seen_at: None,
             observed_since: None,
             observed_until: None,
+            told_until: None,
             skew: Skew::default(),
             cost: AgentCost::default(),
             unwritten: false,
         }
+    }
+
+    /// Up to when it told of what it observed, if it ever did.
+    pub(super) fn known_until(&self) -> Option<Timestamp> {
+        self.observed_since?;
+        self.told_until.max(self.observed_until).max(self.observed_since)
     }
 
     fn state(&self, now: Timestamp, stale_after: Duration) -> HostState {
@@ -113,9 +122,20 @@ pub(super) struct Selected {
 pub(super) struct Selection {
     pub(super) hosts: Vec<Selected>,
     stale_after: Duration,
+    now: Timestamp,
 }
 
 impl Selection {
+    /// When it was asked.
+    pub(super) fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// The age at which a host is stale.
+    pub(super) fn stale_after(&self) -> Duration {
+        self.stale_after
+    }
+
     /// What an answer about these hosts covers, before its gaps are known.
     pub(super) fn meta(&self, as_of: Timestamp) -> AnswerMeta {
         let stale = || self.hosts.iter().filter(|host| host.state == HostState::Stale);
@@ -139,8 +159,11 @@ impl Selection {
 pub(super) type Places = HashMap<IpAddr, Option<String>>;
 
 impl Roster {
-    /// The hosts that the database knows.
-    pub(super) fn load(main: &Connection, stale_after: Duration) -> Result<Roster, rusqlite::Error> {
+    /// The hosts that `main.db` knows, and how far the file of the day goes.
+    pub(super) fn load(main: &Connection, day: &Connection, stale_after: Duration) -> Result<Roster, rusqlite::Error> {
+        let mut statement = day.prepare("SELECT host_id, observed_until_us FROM cursors")?;
+        let cursor = |row: &Row<'_>| Ok((row.get::<_, i64>("host_id")?, coding::time(row, "observed_until_us")?));
+        let told: HashMap<i64, Timestamp> = statement.query_map([], cursor)?.collect::<Result<_, _>>()?;
         let mut labels: HashMap<i64, Labels> = HashMap::new();
         let mut statement = main.prepare("SELECT host_id, key, value FROM host_labels")?;
         let mut rows = statement.query([])?;
@@ -151,7 +174,8 @@ impl Roster {
         let mut rows = statement.query([])?;
         let mut by_id = HashMap::new();
         while let Some(row) = rows.next()? {
-            let entry = entry(row, labels.remove(&row.get("id")?).unwrap_or_default())?;
+            let mut entry = entry(row, labels.remove(&row.get("id")?).unwrap_or_default())?;
+            entry.told_until = told.get(&entry.id).copied();
             by_id.insert(entry.host_id, entry);
         }
         Ok(Roster { hosts: RwLock::new(Hosts { by_id, ..Hosts::default() }), stale_after })
@@ -227,6 +251,16 @@ impl Roster {
         }
     }
 
+    /// Batches of hosts are stored that tell of walks, by the server's clock.
+    pub(super) fn note_told(&self, told: impl IntoIterator<Item = (HostId, Timestamp)>) {
+        let mut hosts = self.write();
+        for (host, until) in told {
+            if let Some(entry) = hosts.by_id.get_mut(&host) {
+                entry.told_until = entry.told_until.max(Some(until));
+            }
+        }
+    }
+
     /// A host gave a sign of life; whether it is time to write such signs down.
     pub(super) fn note_presence(&self, host: HostId, presence: Presence) -> bool {
         let mut hosts = self.write();
@@ -295,7 +329,7 @@ impl Roster {
             .map(|entry| Selected { state: entry.state(now, self.stale_after), entry: entry.clone() })
             .collect();
         selected.sort_by(|a, b| (&a.entry.name, a.entry.host_id).cmp(&(&b.entry.name, b.entry.host_id)));
-        Ok(Selection { hosts: selected, stale_after: self.stale_after })
+        Ok(Selection { hosts: selected, stale_after: self.stale_after, now })
     }
 
     /// Which host has which address.
@@ -377,6 +411,7 @@ fn entry(row: &Row<'_>, labels: Labels) -> Result<HostEntry, rusqlite::Error> {
         last_seen_at: coding::time_or_null(row, "last_seen_at_us")?,
         observed_since: coding::time_or_null(row, "observed_since_us")?,
         observed_until: coding::time_or_null(row, "observed_until_us")?,
+        told_until: None,
         skew: Skew { offset_us: row.get("clock_offset_us")? },
         cost: AgentCost {
             cpu: Duration::ZERO,

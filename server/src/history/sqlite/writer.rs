@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use fleetsock_proto::{
+    answer::{Cover, GapReason},
     batch::Batch,
     host::{BootId, HostId},
     stream::{BatchNumber, GapReport},
@@ -69,6 +70,7 @@ impl Admitted {
 struct Group {
     admitted: Vec<Admitted>,
     replies: Vec<(Reply<Applied>, Applied)>,
+    told: Vec<(HostId, Timestamp)>,
     rows: usize,
 }
 
@@ -136,6 +138,7 @@ impl Writer {
         match stored {
             Ok(()) => {
                 self.cursors.extend(tentative);
+                self.roster.note_told(group.told);
                 for (reply, applied) in group.replies {
                     answer(reply, Ok(applied));
                 }
@@ -185,6 +188,7 @@ impl Writer {
             Admission::Next(step) => {
                 tentative.insert(entry.id, step.after.clone());
                 group.rows += batch.changes.len() + 1;
+                group.told.push((host, step.after.observed_until));
                 group.admitted.push(Admitted { host: entry.id, step, skew: entry.skew, batch });
                 group.replies.push((reply, Applied::Committed));
             }
@@ -338,6 +342,8 @@ fn store_first(transaction: &Transaction<'_>, host: i64, at: Timestamp) -> Resul
         .map(drop)
 }
 
+/// Stores a gap. What has no batches and touches a gap for the same reason continues it: a kernel that loses something at
+/// every walk makes one gap, not one for each second.
 fn store_range(
     transaction: &Transaction<'_>,
     host: i64,
@@ -345,6 +351,19 @@ fn store_range(
     reason: i32,
     batches_lost: u64,
 ) -> Result<(), rusqlite::Error> {
+    let is_lossy = GapReason::from_number(reason).is_some_and(|reason| reason.cover() == Cover::Lossy);
+    if is_lossy && batches_lost == 0 {
+        let continued = transaction
+            .prepare_cached(
+                "UPDATE OR REPLACE gaps SET since_us = min(since_us, ?2), until_us = max(until_us, ?3) WHERE id =
+                     (SELECT id FROM gaps WHERE host_id = ?1 AND since_us <= ?3 AND until_us >= ?2 AND reason = ?4
+                          AND batches_lost = 0 LIMIT 1)",
+            )?
+            .execute(params![host, since.as_micros(), until.as_micros(), reason])?;
+        if continued > 0 {
+            return Ok(());
+        }
+    }
     transaction
         .prepare_cached(
             "INSERT INTO gaps (host_id, since_us, until_us, reason, batches_lost) VALUES (?1, ?2, ?3, ?4, ?5)

@@ -251,7 +251,7 @@ pub(super) async fn what_is_new_was_not_there_since_the_baseline_began<E: Engine
     ];
     assert_eq!(lines(&world, question.clone()).await, expected);
     let early = ChangeQuestion { baseline: Some(at(-100)), ..question };
-    let (rows, meta) = world.changes(early, at(1000)).await.unwrap();
+    let (rows, meta) = world.changes(early, at(300)).await.unwrap();
     assert_eq!(rows.len(), 3, "with 0.0.0.0:80 in the baseline");
     assert_eq!((meta.gaps_total, meta.gaps[0].since), (1, at(-100)), "a baseline that nobody observed is told");
 }

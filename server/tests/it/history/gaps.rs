@@ -7,7 +7,7 @@ use fleetsock_proto::{
     question::{CoverageQuestion, PortQuestion, SessionQuestion, SessionTime},
     stream::{BatchNumber, GapReport},
 };
-use fleetsock_server::history::{Applied, BETWEEN_EPOCHS, History, HistoryError};
+use fleetsock_server::history::{Applied, BETWEEN_EPOCHS, History, HistoryError, Registry};
 
 use crate::{
     engine::{Engine, World},
@@ -18,9 +18,9 @@ fn report(epoch: u64, seqs: Option<(u64, u64)>, since: i64, until: i64, reason: 
     GapReport { epoch, seqs, since: at(since), until: at(until), reason }
 }
 
-/// `host since..until reason lost` of each gap.
+/// `host since..until reason lost` of each gap that is over.
 async fn lines<E: Engine>(world: &World<E>, question: CoverageQuestion) -> Vec<String> {
-    let (gaps, meta) = world.store().list_gaps(question, at(1000)).await.unwrap();
+    let (gaps, meta) = world.store().list_gaps(question, at(120)).await.unwrap();
     assert!(meta.gaps_total >= gaps.len() as u64);
     assert_eq!(meta.truncated, meta.gaps_total > gaps.len() as u64);
     let second = |at: fleetsock_proto::time::Timestamp| (at.as_micros() - crate::now().as_micros()) / 1_000_000;
@@ -28,7 +28,7 @@ async fn lines<E: Engine>(world: &World<E>, question: CoverageQuestion) -> Vec<S
         let (since, until) = (second(gap.since), gap.until.map(second).unwrap());
         format!("{} {since}..{until} {} {}", gap.host, gap.reason, gap.batches_lost)
     };
-    gaps.iter().map(line).collect()
+    gaps.iter().filter(|gap| gap.reason != GapReason::NotReported).map(line).collect()
 }
 
 /// Two hosts that were observed from the beginning.
@@ -36,6 +36,7 @@ async fn observed<E: Engine>(world: &World<E>) -> (Agent, Agent) {
     let (mut web, mut db) = (world.host("web1").await, world.host("db1").await);
     for agent in [&mut web, &mut db] {
         world.tell(agent, SnapshotWhole, 0, Vec::new()).await;
+        world.tell(agent, Changes, 99, Vec::new()).await;
     }
     (web, db)
 }
@@ -200,4 +201,66 @@ pub(super) async fn what_lies_before_the_first_report_was_not_observed<E: Engine
     let question = PortQuestion { at: Some(at(9)), ..PortQuestion::default() };
     assert_eq!(world.ports(question, at(100)).await.unwrap().1.gaps_total, 1);
     assert_eq!(all(&world).await, [""; 0], "without a window there is no beginning");
+}
+
+/// `since reason` of each gap that is not over, of an answer about a window.
+async fn open_gaps<E: Engine>(world: &World<E>, (since, until): (i64, Option<i64>), now: i64) -> Vec<(i64, GapReason)> {
+    let time = SessionTime::Within { since: at(since), until: until.map(at) };
+    let (_, meta) = world.sessions(SessionQuestion { time, ..SessionQuestion::default() }, at(now)).await.unwrap();
+    let second = |at: fleetsock_proto::time::Timestamp| (at.as_micros() - crate::now().as_micros()) / 1_000_000;
+    meta.gaps.iter().filter(|gap| gap.until.is_none()).map(|gap| (second(gap.since), gap.reason)).collect()
+}
+
+pub(super) async fn what_a_silent_host_did_not_tell_yet_is_not_observed<E: Engine>() {
+    let world = World::<E>::new().await;
+    let mut agent = world.host("web1").await;
+    world.tell(&mut agent, SnapshotWhole, 10, Vec::new()).await;
+    world.tell(&mut agent, Changes, 20, Vec::new()).await;
+    assert_eq!(open_gaps(&world, (5, None), 100).await, [], "it is late, and not yet too late");
+    assert_eq!(open_gaps(&world, (15, None), 200).await, [(20, GapReason::NotReported)]);
+    assert_eq!(open_gaps(&world, (15, Some(20)), 200).await, [], "that was observed");
+    assert_eq!(open_gaps(&world, (15, Some(21)), 200).await, [(20, GapReason::NotReported)]);
+    let question = PortQuestion { at: Some(at(50)), ..PortQuestion::default() };
+    assert_eq!(world.ports(question, at(200)).await.unwrap().1.gaps_total, 1);
+    let (_, meta) = world.ports(PortQuestion::default(), at(200)).await.unwrap();
+    assert_eq!((meta.gaps_total, meta.hosts_stale_total), (0, 1), "of now it is said that the host is stale");
+    // It tells of the time after all, of an hour in a moment: up to there it was observed.
+    world.tell(&mut agent, Changes, 150, Vec::new()).await;
+    assert_eq!(open_gaps(&world, (15, None), 200).await, []);
+}
+
+pub(super) async fn what_a_revoked_host_sees_is_not_observed<E: Engine>() {
+    let world = World::<E>::new().await;
+    let mut agent = world.host("web1").await;
+    world.tell(&mut agent, SnapshotWhole, 10, Vec::new()).await;
+    world.tell(&mut agent, Changes, 20, Vec::new()).await;
+    world.store().revoke_host("web1".to_owned(), "stolen".to_owned(), crate::engine::actor(25)).await.unwrap();
+    assert_eq!(open_gaps(&world, (5, None), 30).await, [(20, GapReason::Revoked)]);
+    assert_eq!(open_gaps(&world, (5, Some(19)), 30).await, []);
+}
+
+pub(super) async fn losses_that_follow_each_other_are_one_gap<E: Engine>() {
+    let world = World::<E>::new().await;
+    let (web, _db) = observed(&world).await;
+    for (since, until, reason) in [
+        (10, 20, GapReason::KernelLoss),
+        (20, 30, GapReason::KernelLoss),
+        (15, 25, GapReason::KernelLoss),
+        (30, 31, GapReason::ClockLeap),
+        (40, 50, GapReason::KernelLoss),
+        (50, 60, GapReason::Asleep),
+        (60, 70, GapReason::Asleep),
+    ] {
+        world.store().record_gap(web.host, report(1, None, since, until, reason)).await.unwrap();
+    }
+    assert_eq!(
+        all(&world).await,
+        [
+            "web1 60..70 asleep 0",
+            "web1 50..60 asleep 0",
+            "web1 40..50 kernel-loss 0",
+            "web1 30..31 clock-leap 0",
+            "web1 10..30 kernel-loss 0",
+        ]
+    );
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use fleetsock_proto::{
     answer::{AnswerMeta, Gap, GapReason, META_NAMES_LIMIT},
-    host::Host,
+    host::{Host, HostState},
     question::CoverageQuestion,
     time::Timestamp,
 };
@@ -93,7 +93,8 @@ fn each_gap(
          WHERE until_us > ?1 AND since_us < ?2 ORDER BY until_us DESC, id DESC",
     )?;
     for host in &selection.hosts {
-        for gap in [not_yet(host, since), expired(host, since, reader.catalogue.horizon)].into_iter().flatten() {
+        let beginning = [not_yet(host, since), expired(host, since, reader.catalogue.horizon)];
+        for gap in beginning.into_iter().chain([unreported(host, (since, until), selection)]).flatten() {
             total += 1;
             show(gap);
         }
@@ -133,6 +134,27 @@ fn expired(host: &Selected, since: Timestamp, horizon: Option<Timestamp>) -> Opt
         since: since.max(first),
         until: Some(horizon),
         reason: GapReason::Expired,
+        batches_lost: 0,
+    })
+}
+
+/// The end of a window of which a host has not told yet, or of which nothing is stored because it was revoked. Of this
+/// moment an answer says that the host is stale.
+fn unreported(host: &Selected, (since, until): (Timestamp, Timestamp), selection: &Selection) -> Option<Gap> {
+    let told = host.entry.known_until()?;
+    let reason = match host.state {
+        HostState::Revoked => GapReason::Revoked,
+        HostState::Pending => return None,
+        HostState::Online | HostState::Stale => GapReason::NotReported,
+    };
+    let is_now = since >= selection.now();
+    let is_late = reason == GapReason::Revoked || selection.now().since(told) > selection.stale_after();
+    (is_late && !is_now && until > told).then(|| Gap {
+        host: host.entry.name.clone(),
+        host_id: host.entry.host_id,
+        since: told,
+        until: None,
+        reason,
         batches_lost: 0,
     })
 }
