@@ -2,9 +2,10 @@
 //!
 //! [`Walker`] asks by NETLINK_SOCK_DIAG; `diag` knows the questions and reads the answers, `netlink` carries them,
 //! `message` takes datagrams apart. The two that read bytes do no I/O. [`Surveyor`] walks all network namespaces;
-//! [`Destructions`] hears of the end of sockets; `portless` lists raw, packet and UNIX sockets.
+//! [`Destructions`] hears of the end of sockets; `counted` are those of which only the number is told; `portless` lists raw, packet and UNIX sockets.
 
 mod census;
+mod counted;
 mod destroyed;
 mod diag;
 pub(crate) mod interface;
@@ -21,7 +22,7 @@ use fleetsock_proto::socket::{Family, Protocol, SocketKey, SocketState};
 pub use self::{
     destroyed::{DRAIN_LIMIT, Destroyed, Destructions, DrainReport, Mortals, Traffic},
     netlink::NetlinkError,
-    surveyor::{Connections, Coverage, Extent, Occasion, SurveyError, SurveyReport, Surveyor, Walked},
+    surveyor::{Connections, Coverage, Extent, Occasion, States, SurveyError, SurveyReport, Surveyor, Walked},
     walker::{CaptureError, WALK_ROWS_LIMIT, WalkReport, Walker},
 };
 

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use fleetsock_agent::{
-    capture::{Connections, Extent, Occasion, Surveyor},
+    capture::{Connections, Extent, Occasion, States, Surveyor},
     config::{Config, DEFAULT_STATE, HostName},
     enrolment::{Enrolment, Existing, JoinSource},
     namespaces::{Namespaces, Pass},
@@ -19,7 +19,7 @@ use fleetsock_agent::{
     run::{Foundation, run},
     table::{Search, Table, Walk},
 };
-use fleetsock_proto::{batch::Role, time::Timestamp, tls};
+use fleetsock_proto::{batch::Role, tcp::TcpCounts, time::Timestamp, tls};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -194,11 +194,11 @@ fn walk() -> Result<()> {
     let (mut rows, mut table, mut namespaces) = (Vec::new(), Table::default(), Namespaces::open()?);
     let began = Timestamp::now();
     namespaces.refresh(Pass::All)?;
-    let extent = Extent::of(Occasion::Referee, Connections::FromWalks);
+    let extent = Extent { states: States::All, ..Extent::of(Occasion::Referee, Connections::FromWalks) };
     let mut surveyor = Surveyor::open()?;
     let survey = match privileges::can_travel() {
         true => surveyor.survey(&namespaces, extent, &mut rows),
-        false => surveyor.survey_home(extent.home, &mut rows),
+        false => surveyor.survey_home(extent.home, extent.states, &mut rows),
     };
     for (netns, error) in &survey.failed {
         if *netns == surveyor.netns() {
@@ -241,6 +241,10 @@ fn walk() -> Result<()> {
         table.len(),
         scan.denied
     )?;
+    if let Some(TcpCounts { time_wait, syn_received, bound }) = survey.counts {
+        let bound = bound.map_or_else(|| "not told".to_owned(), |bound| bound.to_string());
+        writeln!(out, "other TCP sockets: time-wait {time_wait}, syn-received {syn_received}, bound {bound}")?;
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicI64, AtomicU64, Ordering},
 };
 
-use fleetsock_proto::time::Timestamp;
+use fleetsock_proto::{tcp::TcpCounts, time::Timestamp};
 use tokio::{sync::Notify, task::JoinError};
 
 use crate::{
@@ -20,6 +20,8 @@ pub struct Outbox {
     /// When the last walk was done; 0 before the first.
     observed_until_us: AtomicI64,
     losses: Losses,
+    /// TCP sockets that are not followed.
+    tcp_counts: Mutex<Option<TcpCounts>>,
     appended: Notify,
     leaps: AtomicU64,
 }
@@ -31,6 +33,7 @@ impl Outbox {
             spool: Mutex::new(spool),
             observed_until_us: AtomicI64::new(0),
             losses: Losses::default(),
+            tcp_counts: Mutex::default(),
             appended: Notify::new(),
             leaps: AtomicU64::new(0),
         }
@@ -77,6 +80,21 @@ impl Outbox {
     /// How often the host's clock was set since the start: the server measures anew how far it is off.
     pub fn clock_leaps(&self) -> u64 {
         self.leaps.load(Ordering::Relaxed)
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Option<TcpCounts>> {
+        // Numbers are whole whoever panicked.
+        self.tcp_counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// TCP sockets that are not followed were counted.
+    pub fn counted(&self, counts: TcpCounts) {
+        *self.counts() = Some(counts);
+    }
+
+    /// Their numbers, once they were counted.
+    pub fn tcp_counts(&self) -> Option<TcpCounts> {
+        *self.counts()
     }
 
     /// Says that something was appended.

@@ -27,6 +27,10 @@ Examples:
 
 ";
 
+/// What is said to whoever looks for them among sessions.
+const COUNTED_ONLY: &str = "TCP sockets in time-wait or syn-received are not sessions; they are counted for each host: \
+    fleetctl hosts --columns HOST,TIME-WAIT,SYN-RECEIVED,BOUND";
+
 /// Which sessions, and when.
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -66,6 +70,9 @@ pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Ex
         time: window::of_sessions(invocation, typed)?,
         limit: arguments.filter.limit,
     };
+    if question.states.iter().any(|state| matches!(state, SocketState::TimeWait | SocketState::SynReceived)) {
+        invocation.console.note(COUNTED_ONLY);
+    }
     let mut client = server::connect(invocation).await?;
     question.peers = filters::resolve_peers(&mut client, peers).await?;
     let until = match question.time {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
 
 use uuid::Uuid;
 
-use crate::{InvalidMessage, address, port::PortRange, time, time::Timestamp, wire, word::words};
+use crate::{InvalidMessage, address, port::PortRange, tcp::TcpCounts, time, time::Timestamp, wire, word::words};
 
 /// Longest host name, bytes (RFC 1035 section 2.3.4).
 pub const HOST_NAME_LIMIT: usize = 253;
@@ -183,6 +183,8 @@ pub struct Host {
     pub clock_offset_us: i64,
     /// What a person should look at, and when it was noticed.
     pub warning: Option<Warning>,
+    /// TCP sockets that are neither listeners nor sessions, as last told.
+    pub tcp_counts: Option<TcpCounts>,
 }
 
 /// Something about a host that a person should look at: it waits for approval, or its identity seems to be used twice.
@@ -296,6 +298,7 @@ impl From<Host> for wire::Host {
             netns: facts.netns,
             warning: warning.unwrap_or_default(),
             warned_at: warned_at.map(Into::into),
+            tcp_counts: host.tcp_counts.map(Into::into),
         }
     }
 }
@@ -340,6 +343,7 @@ impl TryFrom<wire::Host> for Host {
             agent_rss_bytes: host.agent_rss_bytes,
             clock_offset_us: host.clock_offset_us,
             warning,
+            tcp_counts: host.tcp_counts.map(Into::into),
         })
     }
 }

@@ -26,6 +26,7 @@ pub mod socket;
 pub mod spiffe;
 pub mod stream;
 pub mod summary;
+pub mod tcp;
 pub mod time;
 pub mod tls;
 pub mod token;

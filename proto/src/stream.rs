@@ -7,6 +7,7 @@ use crate::{
     answer::GapReason,
     batch::Batch,
     host::{HostFacts, bounded},
+    tcp::TcpCounts,
     time,
     time::Timestamp,
     wire,
@@ -98,6 +99,8 @@ pub struct Heartbeat {
     pub observed_until: Timestamp,
     /// What the agent costs.
     pub cost: AgentCost,
+    /// TCP sockets that are neither listeners nor sessions, once they were counted.
+    pub tcp_counts: Option<TcpCounts>,
 }
 
 /// What an agent costs its host, and what it lost.
@@ -189,6 +192,7 @@ impl From<AgentMessage> for wire::SessionRequest {
                     cpu_millipercent: heartbeat.cost.cpu_millipercent,
                     losses: heartbeat.cost.losses,
                 }),
+                tcp_counts: heartbeat.tcp_counts.map(Into::into),
             }),
         };
         wire::SessionRequest { message: Some(message) }
@@ -221,6 +225,7 @@ impl TryFrom<wire::SessionRequest> for AgentMessage {
                         cpu_millipercent: cost.cpu_millipercent,
                         losses: cost.losses,
                     },
+                    tcp_counts: heartbeat.tcp_counts.map(Into::into),
                 }))
             }
         }

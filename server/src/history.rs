@@ -18,6 +18,7 @@ use fleetsock_proto::{
     session::Session,
     stream::{AgentCost, BatchNumber, GapReport},
     summary::Sum,
+    tcp::TcpCounts,
     time::Timestamp,
     token::{Conditions, NewToken, Operator, OperatorCertificate, RevokedOperator, Token, TokenPurpose},
 };
@@ -182,6 +183,8 @@ pub struct Presence {
     pub observed_until: Option<Timestamp>,
     /// What the agent costs, when it said so.
     pub cost: Option<AgentCost>,
+    /// TCP sockets that are neither listeners nor sessions, when it said so.
+    pub tcp_counts: Option<TcpCounts>,
 }
 
 /// A certificate's serial number, big-endian, as DER has it.

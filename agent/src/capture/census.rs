@@ -1,8 +1,8 @@
 //! How many sockets of each kind a network namespace has, without looking at them: /proc/net/sockstat and sockstat6
 //! (net/ipv4/proc.c, net/ipv6/proc.c).
 //!
-//! TCP sockets in TIME_WAIT or not yet accepted by the protocol (SYN_RECV) are not counted, nor those that are only bound:
-//! what is counted is what a walk shows. The kernel adds up one counter per processor, so while sockets come and go a
+//! TCP sockets in TIME_WAIT are counted apart; those not yet accepted by the protocol (SYN_RECV) and those that are only
+//! bound are not counted: the other numbers are of what a walk shows. The kernel adds up one counter per processor, so while sockets come and go a
 //! count can be off by some.
 
 use std::{
@@ -18,6 +18,8 @@ const FILE_LIMIT: usize = 2048;
 pub(super) struct Census {
     /// TCP, listening and connected, of both families.
     pub(super) tcp: u64,
+    /// TCP of both families, closed and kept by the kernel for a while: TIME_WAIT, and FIN_WAIT2 that no process holds.
+    pub(super) time_wait: u64,
     /// UDP over IPv4.
     pub(super) udp4: u64,
     /// UDP over IPv6.
@@ -48,11 +50,17 @@ impl Census {
         Ok(census)
     }
 
-    /// Adds the numbers of a file: `TCP: inuse 4 orphan 0 tw 2 alloc 5 mem 1`, `TCP6: inuse 1`.
+    /// Adds the numbers of a file: `TCP: inuse 4 orphan 0 tw 2 alloc 5 mem 1`, `TCP6: inuse 1`. The first file counts `tw`
+    /// of both families.
     fn add(&mut self, file: &[u8]) -> Option<()> {
         for line in std::str::from_utf8(file).ok()?.lines() {
             let Some((kind, rest)) = line.split_once(": inuse ") else { continue };
-            let count: u32 = rest.split_ascii_whitespace().next()?.parse().ok()?;
+            let mut words = rest.split_ascii_whitespace();
+            let count: u32 = words.next()?.parse().ok()?;
+            if kind == "TCP" {
+                let count: u32 = words.skip_while(|word| *word != "tw").nth(1)?.parse().ok()?;
+                self.time_wait += u64::from(count);
+            }
             let total = match kind {
                 "TCP" | "TCP6" => &mut self.tcp,
                 "UDP" => &mut self.udp4,
@@ -81,7 +89,7 @@ mod tests {
         census
             .add(b"TCP6: inuse 2\nUDP6: inuse 5\nUDPLITE6: inuse 8\nRAW6: inuse 9\nFRAG6: inuse 0 memory 0\n")
             .unwrap();
-        assert_eq!(census, Census { tcp: 6, udp4: 3, udp6: 5 });
+        assert_eq!(census, Census { tcp: 6, time_wait: 2, udp4: 3, udp6: 5 });
     }
 
     #[test]
@@ -94,10 +102,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_reading_fail(bytes in proptest::collection::vec(any::<u8>(), 0..300), text in "(TCP6?|UDP6?|RAW): inuse [0-9x]{0,30}\n") {
+        fn no_bytes_make_reading_fail(bytes in proptest::collection::vec(any::<u8>(), 0..300), text in "(TCP6?|UDP6?|RAW): inuse [0-9x]{0,30}( tw [0-9]{0,12})?\n") {
             let mut census = Census::default();
             let read = [bytes, text.repeat(3).into_bytes()].map(|file| census.add(&file).is_some());
-            prop_assert!(read.len() == 2 && census.tcp <= 6 * u64::from(u32::MAX));
+            let most = 6 * u64::from(u32::MAX);
+            prop_assert!(read.len() == 2 && census.tcp <= most && census.time_wait <= most);
         }
     }
 }

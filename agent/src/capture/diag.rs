@@ -9,6 +9,7 @@ use fleetsock_proto::{
 
 use super::{
     SocketRow,
+    counted::Idle,
     message::{attributes, bytes_at, request, u32_at},
     netlink::DUMP,
 };
@@ -30,8 +31,8 @@ const SKV6ONLY: u16 = 11;
 /// Attribute: u64, unasked, since Linux 5.9.
 const CGROUP_ID: u16 = 21;
 
-/// What a walk asks for. TIME_WAIT and SYN_RECV have no owner; bound but unused sockets (bit 13) cost a pass of their
-/// own in the kernel.
+/// What a walk asks for. TIME_WAIT and SYN_RECV have no owner; bound but unused sockets cost a pass of their own in the
+/// kernel.
 const TCP_STATES: u32 = bit(SocketState::Established)
     | bit(SocketState::SynSent)
     | bit(SocketState::FinWait1)
@@ -40,6 +41,10 @@ const TCP_STATES: u32 = bit(SocketState::Established)
     | bit(SocketState::LastAck)
     | bit(SocketState::Listen)
     | bit(SocketState::Closing);
+/// TCPF_BOUND_INACTIVE, which older kernels overlook.
+const BOUND: u32 = 1 << 13;
+/// What is counted too now and then. The kernel has a counter for TIME_WAIT, of which there can be many.
+const TCP_ALL_STATES: u32 = TCP_STATES | bit(SocketState::SynReceived) | BOUND;
 const UDP_STATES: u32 = bit(SocketState::Established) | bit(SocketState::Unconnected);
 
 const fn bit(state: SocketState) -> u32 {
@@ -62,6 +67,8 @@ pub(super) struct Query {
 pub(super) struct Queries {
     /// TCP, every state that is walked.
     pub(super) tcp: Query,
+    /// The same with the states that are counted only.
+    pub(super) tcp_all: Query,
     /// TCP in LISTEN: the kernel keeps them in a table of their own, so that the large one is not read.
     pub(super) tcp_listeners: Query,
     /// UDP over IPv4.
@@ -76,6 +83,7 @@ impl Queries {
         let udp = |about, family| Query { about, protocol: Protocol::Udp, request: udp(family) };
         Queries {
             tcp: tcp("TCP", TCP_STATES),
+            tcp_all: tcp("TCP", TCP_ALL_STATES),
             tcp_listeners: tcp("listening TCP", bit(SocketState::Listen)),
             udp4: udp("UDP over IPv4", AF_INET),
             udp6: udp("UDP over IPv6", AF_INET6),
@@ -108,15 +116,31 @@ pub(super) struct Unreadable;
 /// as FIN-WAIT-2 where the peer did not close yet, with a cookie of its own, and is no socket any more.
 const TIMEWAIT: u8 = 3;
 
-/// The socket in the body of an answer (struct inet_diag_msg and attributes); none when it is not one to report: UDP
-/// that has no port yet, or what is left of a closed connection. Scope ids of link-local addresses are dropped.
-pub(super) fn row(body: &[u8], protocol: Protocol, netns: u64) -> Result<Option<SocketRow>, Unreadable> {
+/// What the body of an answer tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// A socket that is followed.
+    Socket(SocketRow),
+    /// One that is only counted.
+    Idle(Idle),
+    /// None to report: UDP that has no port yet, or what is left of a closed connection.
+    Nothing,
+}
+
+/// What the body of an answer (struct inet_diag_msg and attributes) tells of. Scope ids of link-local addresses are
+/// dropped.
+pub(super) fn answer(body: &[u8], protocol: Protocol, netns: u64) -> Result<Answer, Unreadable> {
     if protocol == Protocol::Tcp && body.get(2) == Some(&TIMEWAIT) {
-        return Ok(None);
+        return Ok(Answer::Nothing);
     }
-    parse(body, protocol, netns)
-        .ok_or(Unreadable)
-        .map(|row| Some(row).filter(|row| protocol != Protocol::Udp || row.local.port() != 0))
+    let row = parse(body, protocol, netns).ok_or(Unreadable)?;
+    Ok(match (protocol, row.state) {
+        (Protocol::Udp, _) if row.local.port() == 0 => Answer::Nothing,
+        (Protocol::Tcp, SocketState::SynReceived) => Answer::Idle(Idle::SynReceived),
+        // The kernel's TCP_CLOSE.
+        (Protocol::Tcp, SocketState::Unconnected) => Answer::Idle(Idle::Bound),
+        _ => Answer::Socket(row),
+    })
 }
 
 fn parse(body: &[u8], protocol: Protocol, netns: u64) -> Option<SocketRow> {
@@ -196,7 +220,7 @@ mod tests {
     use super::*;
 
     /// What the kernel would send.
-    struct Answer {
+    struct Told {
         family: u8,
         state: u8,
         local: (Ipv6Addr, u16),
@@ -204,7 +228,7 @@ mod tests {
         v6only: Option<bool>,
     }
 
-    impl Answer {
+    impl Told {
         fn bytes(&self) -> Vec<u8> {
             let mut bytes = vec![self.family, self.state, 0, 0];
             bytes.extend(self.local.1.to_be_bytes());
@@ -228,7 +252,10 @@ mod tests {
         }
 
         fn row(&self, protocol: Protocol) -> SocketRow {
-            row(&self.bytes(), protocol, 9).unwrap().unwrap()
+            match answer(&self.bytes(), protocol, 9) {
+                Ok(Answer::Socket(row)) => row,
+                other => panic!("{other:?}"),
+            }
         }
     }
 
@@ -249,7 +276,7 @@ mod tests {
             ("::1", Some(false), Family::Ipv6),
             ("::ffff:127.0.0.1", Some(false), Family::Ipv6),
         ] {
-            let answer = Answer { family: AF_INET6, state: 10, local: (v6(address), 80), peer: (v6("::"), 0), v6only };
+            let answer = Told { family: AF_INET6, state: 10, local: (v6(address), 80), peer: (v6("::"), 0), v6only };
             let row = answer.row(Protocol::Tcp);
             assert_eq!((row.family, row.peer), (family, None), "{address} {v6only:?}");
             assert_eq!(row.local, SocketAddr::new(normalise(v6(address).into()), 80));
@@ -259,17 +286,26 @@ mod tests {
     #[test]
     fn what_is_left_of_a_closed_connection_is_no_socket() {
         let peer = (v6("::ffff:127.0.0.1"), 443);
-        let answer = Answer { family: AF_INET, state: 5, local: (v6("::ffff:127.0.0.1"), 80), peer, v6only: None };
+        let answer = Told { family: AF_INET, state: 5, local: (v6("::ffff:127.0.0.1"), 80), peer, v6only: None };
         let mut bytes = answer.bytes();
         bytes[2] = TIMEWAIT;
-        assert_eq!(row(&bytes, Protocol::Tcp, 9), Ok(None));
+        assert_eq!(super::answer(&bytes, Protocol::Tcp, 9), Ok(Answer::Nothing));
         bytes[2] = 0;
-        assert!(row(&bytes, Protocol::Tcp, 9).unwrap().is_some());
+        assert!(matches!(super::answer(&bytes, Protocol::Tcp, 9), Ok(Answer::Socket(_))));
+    }
+
+    #[test]
+    fn half_open_and_bound_sockets_are_only_counted() {
+        for (state, peer, idle) in [(3, 443, Idle::SynReceived), (7, 0, Idle::Bound)] {
+            let peer = (v6("::ffff:192.0.2.7"), peer);
+            let told = Told { family: AF_INET, state, local: (v6("::ffff:10.0.0.1"), 80), peer, v6only: None };
+            assert_eq!(answer(&told.bytes(), Protocol::Tcp, 9), Ok(Answer::Idle(idle)));
+        }
     }
 
     #[test]
     fn every_field_of_a_row_is_read() {
-        let answer = Answer {
+        let answer = Told {
             family: AF_INET,
             state: 8,
             local: (v6("::ffff:10.0.0.1"), 443),
@@ -293,22 +329,22 @@ mod tests {
     #[test]
     fn udp_is_connected_when_it_has_a_peer() {
         let mut answer =
-            Answer { family: AF_INET6, state: 7, local: (v6("::1"), 53), peer: (v6("::"), 0), v6only: Some(true) };
+            Told { family: AF_INET6, state: 7, local: (v6("::1"), 53), peer: (v6("::"), 0), v6only: Some(true) };
         assert_eq!(answer.row(Protocol::Udp).state, SocketState::Unconnected);
         (answer.state, answer.peer) = (1, (v6("::1"), 4000));
         assert_eq!(answer.row(Protocol::Udp).peer, Some("[::1]:4000".parse().unwrap()));
         answer.local.1 = 0;
-        assert_eq!(row(&answer.bytes(), Protocol::Udp, 9), Ok(None));
+        assert_eq!(super::answer(&answer.bytes(), Protocol::Udp, 9), Ok(Answer::Nothing));
     }
 
     #[test]
     fn a_row_cut_short_is_unreadable() {
         let answer =
-            Answer { family: AF_INET, state: 10, local: (v6("::"), 1), peer: (v6("::"), 0), v6only: None }.bytes();
+            Told { family: AF_INET, state: 10, local: (v6("::"), 1), peer: (v6("::"), 0), v6only: None }.bytes();
         for length in 0..ROW {
-            assert_eq!(row(&answer[..length], Protocol::Tcp, 9), Err(Unreadable), "{length}");
+            assert_eq!(super::answer(&answer[..length], Protocol::Tcp, 9), Err(Unreadable), "{length}");
         }
-        assert!(row(&answer[..ROW], Protocol::Tcp, 9).is_ok());
+        assert!(super::answer(&answer[..ROW], Protocol::Tcp, 9).is_ok());
     }
 
     proptest! {
@@ -318,7 +354,7 @@ mod tests {
                 *family = if six { AF_INET6 } else { AF_INET };
             }
             for protocol in [Protocol::Tcp, Protocol::Udp] {
-                if let Ok(Some(row)) = row(&bytes, protocol, 9) {
+                if let Ok(Answer::Socket(row)) = answer(&bytes, protocol, 9) {
                     prop_assert_eq!(row.local.ip(), normalise(row.local.ip()));
                     prop_assert_eq!(row.peer.is_none(), matches!(row.state, SocketState::Listen | SocketState::Unconnected));
                 }

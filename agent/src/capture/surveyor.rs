@@ -13,16 +13,20 @@ use std::{
     io,
 };
 
-use fleetsock_proto::socket::{Protocol, SocketState};
-use rustix::{io::Errno, net::netlink::SOCK_DIAG};
+use fleetsock_proto::{
+    socket::{Protocol, SocketState},
+    tcp::TcpCounts,
+};
+use rustix::{io::Errno, net::netlink::SOCK_DIAG, system::uname};
 
 use super::{
     CaptureError, SocketRow, WalkReport, Walker,
     census::Census,
+    counted::{Counted, Telling},
     diag::{Queries, Query},
     netlink::Netlink,
     portless::append_portless,
-    walker::{WALK_ROWS_LIMIT, append},
+    walker::{Catch, WALK_ROWS_LIMIT, append},
 };
 use crate::namespaces::{EnterError, Namespace, Namespaces, Visitor};
 
@@ -62,6 +66,15 @@ pub enum Connections {
     FromWalks,
 }
 
+/// Which states of TCP a walk of everything asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum States {
+    /// Those of listeners and sessions.
+    Followed,
+    /// SYN_RECV and bound sockets too; these and TIME_WAIT are counted.
+    All,
+}
+
 /// How much is walked of the agent's own namespace and of the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -69,17 +82,20 @@ pub struct Extent {
     pub home: Coverage,
     /// Of each other one.
     pub foreign: Coverage,
+    /// And in which states.
+    pub states: States,
 }
 
 impl Extent {
     /// Where events tell of connections, nobody's are walked without a reason, and others' by the referee only.
     pub fn of(occasion: Occasion, connections: Connections) -> Extent {
         use Coverage::{Everything, Listeners};
-        match (occasion, connections) {
-            (Occasion::Steady, Connections::FromEvents) => Extent { home: Listeners, foreign: Listeners },
-            (Occasion::Opened, Connections::FromEvents) => Extent { home: Everything, foreign: Listeners },
-            (Occasion::Referee, _) | (_, Connections::FromWalks) => Extent { home: Everything, foreign: Everything },
-        }
+        let (home, foreign) = match (occasion, connections) {
+            (Occasion::Steady, Connections::FromEvents) => (Listeners, Listeners),
+            (Occasion::Opened, Connections::FromEvents) => (Everything, Listeners),
+            (Occasion::Referee, _) | (_, Connections::FromWalks) => (Everything, Everything),
+        };
+        Extent { home, foreign, states: States::Followed }
     }
 }
 
@@ -138,6 +154,9 @@ pub struct SurveyReport {
     pub failed: Vec<(u64, SurveyError)>,
     /// There was no thread to go into other namespaces.
     pub stranded: Option<io::Error>,
+    /// TCP sockets that are not followed, when they were counted. In another namespace in which all TCP sockets listen
+    /// only TIME_WAIT is.
+    pub counts: Option<TcpCounts>,
 }
 
 impl SurveyReport {
@@ -188,6 +207,7 @@ pub struct Surveyor {
     home: Walker,
     limit: usize,
     queries: Queries,
+    telling: Telling,
     /// The memory of the sockets that are opened elsewhere.
     buffer: Vec<u8>,
 }
@@ -201,7 +221,9 @@ impl Surveyor {
     /// The same, that keeps at most `limit` sockets of a survey, and no more than [`WALK_ROWS_LIMIT`].
     pub fn within(limit: usize) -> Result<Surveyor, CaptureError> {
         let limit = limit.min(WALK_ROWS_LIMIT);
-        Ok(Surveyor { home: Walker::open()?.within(limit), limit, queries: Queries::new(), buffer: Vec::new() })
+        let telling = Telling::of(&uname().release().to_string_lossy());
+        let home = Walker::open()?.within(limit);
+        Ok(Surveyor { home, limit, queries: Queries::new(), telling, buffer: Vec::new() })
     }
 
     /// Inode number of its own network namespace.
@@ -211,12 +233,19 @@ impl Surveyor {
 
     /// Walks its own namespace alone. Replaces the content of `rows`, of which at most as many as it was opened for are
     /// kept. If that failed there are no rows.
-    pub fn survey_home(&mut self, coverage: Coverage, rows: &mut Vec<SocketRow>) -> SurveyReport {
+    pub fn survey_home(&mut self, coverage: Coverage, states: States, rows: &mut Vec<SocketRow>) -> SurveyReport {
         let mut report = SurveyReport::default();
         let home = self.netns();
-        let walked = match coverage {
-            Coverage::Everything => self.home.walk(rows),
-            Coverage::Listeners => self.home.walk_listeners(rows),
+        let walked = match (coverage, states) {
+            (Coverage::Everything, States::All) => {
+                let telling = self.telling;
+                self.home.walk_counting(rows).map(|(walked, counted)| {
+                    report.counts = telling.home(counted);
+                    walked
+                })
+            }
+            (Coverage::Everything, States::Followed) => self.home.walk(rows),
+            (Coverage::Listeners, _) => self.home.walk_listeners(rows),
         };
         match walked {
             Ok(mut walked) => {
@@ -245,7 +274,7 @@ impl Surveyor {
         whole: &BTreeSet<u64>,
         rows: &mut Vec<SocketRow>,
     ) -> SurveyReport {
-        let mut report = self.survey_home(extent.home, rows);
+        let mut report = self.survey_home(extent.home, extent.states, rows);
         if namespaces.iter().len() > 0 {
             let coverage = |netns| if whole.contains(&netns) { Coverage::Everything } else { extent.foreign };
             let travels = namespaces.visit(|visitor| self.travel(visitor, namespaces, coverage, rows, &mut report));
@@ -265,7 +294,7 @@ impl Surveyor {
     ) {
         for namespace in namespaces.iter() {
             let (netns, begin) = (namespace.netns(), rows.len());
-            match self.look_into(visitor, namespace, coverage(netns), rows) {
+            match self.look_into(visitor, namespace, coverage(netns), rows, &mut report.counts) {
                 Ok(walked) => {
                     report.walked.insert(netns, walked);
                 }
@@ -283,14 +312,20 @@ impl Surveyor {
         namespace: &Namespace,
         coverage: Coverage,
         rows: &mut Vec<SocketRow>,
+        counts: &mut Option<TcpCounts>,
     ) -> Result<Walked, SurveyError> {
         let netns = namespace.netns();
         visitor.enter(namespace)?;
         let census = count(netns)?;
         let netlink = Netlink::open_with(Some(SOCK_DIAG), std::mem::take(&mut self.buffer))
             .map_err(|errno| SurveyError::Walk { netns, cause: CaptureError::Socket(errno) })?;
-        let mut stay = Stay { netns, netlink, census, limit: self.limit, rows };
-        let walked = stay.walk(&mut self.queries, coverage);
+        let catch = Catch { rows, limit: self.limit, counted: Counted::default() };
+        let mut stay = Stay { netns, netlink, census, catch };
+        let states = if counts.is_some() { States::All } else { States::Followed };
+        let walked = stay.walk(&mut self.queries, coverage, states);
+        if let Some(counts) = counts {
+            self.telling.sum(counts, &stay.census, stay.catch.counted);
+        }
         self.buffer = stay.netlink.close();
         walked
     }
@@ -305,22 +340,21 @@ struct Stay<'a> {
     netns: u64,
     netlink: Netlink,
     census: Census,
-    limit: usize,
-    rows: &'a mut Vec<SocketRow>,
+    catch: Catch<'a>,
 }
 
 impl Stay<'_> {
-    fn walk(&mut self, queries: &mut Queries, coverage: Coverage) -> Result<Walked, SurveyError> {
-        let Queries { tcp, tcp_listeners, udp4, udp6 } = queries;
-        let begin = self.rows.len();
+    fn walk(&mut self, queries: &mut Queries, coverage: Coverage, states: States) -> Result<Walked, SurveyError> {
+        let Queries { tcp, tcp_all, tcp_listeners, udp4, udp6 } = queries;
+        let begin = self.catch.rows.len();
         let mut report = WalkReport::default();
         if self.census.tcp > 0 {
             report = self.ask(tcp_listeners)?;
         }
-        let listeners = self.rows.len() - begin;
+        let listeners = self.catch.rows.len() - begin;
         if coverage == Coverage::Everything && !(report == WalkReport::default() && self.has_only(listeners)?) {
-            self.rows.truncate(begin);
-            report = self.ask(tcp)?;
+            self.catch.rows.truncate(begin);
+            report = self.ask(if states == States::All { tcp_all } else { tcp })?;
         }
         if self.census.udp4 > 0 {
             report += self.ask(udp4)?;
@@ -328,7 +362,8 @@ impl Stay<'_> {
         if self.census.udp6 > 0 {
             report += self.ask(udp6)?;
         }
-        let portless = append_portless(&mut self.netlink, self.netns, self.limit, self.rows).map(|more| report += more);
+        let Catch { rows, limit, .. } = &mut self.catch;
+        let portless = append_portless(&mut self.netlink, self.netns, *limit, rows).map(|more| report += more);
         Ok(Walked { coverage, report, portless })
     }
 
@@ -340,7 +375,7 @@ impl Stay<'_> {
     }
 
     fn ask(&mut self, query: &mut Query) -> Result<WalkReport, SurveyError> {
-        append(&mut self.netlink, [query], self.netns, self.limit, self.rows)
+        append(&mut self.netlink, [query], self.netns, &mut self.catch)
             .map_err(|cause| SurveyError::Walk { netns: self.netns, cause })
     }
 }
@@ -374,7 +409,8 @@ mod tests {
             (Opened, FromWalks, Everything, Everything),
             (Referee, FromWalks, Everything, Everything),
         ] {
-            assert_eq!(Extent::of(occasion, connections), Extent { home, foreign }, "{occasion:?} {connections:?}");
+            let expected = Extent { home, foreign, states: States::Followed };
+            assert_eq!(Extent::of(occasion, connections), expected, "{occasion:?} {connections:?}");
         }
     }
 

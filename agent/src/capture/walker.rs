@@ -6,7 +6,8 @@ use rustix::{fs::stat, io::Errno, net::netlink::SOCK_DIAG};
 
 use super::{
     SocketRow,
-    diag::{Queries, Query, Unreadable, row},
+    counted::Counted,
+    diag::{Answer, Queries, Query, Unreadable, answer},
     netlink::{Netlink, NetlinkError},
     portless,
 };
@@ -98,7 +99,17 @@ impl Walker {
     pub fn walk(&mut self, rows: &mut Vec<SocketRow>) -> Result<WalkReport, CaptureError> {
         let Queries { tcp, udp4, udp6, .. } = &mut self.queries;
         rows.clear();
-        append(&mut self.netlink, [tcp, udp4, udp6], self.netns, self.limit, rows)
+        let mut catch = Catch { rows, limit: self.limit, counted: Counted::default() };
+        append(&mut self.netlink, [tcp, udp4, udp6], self.netns, &mut catch)
+    }
+
+    /// The same that also counts TCP sockets in the states that are not followed.
+    pub(super) fn walk_counting(&mut self, rows: &mut Vec<SocketRow>) -> Result<(WalkReport, Counted), CaptureError> {
+        let Queries { tcp_all, udp4, udp6, .. } = &mut self.queries;
+        rows.clear();
+        let mut catch = Catch { rows, limit: self.limit, counted: Counted::default() };
+        let report = append(&mut self.netlink, [tcp_all, udp4, udp6], self.netns, &mut catch)?;
+        Ok((report, catch.counted))
     }
 
     /// A walk that leaves TCP connections out, and the kernel's large table with them: TCP in LISTEN, and all of UDP.
@@ -106,50 +117,58 @@ impl Walker {
     pub fn walk_listeners(&mut self, rows: &mut Vec<SocketRow>) -> Result<WalkReport, CaptureError> {
         let Queries { tcp_listeners, udp4, udp6, .. } = &mut self.queries;
         rows.clear();
-        append(&mut self.netlink, [tcp_listeners, udp4, udp6], self.netns, self.limit, rows)
+        let mut catch = Catch { rows, limit: self.limit, counted: Counted::default() };
+        append(&mut self.netlink, [tcp_listeners, udp4, udp6], self.netns, &mut catch)
     }
-}
 
-impl Walker {
     /// Appends the raw and packet sockets of the network namespace of the calling thread, which must be that of the walker.
     pub fn append_portless(&mut self, rows: &mut Vec<SocketRow>) -> Result<WalkReport, CaptureError> {
         portless::append_portless(&mut self.netlink, self.netns, self.limit, rows)
     }
 }
 
-/// Appends the rows of some dumps.
+/// What dumps bring in.
+#[derive(Debug)]
+pub(super) struct Catch<'a> {
+    pub(super) rows: &'a mut Vec<SocketRow>,
+    /// Most rows that are kept, those of other walks included.
+    pub(super) limit: usize,
+    pub(super) counted: Counted,
+}
+
+/// Appends what some dumps tell.
 pub(super) fn append<'a>(
     netlink: &mut Netlink,
     queries: impl IntoIterator<Item = &'a mut Query>,
     netns: u64,
-    limit: usize,
-    rows: &mut Vec<SocketRow>,
+    catch: &mut Catch<'_>,
 ) -> Result<WalkReport, CaptureError> {
     let mut report = WalkReport::default();
     for query in queries {
-        report += dump(netlink, query, netns, limit, rows)
-            .map_err(|cause| CaptureError::Dump { about: query.about, cause })?;
+        report +=
+            dump(netlink, query, netns, catch).map_err(|cause| CaptureError::Dump { about: query.about, cause })?;
     }
     Ok(report)
 }
 
-/// Appends the rows of one dump, which is repeated while it is interrupted.
+/// Appends what one dump tells, which is repeated while it is interrupted.
 fn dump(
     netlink: &mut Netlink,
     query: &mut Query,
     netns: u64,
-    limit: usize,
-    rows: &mut Vec<SocketRow>,
+    catch: &mut Catch<'_>,
 ) -> Result<WalkReport, NetlinkError> {
-    let begin = rows.len();
+    let (begin, counted) = (catch.rows.len(), catch.counted);
     let mut tries = 0;
     loop {
-        rows.truncate(begin);
+        catch.rows.truncate(begin);
+        catch.counted = counted;
         let mut report = WalkReport::default();
-        let dump = netlink.dump(&mut query.request, |message| match row(message.body, query.protocol, netns) {
-            Ok(Some(_)) if rows.len() >= limit => report.overflow += 1,
-            Ok(Some(row)) => rows.push(row),
-            Ok(None) => {}
+        let dump = netlink.dump(&mut query.request, |message| match answer(message.body, query.protocol, netns) {
+            Ok(Answer::Socket(_)) if catch.rows.len() >= catch.limit => report.overflow += 1,
+            Ok(Answer::Socket(row)) => catch.rows.push(row),
+            Ok(Answer::Idle(idle)) => catch.counted.add(idle),
+            Ok(Answer::Nothing) => {}
             Err(Unreadable) => report.unreadable += 1,
         })?;
         tries += 1;

@@ -5,8 +5,9 @@ use std::{collections::BTreeSet, time::Duration};
 use fleetsock_proto::socket::SocketKey;
 
 use crate::{
-    capture::{Connections, Coverage, Extent, Occasion},
+    capture::{Connections, Coverage, Extent, Occasion, States},
     lives::Sought,
+    table::Search,
 };
 
 /// Most other namespaces whose connections are walked because events left some open; the others wait for the next walk.
@@ -32,6 +33,16 @@ pub(super) struct Plan {
     pub(super) whole: BTreeSet<u64>,
     /// Connections that it should show.
     pub(super) looked_for: Vec<Sought>,
+}
+
+impl Plan {
+    /// The same, which the referee has count what is not followed too.
+    pub(super) fn counting(mut self, search: Search) -> Plan {
+        if search == Search::Referee {
+            self.extent.states = States::All;
+        }
+        self
+    }
 }
 
 /// What is known of namespaces and processes.
@@ -180,8 +191,12 @@ mod tests {
 
     #[test]
     fn without_events_everything_is_walked_every_time() {
-        let everything = Extent { home: Coverage::Everything, foreign: Coverage::Everything };
-        assert_eq!(plan(Connections::FromWalks, Vec::new(), &Numbers).extent, everything);
-        assert_eq!(referee(Connections::FromEvents, Vec::new()).extent, everything);
+        let everything = |states| Extent { home: Coverage::Everything, foreign: Coverage::Everything, states };
+        assert_eq!(plan(Connections::FromWalks, Vec::new(), &Numbers).extent, everything(States::Followed));
+        assert_eq!(referee(Connections::FromEvents, Vec::new()).extent, everything(States::Followed));
+        for (search, states) in [(Search::Referee, States::All), (Search::Unknown, States::Followed)] {
+            let plan = plan(Connections::FromWalks, Vec::new(), &Numbers).counting(search);
+            assert_eq!(plan.extent, everything(states));
+        }
     }
 }

@@ -129,7 +129,7 @@ impl Round {
         let cpu = cost::cpu();
         let before = self.observer.table.observed_until();
         let vanished = self.look_for_namespaces(begun.search);
-        let plan = self.plan(begun.search);
+        let plan = self.plan(begun.search).counting(begun.search);
         let survey = self.survey(&plan);
         if !self.is_usable(&survey) {
             return false;
@@ -215,7 +215,7 @@ impl Round {
         let surveyor = &mut self.observer.surveyor;
         match &self.observer.namespaces {
             Some(namespaces) if self.travels => surveyor.survey_with(namespaces, *extent, whole, &mut self.rows),
-            _ => surveyor.survey_home(extent.home, &mut self.rows),
+            _ => surveyor.survey_home(extent.home, extent.states, &mut self.rows),
         }
     }
 
@@ -248,6 +248,9 @@ impl Round {
     }
 
     fn count(&mut self, survey: &SurveyReport, search: Search, scan: &OwnerScan) {
+        if let Some(counts) = survey.counts {
+            self.observer.outbox.counted(counts);
+        }
         let losses = self.observer.outbox.losses();
         let report = survey.total();
         // The same sockets are above the limit at every walk: only what is more than before is new.

@@ -345,7 +345,8 @@ impl Stream {
         // Never later than what is delivered: the server counts the time up to this as observed.
         if let Some(observed_until) = self.delivered_until {
             let cost = memory.meter.read(uplink.outbox.losses().total());
-            self.heartbeat = Some(Heartbeat { sent_at: (uplink.clock)(), observed_until, cost });
+            let tcp_counts = uplink.outbox.tcp_counts();
+            self.heartbeat = Some(Heartbeat { sent_at: (uplink.clock)(), observed_until, cost, tcp_counts });
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use std::{
 
 use fleetsock_agent::{
     capture::{
-        Connections, Coverage, Extent, Occasion, SocketRow, SurveyReport, Surveyor, WalkReport, Walker,
+        Connections, Coverage, Extent, Occasion, SocketRow, States, SurveyReport, Surveyor, WalkReport, Walker,
         portless::{PortlessKind, Wanted, walk_portless},
     },
     namespaces::{EnterError, Findings, Namespaces, Pass},
@@ -256,7 +256,7 @@ fn a_survey_shows_of_each_namespace_what_a_walker_in_it_sees() {
     let _sockets =
         [busy.within(|| Sockets::open(Coverage::Everything)), idle.within(|| Sockets::open(Coverage::Listeners))];
     let before = stat("/proc/thread-self/ns/net").unwrap().st_ino;
-    let everything = Extent { home: Coverage::Everything, foreign: Coverage::Everything };
+    let everything = Extent { home: Coverage::Everything, foreign: Coverage::Everything, states: States::Followed };
     for (extent, sees_connections) in
         [(Extent::of(Occasion::Steady, Connections::FromEvents), false), (everything, true)]
     {

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use fleetsock_proto::host::{Host, HostFacts, HostState};
+use fleetsock_proto::{
+    host::{Host, HostFacts, HostState},
+    tcp::TcpCounts,
+};
 use serde_json::Value;
 
 use super::{Cell, Column, Field, Marks, Record, Shown, Side, View, column, moment_or_null, text};
@@ -63,7 +66,18 @@ const FIELDS: &[Field<Host>] = &[
         value: |host, _| host.warning.as_ref().map_or(Value::Null, |warning| warning.text.as_str().into()),
     },
     Field { name: "warned_at", value: |host, _| moment_or_null(host.warning.as_ref().map(|warning| warning.at)) },
+    Field { name: "tcp_time_wait", value: |host, _| tcp(host, |counts| Some(counts.time_wait)).into() },
+    Field { name: "tcp_syn_received", value: |host, _| tcp(host, |counts| Some(counts.syn_received)).into() },
+    Field { name: "tcp_bound", value: |host, _| tcp(host, |counts| counts.bound).into() },
 ];
+
+fn tcp(host: &Host, number: impl Fn(&TcpCounts) -> Option<u64>) -> Option<u64> {
+    host.tcp_counts.as_ref().and_then(number)
+}
+
+fn tcp_cell(host: &Host, number: impl Fn(&TcpCounts) -> Option<u64>) -> Cell {
+    Cell::new(&tcp(host, number).map_or_else(String::new, |number| number.to_string()))
+}
 
 fn state(host: &Host, _: &View) -> Cell {
     let mark = if host.warning.is_some() { " !" } else { "" };
@@ -124,6 +138,13 @@ const COLUMNS: &[Column<Host>] = &[
     column("sessions", "SESSIONS", &["sessions_open"], Shown::Always, Side::Right, |host, _| {
         Cell::new(&host.sessions_open.to_string())
     }),
+    column("time_wait", "TIME-WAIT", &["tcp_time_wait"], Shown::Wide, Side::Right, |host, _| {
+        tcp_cell(host, |counts| Some(counts.time_wait))
+    }),
+    column("syn_received", "SYN-RECEIVED", &["tcp_syn_received"], Shown::Wide, Side::Right, |host, _| {
+        tcp_cell(host, |counts| Some(counts.syn_received))
+    }),
+    column("bound", "BOUND", &["tcp_bound"], Shown::Wide, Side::Right, |host, _| tcp_cell(host, |counts| counts.bound)),
     column("losses", "LOSSES", &["losses"], Shown::Always, Side::Right, losses),
     column("agent", "AGENT", &["agent_version"], Shown::Wide, Side::Left, |host, _| {
         fact_cell(host, |facts| facts.agent_version.clone())

@@ -18,6 +18,7 @@ use fleetsock_proto::{
     owner::Owner,
     session::Session,
     socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketState},
+    tcp::TcpCounts,
     time::Timestamp,
     token::{Operator, OperatorCertificate, Role},
 };
@@ -165,6 +166,7 @@ fn host() -> Host {
         agent_rss_bytes: 9 << 20,
         clock_offset_us: -1_500,
         warning: None,
+        tcp_counts: Some(TcpCounts { time_wait: 1_204, syn_received: 3, bound: None }),
     }
 }
 

@@ -16,4 +16,5 @@ mod network;
 mod past;
 mod program;
 mod readme;
+mod states;
 mod usage;

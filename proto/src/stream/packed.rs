@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn everything_else_arrives_as_it_always_did() {
         let at = Timestamp::from_micros(1);
-        let heartbeat = Heartbeat { sent_at: at, observed_until: at, cost: AgentCost::default() };
+        let heartbeat = Heartbeat { sent_at: at, observed_until: at, cost: AgentCost::default(), tcp_counts: None };
         for message in [AgentMessage::Heartbeat(heartbeat), AgentMessage::Batch(batch(1, 2))] {
             assert_eq!(arrives(message.clone().into()), message);
         }

@@ -342,11 +342,13 @@ impl Conversation {
 
     async fn handle(&self, message: AgentMessage) -> Result<(), Over> {
         let AgentService { history, clock, .. } = &self.service;
-        let (mut cost, mut observed_until) = (None, None);
+        let mut presence = Presence { at: clock(), observed_until: None, cost: None, tcp_counts: None };
         match message {
             AgentMessage::Hello(_) => return Err(Over::Fault(Status::invalid_argument("a second Hello"))),
             AgentMessage::Heartbeat(heartbeat) => {
-                (cost, observed_until) = (Some(heartbeat.cost), Some(heartbeat.observed_until));
+                presence.observed_until = Some(heartbeat.observed_until);
+                presence.cost = Some(heartbeat.cost);
+                presence.tcp_counts = heartbeat.tcp_counts;
             }
             AgentMessage::Batch(batch) => {
                 let number = BatchNumber { epoch: batch.epoch, seq: batch.seq };
@@ -357,7 +359,7 @@ impl Conversation {
                 self.say(ServerMessage::Ack(history.last_batch(self.host).await?))?;
             }
         }
-        history.record_presence(self.host, Presence { at: clock(), observed_until, cost });
+        history.record_presence(self.host, Presence { at: clock(), ..presence });
         Ok(())
     }
 

@@ -139,7 +139,7 @@ impl<E: Engine> Play<E> {
             }
             Step::Heartbeat { host } => {
                 let observed_until = Some(self.hosts[host].clock(self.second));
-                let presence = Presence { at: at(self.second), observed_until, cost: None };
+                let presence = Presence { at: at(self.second), observed_until, cost: None, tcp_counts: None };
                 self.world.store().record_presence(self.hosts[host].agent.host, presence);
                 self.expected[host].observed(self.hosts[host].clock(self.second));
             }

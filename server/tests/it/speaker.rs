@@ -102,7 +102,7 @@ impl Speaker {
     /// Sends a sign of life.
     pub(crate) async fn live(&self) {
         let now = Timestamp::now();
-        let heartbeat = Heartbeat { sent_at: now, observed_until: now, cost: AgentCost::default() };
+        let heartbeat = Heartbeat { sent_at: now, observed_until: now, cost: AgentCost::default(), tcp_counts: None };
         self.outgoing.send(AgentMessage::Heartbeat(heartbeat)).await.unwrap();
     }
 

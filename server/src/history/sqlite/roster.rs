@@ -13,6 +13,7 @@ use fleetsock_proto::{
     port::PortRange,
     service::edit_distance,
     stream::AgentCost,
+    tcp::TcpCounts,
     time::Timestamp,
     token::Approval,
 };
@@ -47,6 +48,7 @@ pub(super) struct HostEntry {
     pub(super) told_until: Option<Timestamp>,
     pub(super) skew: Skew,
     pub(super) cost: AgentCost,
+    pub(super) tcp_counts: Option<TcpCounts>,
     /// There is something that is not written down yet.
     unwritten: bool,
 }
@@ -76,6 +78,7 @@ impl HostEntry {
             told_until: None,
             skew: Skew::default(),
             cost: AgentCost::default(),
+            tcp_counts: None,
             unwritten: false,
         }
     }
@@ -270,6 +273,7 @@ impl Roster {
                 entry.observed_until = entry.observed_until.max(Some(entry.skew.corrected(until)));
             }
             entry.cost = presence.cost.unwrap_or(entry.cost);
+            entry.tcp_counts = presence.tcp_counts.or(entry.tcp_counts);
             entry.unwritten = true;
         }
         let due = presence.at.since(hosts.presence_written_at) >= WRITE_PRESENCE_EVERY;
@@ -293,7 +297,8 @@ impl Roster {
         {
             let mut update = transaction.prepare_cached(
                 "UPDATE hosts SET last_seen_at_us = ?2, observed_until_us = ?3, losses = ?4,
-                     agent_cpu_millipercent = ?5, agent_rss_bytes = ?6 WHERE id = ?1",
+                     agent_cpu_millipercent = ?5, agent_rss_bytes = ?6, tcp_time_wait = ?7, tcp_syn_received = ?8,
+                     tcp_bound = ?9 WHERE id = ?1",
             )?;
             for entry in unwritten {
                 update.execute(params![
@@ -303,6 +308,9 @@ impl Roster {
                     coding::signed(entry.cost.losses),
                     entry.cost.cpu_millipercent,
                     coding::signed(entry.cost.rss_bytes),
+                    entry.tcp_counts.map(|counts| coding::signed(counts.time_wait)),
+                    entry.tcp_counts.map(|counts| coding::signed(counts.syn_received)),
+                    entry.tcp_counts.and_then(|counts| counts.bound).map(coding::signed),
                 ])?;
             }
         }
@@ -419,8 +427,16 @@ fn entry(row: &Row<'_>, labels: Labels) -> Result<HostEntry, rusqlite::Error> {
             cpu_millipercent: row.get("agent_cpu_millipercent")?,
             losses: coding::unsigned(row, "losses")?,
         },
+        tcp_counts: tcp_counts(row)?,
         unwritten: false,
     })
+}
+
+fn tcp_counts(row: &Row<'_>) -> Result<Option<TcpCounts>, rusqlite::Error> {
+    let [time_wait, syn_received, bound] = ["tcp_time_wait", "tcp_syn_received", "tcp_bound"]
+        .map(|column| row.get::<_, Option<i64>>(column).map(|number| number.map(i64::cast_unsigned)));
+    let (time_wait, bound) = (time_wait?, bound?);
+    Ok(time_wait.zip(syn_received?).map(|(time_wait, syn_received)| TcpCounts { time_wait, syn_received, bound }))
 }
 
 fn warning(row: &Row<'_>) -> Result<Option<Warning>, rusqlite::Error> {
@@ -450,8 +466,20 @@ fn facts(row: &Row<'_>, name: String, boot_id: BootId) -> Result<HostFacts, rusq
 
 /// A host as an answer shows it.
 pub(super) fn host(selected: &Selected, listeners: u64, sessions_open: u64) -> Host {
-    let HostEntry { host_id, name, labels, enrolled_at, facts, last_seen_at, skew, cost, warning, waits, .. } =
-        selected.entry.clone();
+    let HostEntry {
+        host_id,
+        name,
+        labels,
+        enrolled_at,
+        facts,
+        last_seen_at,
+        skew,
+        cost,
+        tcp_counts,
+        warning,
+        waits,
+        ..
+    } = selected.entry.clone();
     let waiting = || Warning { text: format!("waits for approval: fleetctl hosts approve {host_id}"), at: enrolled_at };
     let warning = if waits { Some(waiting()) } else { warning };
     Host {
@@ -469,5 +497,6 @@ pub(super) fn host(selected: &Selected, listeners: u64, sessions_open: u64) -> H
         agent_rss_bytes: cost.rss_bytes,
         clock_offset_us: skew.offset_us,
         warning,
+        tcp_counts,
     }
 }

@@ -13,6 +13,7 @@ use fleetsock_proto::{
     question::{PortQuestion, SessionQuestion, SessionTime},
     socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketKey, SocketState},
     stream::AgentCost,
+    tcp::TcpCounts,
     time::Timestamp,
 };
 use fleetsock_server::history::{Bounds, Contact, History, Labels, Presence};
@@ -101,7 +102,9 @@ pub(super) async fn an_answer_counts_hosts_and_names_those_that_are_stale<E: Eng
     let stale = meta(after + 1).await;
     assert_eq!((stale.hosts_total, stale.hosts_stale_total), (3, 2));
     assert_eq!(stale.hosts_stale, ["db1", "web1"], "a host that never spoke is pending, not stale");
-    world.store().record_presence(web.host, Presence { at: at(50), observed_until: None, cost: None });
+    world
+        .store()
+        .record_presence(web.host, Presence { at: at(50), observed_until: None, cost: None, tcp_counts: None });
     assert_eq!(meta(after + 1).await.hosts_stale, ["db1"]);
     let question = SessionQuestion { time: SessionTime::At(at(1)), ..SessionQuestion::default() };
     let (_, sessions) = world.sessions(question, at(after + 1)).await.unwrap();
@@ -130,7 +133,11 @@ pub(super) async fn hosts_show_what_they_said_and_what_is_open<E: Engine>() {
     world.tell(&mut web, SnapshotWhole, 6, open).await;
     world.tell(&mut web, Changes, 7, vec![closed(listener(2, "0.0.0.0:80"), 7)]).await;
     let cost = AgentCost { cpu: Duration::ZERO, rss_bytes: 9_000_000, cpu_millipercent: 250, losses: 3 };
-    world.store().record_presence(web.host, Presence { at: at(8), observed_until: None, cost: Some(cost) });
+    let tcp_counts = Some(TcpCounts { time_wait: 30_000, syn_received: 2, bound: Some(1) });
+    let presence = Presence { at: at(8), observed_until: None, cost: Some(cost), tcp_counts };
+    world.store().record_presence(web.host, presence);
+    // A later sign of life that tells nothing of them takes nothing back.
+    world.store().record_presence(web.host, Presence { cost: None, tcp_counts: None, ..presence });
     for _ in 0..2 {
         let (hosts, meta) = world.store().list_hosts(HostSelector::default(), at(20)).await.unwrap();
         assert_eq!((hosts.len(), meta.hosts_total, meta.as_of), (2, 2, at(20)));
@@ -139,6 +146,7 @@ pub(super) async fn hosts_show_what_they_said_and_what_is_open<E: Engine>() {
         assert_eq!((one.facts.as_ref(), one.last_seen_at, one.enrolled_at), (Some(&said), Some(at(8)), Some(at(1))));
         assert_eq!((one.listeners, one.sessions_open, one.clock_offset_us), (1, 1, -1_500_000));
         assert_eq!((one.agent_rss_bytes, one.agent_cpu_millipercent, one.losses), (9_000_000, 250, 3));
+        assert_eq!((one.tcp_counts, two.tcp_counts), (tcp_counts, None));
         assert_eq!((two.name.as_str(), two.state, two.host_id), ("silent", HostState::Pending, silent));
         assert_eq!((two.facts.as_ref(), two.last_seen_at, &two.labels), (None, None, &labels));
         world.restart().await;

@@ -52,9 +52,11 @@ pub(super) async fn a_sign_of_life_moves_the_last_observation<E: Engine>() {
     let mut world = World::<E>::new().await;
     let mut agent = world.host("web1").await;
     world.tell(&mut agent, SnapshotWhole, 10, pair(1, 5)).await;
-    let presence = |second| Presence { at: at(second), observed_until: Some(at(second)), cost: None };
+    let presence = |second| Presence { at: at(second), observed_until: Some(at(second)), cost: None, tcp_counts: None };
     world.store().record_presence(agent.host, presence(40));
-    world.store().record_presence(agent.host, Presence { at: at(41), observed_until: None, cost: None });
+    world
+        .store()
+        .record_presence(agent.host, Presence { at: at(41), observed_until: None, cost: None, tcp_counts: None });
     // It is on disk within seconds, and certainly after an orderly stop.
     world.restart().await;
     agent.restart();
