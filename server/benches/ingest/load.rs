@@ -20,7 +20,7 @@ use fleetsock_server::history::{
 };
 use tokio::task::JoinSet;
 
-use super::{Took, Watch};
+use super::watch::{Took, Watch};
 
 /// Rows of a batch.
 pub(crate) const BATCH_ROWS: usize = 50;

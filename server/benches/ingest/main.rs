@@ -11,13 +11,17 @@
 mod bare;
 mod load;
 mod questions;
+mod watch;
 
-use std::{fs, path::Path, time::Instant};
+use std::{path::Path, time::Instant};
 
 use clap::Parser;
 use fleetsock_server::history::sqlite::{Options, SqliteHistory};
 
-use self::load::{Load, Mix};
+use self::{
+    load::{Load, Mix},
+    watch::{Took, Watch},
+};
 
 /// Rows per second through the history and through bare SQLite, and times of questions.
 #[derive(Debug, Clone, Parser)]
@@ -50,33 +54,6 @@ fn folder() -> tempfile::TempDir {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// What it took to store rows: seconds by the clock, and seconds of CPU of all threads.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Took {
-    clock: f64,
-    cpu: f64,
-}
-
-/// A stopwatch.
-pub(crate) struct Watch(Instant, f64);
-
-impl Watch {
-    pub(crate) fn start() -> Watch {
-        Watch(Instant::now(), cpu())
-    }
-
-    pub(crate) fn took(&self) -> Took {
-        Took { clock: self.0.elapsed().as_secs_f64(), cpu: cpu() - self.1 }
-    }
-}
-
-/// CPU seconds of this process so far (proc_pid_stat(5): utime and stime, in ticks of 10 ms).
-fn cpu() -> f64 {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / 100.0
 }
 
 /// Stores all rows in a new history, by hosts that report at once.

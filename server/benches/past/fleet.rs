@@ -1,0 +1,179 @@
+//! A fleet's sessions: 1,000 hosts of very different load, with clients that come back, scanners that do not, and each other.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use fleetsock_proto::{
+    batch::{Change, Op, Role, Socket},
+    owner::Owner,
+    socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketKey, SocketState},
+    time::Timestamp,
+};
+
+use super::load::{BEGIN_US, mixed};
+
+pub(crate) const HOSTS: usize = 1000;
+/// Sessions of a day.
+pub(crate) const DAY_SESSIONS: u64 = 5_000_000;
+pub(crate) const DAY_US: i64 = 86_400_000_000;
+/// Clients that there are.
+const CLIENTS: u64 = 4_000_000;
+/// Those that a host remembers, of which most sessions are.
+const RECENT: usize = 64;
+
+/// Numbers that look random.
+struct Dice(u64);
+
+impl Dice {
+    fn throw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(1);
+        mixed(self.0)
+    }
+
+    /// Below 1.
+    fn part(&mut self) -> f64 {
+        (self.throw() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.throw() % limit
+    }
+
+    /// Small numbers are much more likely than large ones.
+    fn skewed(&mut self, limit: u64) -> u64 {
+        ((limit as f64).powf(self.part()) as u64 - 1).min(limit - 1)
+    }
+}
+
+/// How much of the fleet's sessions a host has: about one over its number.
+pub(crate) fn share(host: usize) -> f64 {
+    let all: f64 = (0..HOSTS).map(|host| 1.0 / (host as f64 + 20.0)).sum();
+    1.0 / (host as f64 + 20.0) / all
+}
+
+/// The address of a client: 15 % of them have IPv6.
+pub(crate) fn client(number: u64) -> IpAddr {
+    let random = mixed(number ^ 0xc11e);
+    if random % 100 < 15 {
+        Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(random) << 16).into()
+    } else {
+        Ipv4Addr::from_bits((random >> 16) as u32 % 0xa000_0000 + 0x2000_0000).into()
+    }
+}
+
+pub(crate) fn address(host: usize) -> IpAddr {
+    Ipv4Addr::from_bits(0x0a00_0001 + host as u32).into()
+}
+
+/// A host, and what it has been told of.
+pub(crate) struct HostLoad {
+    number: usize,
+    dice: Dice,
+    daemons: Vec<Arc<Owner>>,
+    recent: Vec<u64>,
+    cookie: u64,
+    /// When the next session closes, and how far they are apart on average.
+    closes_us: i64,
+    apart_us: i64,
+}
+
+fn program(process: &str, pid: u32, started_at: i64) -> Arc<Owner> {
+    Arc::new(Owner {
+        pid,
+        started_at: Some(Timestamp::from_micros(started_at)),
+        process: process.to_owned(),
+        exe: format!("/usr/sbin/{process}"),
+        uid: 33,
+        user: "www-data".to_owned(),
+        container: String::new(),
+        unit: format!("{process}.service"),
+        command_line: String::new(),
+    })
+}
+
+impl HostLoad {
+    pub(crate) fn new(number: usize) -> HostLoad {
+        let daemons = ["nginx", "postgres", "sshd", "node", "java"];
+        let started = BEGIN_US - 1_000_000 * number as i64;
+        HostLoad {
+            number,
+            dice: Dice((number as u64) << 40),
+            daemons: (700..).zip(daemons).map(|(pid, name)| program(name, pid, started)).collect(),
+            recent: (0..RECENT as u64).map(|client| client * 7919 + number as u64).collect(),
+            cookie: 0,
+            closes_us: BEGIN_US,
+            apart_us: (DAY_US as f64 / (DAY_SESSIONS as f64 * share(number))) as i64,
+        }
+    }
+
+    /// When its last session closed, us.
+    pub(crate) fn at(&self) -> i64 {
+        self.closes_us
+    }
+
+    fn peer(&mut self) -> IpAddr {
+        match self.dice.below(100) {
+            0..60 => {
+                let place = self.dice.below(RECENT as u64) as usize;
+                client(self.recent[place])
+            }
+            60..85 => {
+                let number = self.dice.skewed(CLIENTS);
+                let place = self.dice.below(RECENT as u64) as usize;
+                self.recent[place] = number;
+                client(number)
+            }
+            // A scanner, which knocks once.
+            85..90 => client(CLIENTS + self.dice.throw()),
+            _ => address((self.number + self.dice.below(50) as usize) % HOSTS),
+        }
+    }
+
+    /// The next sessions, all over.
+    pub(crate) fn next(&mut self, sessions: u64) -> Vec<Change> {
+        (0..sessions).map(|_| self.session()).collect()
+    }
+
+    fn session(&mut self) -> Change {
+        self.cookie += 1 + self.dice.below(3);
+        self.closes_us += 1 + self.dice.below(2 * self.apart_us.unsigned_abs()) as i64;
+        let peer = self.peer();
+        let (wide, out) = (peer.is_ipv6(), self.dice.below(4) == 0);
+        let ephemeral = 32_768 + self.dice.below(28_232) as u16;
+        let service = [443, 443, 443, 80, 5432, 22, 8080][self.dice.below(7) as usize];
+        let own: IpAddr = if wide {
+            Ipv6Addr::from_bits(0x2001_0db9 << 96 | self.number as u128).into()
+        } else {
+            address(self.number)
+        };
+        let (local, peer) = if out { ((own, ephemeral), (peer, service)) } else { ((own, service), (peer, ephemeral)) };
+        // Most last for milliseconds, some for hours.
+        let lasts = 1_000 + self.dice.skewed(10_000_000_000) as i64;
+        let owner = if out && self.dice.below(2) == 0 {
+            program("curl", 10_000 + self.dice.below(100_000) as u32, self.closes_us - lasts - 2_000)
+        } else {
+            let place = self.dice.skewed(self.daemons.len() as u64) as usize;
+            Arc::clone(&self.daemons[place])
+        };
+        let socket = Socket {
+            key: SocketKey { netns: 4_026_531_840, cookie: self.cookie },
+            protocol: Protocol::Tcp,
+            family: if wide { Family::Ipv6 } else { Family::Ipv4 },
+            state: SocketState::Established,
+            local: SocketAddr::from(local),
+            role: Role::Session {
+                direction: if out { Direction::Out } else { Direction::In },
+                peer: SocketAddr::from(peer),
+            },
+            opened_at: Timestamp::from_micros(self.closes_us - lasts),
+            opened_known: Known::Event,
+            owner_known: OwnerKnown::Exact,
+            owners: vec![owner],
+            bytes_sent: self.dice.skewed(50_000_000),
+            bytes_received: self.dice.skewed(1_000_000),
+        };
+        Change { op: Op::Closed { at: Timestamp::from_micros(self.closes_us), known: Known::Event }, socket }
+    }
+}
