@@ -42,6 +42,7 @@ mod coding;
 mod copy;
 mod database;
 mod parts;
+mod peers;
 mod questions;
 mod registry;
 mod roster;

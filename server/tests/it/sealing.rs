@@ -31,13 +31,15 @@ use crate::{
     scene::{Agent, Described, at, closed, opened, owner, session, session_line},
 };
 
-/// Sessions of a file.
-const PART_ROWS: i64 = 40;
+/// Sessions of a small file.
+const FEW: i64 = 40;
+/// More sessions than there are.
+const MANY: i64 = 1_000_000;
 const HOSTS: i64 = 3;
 const ROUNDS: i64 = 20;
 
-/// SQLite that seals when it is told to.
-struct Hesitant {
+/// SQLite that seals when it is told to, with so many sessions in a file.
+struct Hesitant<const ROWS: i64> {
     folder: tempfile::TempDir,
     pause_ms: AtomicU64,
 }
@@ -47,7 +49,7 @@ fn hurried() -> Timestamp {
     at(SECONDS.fetch_add(2, Relaxed))
 }
 
-impl Hesitant {
+impl<const ROWS: i64> Hesitant<ROWS> {
     fn folder(&self) -> PathBuf {
         self.folder.path().join("history")
     }
@@ -68,15 +70,15 @@ impl Hesitant {
     }
 }
 
-impl Engine for Hesitant {
+impl<const ROWS: i64> Engine for Hesitant<ROWS> {
     type Store = SqliteHistory;
 
-    fn prepare() -> Hesitant {
+    fn prepare() -> Self {
         Hesitant { folder: tempfile::tempdir().unwrap(), pause_ms: AtomicU64::new(3_600_000) }
     }
 
     async fn open(&self, rules: Rules) -> SqliteHistory {
-        let keeping = Keeping { part_rows: PART_ROWS, kept: None };
+        let keeping = Keeping { part_rows: ROWS, kept: None };
         let pause = Duration::from_millis(self.pause_ms.load(Relaxed));
         let sealing = Sealing { pause, stays: Duration::ZERO };
         let options =
@@ -90,7 +92,7 @@ impl Engine for Hesitant {
 }
 
 /// Sessions of three hosts with peers of both families, many at the same moment, with none, one and several owners.
-async fn live(world: &World<Hesitant>) {
+async fn live(world: &World<Hesitant<FEW>>) {
     let mut agents: Vec<Agent> = Vec::new();
     for number in 0..HOSTS {
         let mut agent = world.host(&format!("web{number}")).await;
@@ -120,7 +122,7 @@ async fn live(world: &World<Hesitant>) {
 }
 
 /// What is asked, and what the answer is.
-async fn answers(world: &World<Hesitant>) -> Vec<(String, Vec<String>)> {
+async fn answers(world: &World<Hesitant<FEW>>) -> Vec<(String, Vec<String>)> {
     let within = |since, until| SessionTime::Within { since: at(since), until: Some(at(until)) };
     let all = SessionQuestion { time: within(0, 10_000), ..SessionQuestion::default() };
     let peers = |text: &str| SessionQuestion { peers: vec![text.parse().unwrap()], ..all.clone() };
@@ -168,7 +170,7 @@ fn sorted(mut answers: Vec<(String, Vec<String>)>) -> Vec<(String, Vec<String>)>
 
 #[tokio::test]
 async fn a_sealed_file_answers_as_the_file_of_rows_did() {
-    let mut world = World::<Hesitant>::new().await;
+    let mut world = World::<Hesitant<FEW>>::new().await;
     live(&world).await;
     let before = sorted(answers(&world).await);
     let rows = world.engine.files(".db");
@@ -213,7 +215,7 @@ async fn a_sealed_file_answers_as_the_file_of_rows_did() {
 
 #[tokio::test]
 async fn whatever_a_crash_left_while_a_file_was_sealed_nothing_is_lost() {
-    let mut world = World::<Hesitant>::new().await;
+    let mut world = World::<Hesitant<FEW>>::new().await;
     live(&world).await;
     let expected = sorted(answers(&world).await);
     world.stop().await;
@@ -248,7 +250,7 @@ fn change(path: &Path, sql: &str) {
 
 #[tokio::test]
 async fn a_block_that_was_damaged_is_an_error_and_never_another_answer() {
-    let mut world = World::<Hesitant>::new().await;
+    let mut world = World::<Hesitant<FEW>>::new().await;
     live(&world).await;
     world.engine.pause_ms.store(1, Relaxed);
     world.restart().await;
@@ -272,7 +274,7 @@ async fn a_block_that_was_damaged_is_an_error_and_never_another_answer() {
 
 #[tokio::test]
 async fn a_file_that_cannot_be_sealed_stays_as_it_is() {
-    let mut world = World::<Hesitant>::new().await;
+    let mut world = World::<Hesitant<FEW>>::new().await;
     live(&world).await;
     let expected = sorted(answers(&world).await);
     world.stop().await;
@@ -288,5 +290,48 @@ async fn a_file_that_cannot_be_sealed_stays_as_it_is() {
     fs::remove_dir(obstacle).unwrap();
     world.begin().await;
     world.engine.wait_until_sealed();
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_is_found_among_thousands_of_rows_of_many_hosts_before_they_are_sealed() {
+    const HOSTS: u64 = 70;
+    const EACH: u64 = 60;
+    let mut world = World::<Hesitant<MANY>>::new().await;
+    let peer = |number: u64| match number % 5 {
+        0 => format!("[2001:db8:{:x}::{:x}]:443", number % 300, number),
+        _ => format!("{}.{}.{}.{}:443", 20 + number % 3, number % 7, number % 11, number % 251),
+    };
+    for host in 0..HOSTS {
+        let mut agent = world.host(&format!("host{host:02}")).await;
+        let lives =
+            (0..EACH).map(|n| closed(session(1 + n, "10.0.0.1:40000", Out, &peer(host * EACH + n)).since(1), 2));
+        world.tell(&mut agent, SnapshotWhole, 3, lives.collect()).await;
+    }
+    for round in 0..2 {
+        let ask = async |prefix: Option<&str>| {
+            let peers = prefix.map(|prefix| prefix.parse().unwrap()).into_iter().collect();
+            let time = SessionTime::Within { since: at(0), until: None };
+            let question = SessionQuestion { peers, time, ..SessionQuestion::default() };
+            world.sessions(question, at(10)).await.unwrap().0
+        };
+        let all = ask(None).await;
+        assert_eq!(all.len() as u64, HOSTS * EACH);
+        let prefixes =
+            ["21.3.4.90/32", "20.0.0.0/8", "22.5.10.0/24", "21.6.8.128/26", "2001:db8:7::/48", "::/0", "1.2.3.4/32"];
+        let exact: Vec<String> = all.iter().step_by(97).map(|one| one.peer.ip().to_string()).collect();
+        for prefix in prefixes
+            .into_iter()
+            .map(str::to_owned)
+            .chain(exact.iter().map(|ip| if ip.contains(':') { format!("{ip}/128") } else { format!("{ip}/32") }))
+        {
+            let network: ipnet::IpNet = prefix.parse().unwrap();
+            let expected = all.iter().filter(|one| network.contains(&one.peer.ip())).count();
+            assert_eq!(ask(Some(&prefix)).await.len(), expected, "{prefix}");
+        }
+        if round == 0 {
+            world.restart().await;
+        }
+    }
     world.stop().await;
 }

@@ -32,6 +32,7 @@ mod changes;
 mod listeners;
 mod programs;
 mod sessions;
+mod zones;
 
 /// How often it is looked whether a file is complete and what is too old.
 const TIDY_PAUSE: Duration = Duration::from_secs(1);
@@ -229,7 +230,7 @@ impl Writer {
             }
         };
         let transaction = day.transaction()?;
-        let before = sessions::last_id(&transaction)?;
+        let before = zones::last_id(&transaction)?;
         {
             let mut table = Sessions::of(&transaction)?;
             for (one, ids) in admitted.iter().zip(&ids) {
@@ -237,7 +238,7 @@ impl Writer {
                 store_cursor(&transaction, one.host, &one.step.after)?;
             }
         }
-        sessions::note_zone(&transaction, before)?;
+        zones::note(&transaction, before)?;
         transaction.commit()
     }
 

@@ -11,6 +11,7 @@ use fleetsock_proto::{
     socket::Direction::{In, Out},
 };
 use fleetsock_server::history::{Contact, History};
+use ipnet::IpNet;
 
 use crate::{
     engine::{Engine, World},
@@ -115,23 +116,29 @@ pub(super) async fn many_hosts_and_few_hosts_give_the_same_rows<E: Engine>() {
             let kind = if round == 0 { SnapshotWhole } else { Changes };
             let change = |n: u64| -> Change {
                 let seed = (round * 40 + n).wrapping_mul(number as u64 + 7) % 97;
-                let socket = life(1 + round * 40 + n, seed as i64);
+                let peer = format!("203.0.113.{}:443", seed % 32);
+                let socket = session(1 + round * 40 + n, "10.0.0.1:443", In, &peer).since(seed as i64);
                 if n.is_multiple_of(7) { opened(socket) } else { closed(socket, seed as i64 + 1 + (n % 13) as i64) }
             };
             let batch = agent.batch(kind, at(200), (0..24).map(change).collect());
             world.store().apply(agent.host, batch).await.unwrap();
         }
     }
-    for time in [
-        SessionTime::Now,
-        SessionTime::At(at(40)),
-        SessionTime::Within { since: at(30), until: Some(at(50)) },
-        SessionTime::Within { since: at(90), until: None },
+    let window = SessionTime::Within { since: at(30), until: Some(at(50)) };
+    for (time, peers) in [
+        (SessionTime::Now, None),
+        (SessionTime::At(at(40)), None),
+        (window, None),
+        (window, Some("203.0.113.9/32")),
+        (window, Some("203.0.113.0/28")),
+        (window, Some("203.0.0.0/16")),
+        (SessionTime::Within { since: at(90), until: None }, None),
     ] {
+        let peers: Vec<IpNet> = peers.into_iter().map(|prefix| prefix.parse().unwrap()).collect();
         let ask = async |globs: &[&str]| {
             let hosts = HostSelector { globs: globs.iter().map(|&glob| glob.into()).collect(), ..Default::default() };
             let filter = SocketFilter { hosts, ..SocketFilter::default() };
-            let question = SessionQuestion { filter, time, ..SessionQuestion::default() };
+            let question = SessionQuestion { filter, time, peers: peers.clone(), ..SessionQuestion::default() };
             let (rows, _) = world.sessions(question, at(300)).await.unwrap();
             let mut lines: Vec<_> = rows.iter().map(session_line).collect();
             lines.sort();

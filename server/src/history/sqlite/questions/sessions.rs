@@ -29,6 +29,7 @@ use crate::history::{
     matching::Matcher,
     sqlite::{
         coding,
+        peers::PeerFilter,
         roster::{Places, Selected, Selection},
         stored::{self, StoredSession},
     },
@@ -309,10 +310,18 @@ impl<'a> Search<'a> {
 
     fn zones(&self, file: InFile, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
         let Some(connection) = self.file(file)? else { return Ok(()) };
-        let mut statement = connection
-            .prepare_cached("SELECT first_id, last_id, max_closed_at_us FROM zones WHERE max_closed_at_us > ?1")?;
+        let mut statement = connection.prepare_cached(
+            "SELECT first_id, last_id, max_closed_at_us, peers FROM zones WHERE max_closed_at_us > ?1",
+        )?;
         let mut rows = statement.query([self.window.closed_after.as_micros()])?;
         while let Some(row) = rows.next()? {
+            // Zones of an earlier version do not say.
+            if !self.question.peers.is_empty()
+                && let Some(peers) = row.get_ref("peers")?.as_blob().ok().and_then(PeerFilter::of)
+                && !self.question.peers.iter().any(|prefix| peers.may_hold(prefix))
+            {
+                continue;
+            }
             let what = What::Zone { file, first: row.get("first_id")?, last: row.get("last_id")? };
             heap.push(Next { latest: row.get("max_closed_at_us")?, what });
         }

@@ -12,9 +12,6 @@ use rusqlite::{CachedStatement, OptionalExtension, Transaction, params};
 use super::{Admitted, programs::ProgramIds};
 use crate::history::sqlite::coding::{OwnerColumns, address_bytes, signed, time, word};
 
-/// Rows of a zone, about: fewer make the table of zones long, more make a search read what it does not need.
-const ZONE_ROWS: i64 = 1024;
-
 /// The table of sessions within a transaction. Its statements are prepared once: for every row again, looking them up
 /// would cost as much as some of them do.
 pub(super) struct Sessions<'a> {
@@ -53,34 +50,6 @@ impl<'a> Sessions<'a> {
         }
         Ok(())
     }
-}
-
-/// The number of the last session that is over.
-pub(super) fn last_id(transaction: &Transaction<'_>) -> Result<i64, rusqlite::Error> {
-    transaction.prepare_cached("SELECT coalesce(max(id), 0) AS id FROM sessions")?.query_row([], |row| row.get("id"))
-}
-
-/// Notes between which times the sessions after `before` closed.
-pub(super) fn note_zone(transaction: &Transaction<'_>, before: i64) -> Result<(), rusqlite::Error> {
-    let range: (Option<i64>, Option<i64>, Option<i64>) = transaction
-        .prepare_cached("SELECT max(id), min(closed_at_us), max(closed_at_us) FROM sessions WHERE id > ?1")?
-        .query_row([before], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    let (Some(last), Some(earliest), Some(latest)) = range else { return Ok(()) };
-    let extended = transaction
-        .prepare_cached(
-            "UPDATE zones SET last_id = ?2, min_closed_at_us = min(min_closed_at_us, ?3),
-                 max_closed_at_us = max(max_closed_at_us, ?4)
-             WHERE first_id = (SELECT max(first_id) FROM zones) AND last_id - first_id < ?1",
-        )?
-        .execute(params![ZONE_ROWS, last, earliest, latest])?;
-    if extended == 0 {
-        transaction
-            .prepare_cached(
-                "INSERT INTO zones (first_id, last_id, min_closed_at_us, max_closed_at_us) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![before + 1, last, earliest, latest])?;
-    }
-    Ok(())
 }
 
 /// The open row of a socket.

@@ -1,0 +1,91 @@
+//! Zones of the table of sessions: which rows closed when, and with whom.
+
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+use crate::history::sqlite::{coding, peers::PeerFilter};
+
+/// Rows of a zone: fewer make the table of zones long, more make a search read what it does not need.
+const ZONE_ROWS: i64 = 1024;
+
+/// A run of rows.
+struct Zone {
+    first_id: i64,
+    last_id: i64,
+    min_closed_at_us: i64,
+    max_closed_at_us: i64,
+    peers: PeerFilter,
+}
+
+impl Zone {
+    fn beginning(id: i64) -> Zone {
+        let (min_closed_at_us, max_closed_at_us) = (i64::MAX, i64::MIN);
+        Zone { first_id: id, last_id: id, min_closed_at_us, max_closed_at_us, peers: PeerFilter::new() }
+    }
+
+    /// The zone of a row; none when its peers were not noted.
+    fn read(row: &Row<'_>) -> Result<Option<Zone>, rusqlite::Error> {
+        let peers: Option<Vec<u8>> = row.get("peers")?;
+        let Some(peers) = peers.and_then(|bytes| PeerFilter::of(&bytes)) else { return Ok(None) };
+        Ok(Some(Zone {
+            first_id: row.get("first_id")?,
+            last_id: row.get("last_id")?,
+            min_closed_at_us: row.get("min_closed_at_us")?,
+            max_closed_at_us: row.get("max_closed_at_us")?,
+            peers,
+        }))
+    }
+
+    const fn is_full(&self) -> bool {
+        self.last_id - self.first_id + 1 >= ZONE_ROWS
+    }
+
+    fn store(&self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
+        let Zone { first_id, last_id, min_closed_at_us, max_closed_at_us, peers } = self;
+        transaction
+            .prepare_cached(
+                "REPLACE INTO zones (first_id, last_id, min_closed_at_us, max_closed_at_us, peers)
+                 VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![first_id, last_id, min_closed_at_us, max_closed_at_us, peers.bytes()])
+            .map(drop)
+    }
+}
+
+/// The number of the last session that is over.
+pub(super) fn last_id(transaction: &Transaction<'_>) -> Result<i64, rusqlite::Error> {
+    transaction.prepare_cached("SELECT coalesce(max(id), 0) AS id FROM sessions")?.query_row([], |row| row.get("id"))
+}
+
+/// Notes the sessions after `before` in zones.
+pub(super) fn note(transaction: &Transaction<'_>, before: i64) -> Result<(), rusqlite::Error> {
+    let mut statement =
+        transaction.prepare_cached("SELECT id, closed_at_us, peer_address FROM sessions WHERE id > ?1 ORDER BY id")?;
+    let mut rows = statement.query([before])?;
+    let mut zone: Option<Zone> = None;
+    while let Some(row) = rows.next()? {
+        let (id, closed_at_us): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let into = match zone.take() {
+            Some(zone) if zone.is_full() => {
+                zone.store(transaction)?;
+                Zone::beginning(id)
+            }
+            Some(zone) => zone,
+            None => last(transaction)?.filter(|zone| !zone.is_full()).unwrap_or_else(|| Zone::beginning(id)),
+        };
+        let into = zone.insert(into);
+        into.last_id = id;
+        into.min_closed_at_us = into.min_closed_at_us.min(closed_at_us);
+        into.max_closed_at_us = into.max_closed_at_us.max(closed_at_us);
+        into.peers.add(coding::address_of(row.get_ref(2)?)?);
+    }
+    zone.map_or(Ok(()), |zone| zone.store(transaction))
+}
+
+/// The last zone, unless its peers were not noted.
+fn last(transaction: &Transaction<'_>) -> Result<Option<Zone>, rusqlite::Error> {
+    transaction
+        .prepare_cached("SELECT * FROM zones ORDER BY first_id DESC LIMIT 1")?
+        .query_row([], Zone::read)
+        .optional()
+        .map(Option::flatten)
+}
