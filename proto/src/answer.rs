@@ -59,6 +59,19 @@ impl Cover {
 }
 
 impl GapReason {
+    /// Whether gaps with this reason are stored: the others are only in answers.
+    pub const fn is_stored(self) -> bool {
+        match self {
+            GapReason::NotYetObserved | GapReason::Expired | GapReason::NotReported | GapReason::Revoked => false,
+            GapReason::AgentDown
+            | GapReason::SpoolFull
+            | GapReason::KernelLoss
+            | GapReason::Delivery
+            | GapReason::Asleep
+            | GapReason::ClockLeap => true,
+        }
+    }
+
     /// How well a range is observed that is a gap for this reason.
     pub const fn cover(self) -> Cover {
         match self {

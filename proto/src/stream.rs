@@ -249,11 +249,11 @@ fn gap_report(gap: wire::GapReport) -> Result<GapReport, InvalidMessage> {
 /// A reason that agents give; the others are only in answers.
 fn told_reason(number: i32) -> Result<GapReason, InvalidMessage> {
     const FIELD: &str = "GapReport.reason";
-    match GapReason::from_wire(FIELD, number)? {
-        reason @ (GapReason::NotYetObserved | GapReason::Expired | GapReason::NotReported | GapReason::Revoked) => {
-            Err(InvalidMessage::new(FIELD, format!("{reason} is not an agent's to tell")))
-        }
-        reason => Ok(reason),
+    let reason = GapReason::from_wire(FIELD, number)?;
+    if reason.is_stored() {
+        Ok(reason)
+    } else {
+        Err(InvalidMessage::new(FIELD, format!("{reason} is not an agent's to tell")))
     }
 }
 

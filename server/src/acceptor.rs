@@ -39,6 +39,7 @@ use crate::{
     authority::Authority,
     config::Limits,
     gate::{Gate, Place, counted},
+    metrics::Meters,
     peer::{Caller, Peer, PeerStream},
 };
 
@@ -74,6 +75,62 @@ pub struct Incoming {
     pub newcomers: mpsc::Receiver<io::Result<Accepted>>,
 }
 
+/// Why a connection was turned away before it was served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turned {
+    /// There are too many, or too many from its address.
+    Full,
+    /// There are too many of its kind, or of its agent.
+    NoSeat,
+    /// The handshake took too long.
+    Slow,
+    /// It asked for a name that is not served.
+    Name,
+    /// It showed no certificate where one is needed.
+    NoCertificate,
+    /// Its certificate is over.
+    Expired,
+    /// Its certificate is not one of ours.
+    Certificate,
+    /// Anything else that TLS does not like.
+    Tls,
+    /// It broke off.
+    Broken,
+}
+
+impl Turned {
+    /// Every reason.
+    pub const ALL: [Turned; 9] = [
+        Turned::Full,
+        Turned::NoSeat,
+        Turned::Slow,
+        Turned::Name,
+        Turned::NoCertificate,
+        Turned::Expired,
+        Turned::Certificate,
+        Turned::Tls,
+        Turned::Broken,
+    ];
+
+    /// In a word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Turned::Full => "too-many",
+            Turned::NoSeat => "too-many-of-its-kind",
+            Turned::Slow => "timeout",
+            Turned::Name => "name",
+            Turned::NoCertificate => "no-certificate",
+            Turned::Expired => "certificate-expired",
+            Turned::Certificate => "certificate",
+            Turned::Tls => "tls",
+            Turned::Broken => "broken-off",
+        }
+    }
+}
+
+/// A connection that was turned away, with words for the log.
+type Refusal = (Turned, String);
+
 /// Accepts connections.
 #[derive(Debug)]
 pub struct Acceptor {
@@ -87,6 +144,18 @@ pub struct Acceptor {
     connections: Arc<Gate<IpAddr>>,
     of_newcomers: Arc<Gate<IpAddr>>,
     of_agents: Arc<Gate<HostId>>,
+    meters: Meters,
+}
+
+/// How many connections there are, for whoever watches.
+#[derive(Debug, Clone)]
+pub struct Connections(Arc<Gate<IpAddr>>);
+
+impl Connections {
+    /// Those that are there now, whoever is at their other end.
+    pub fn count(&self) -> usize {
+        self.0.taken()
+    }
 }
 
 /// Where connections go that are ready to be served.
@@ -99,7 +168,7 @@ struct Ready {
 
 impl Acceptor {
     /// An acceptor for a fleet, and where its connections arrive.
-    pub fn new(authority: &Authority, limits: &Limits) -> Result<(Acceptor, Incoming), Error> {
+    pub fn new(authority: &Authority, limits: &Limits, meters: Meters) -> Result<(Acceptor, Incoming), Error> {
         let (to_agents, agents) = mpsc::channel(BACKLOG);
         let (to_operators, operators) = mpsc::channel(BACKLOG);
         let (to_newcomers, newcomers) = mpsc::channel(BACKLOG);
@@ -115,8 +184,14 @@ impl Acceptor {
             connections: Gate::new(limits.connections, limits.connections_per_address),
             of_newcomers: Gate::new(limits.newcomers, limits.connections_per_address),
             of_agents: Gate::new(limits.connections, limits.connections_per_agent),
+            meters,
         };
         Ok((acceptor, Incoming { agents, operators, newcomers }))
+    }
+
+    /// The connections that it let in.
+    pub fn connections(&self) -> Connections {
+        Connections(Arc::clone(&self.connections))
     }
 
     /// What it shows of the server, to be exchanged while it runs.
@@ -146,7 +221,10 @@ impl Acceptor {
                                 }
                             });
                         }
-                        None => tracing::debug!(%address, "too many connections: closed"),
+                        None => {
+                            acceptor.meters.turned_away(Turned::Full);
+                            tracing::debug!(%address, "too many connections: closed");
+                        }
                     }
                 }
                 Err(error) => {
@@ -180,47 +258,69 @@ impl Acceptor {
             Ok((tls, caller)) => {
                 drop(handshake);
                 let Some((seat, ready)) = self.seat(&caller, address) else {
+                    self.meters.turned_away(Turned::NoSeat);
                     tracing::info!(%caller, %address, "too many connections of its kind: closed");
                     return;
                 };
+                self.meters.handshakes.inc();
                 let stream = PeerStream::new(tls, Peer { caller, address: Some(address) }, (connection, seat));
                 if ready.send(Ok(stream)).await.is_err() {
                     tracing::debug!(%address, "closed: the server is stopping");
                 }
             }
-            Err(reason) => tracing::debug!(%address, reason, "handshake failed"),
+            Err((turned, reason)) => {
+                self.meters.turned_away(turned);
+                tracing::debug!(%address, reason, "handshake failed");
+            }
         }
     }
 
-    async fn shake_hands(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Caller), String> {
+    async fn shake_hands(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Caller), Refusal> {
         let deadline = Instant::now() + self.handshake;
-        tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+        let slow = |_| (Turned::Slow, "it took too long".to_owned());
+        tcp.set_nodelay(true).map_err(|error| (Turned::Broken, error.to_string()))?;
         let hello = timeout_at(deadline, LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp))
             .await
-            .map_err(|_| "it took too long")?
-            .map_err(|error| error.to_string())?;
+            .map_err(slow)?
+            .map_err(|error| refusal(&error))?;
         let name = hello.client_hello().server_name().unwrap_or_default().to_owned();
         let config = if name == self.trust_domain.server_name() {
             &self.identified
         } else if name == self.trust_domain.enroll_name() {
             &self.newcomers
         } else {
-            return Err(format!("`{name}` is not served here"));
+            return Err((Turned::Name, format!("`{name}` is not served here")));
         };
         let shaken = timeout_at(deadline, hello.into_stream(Arc::clone(config)).into_fallible()).await;
-        let tls = match shaken.map_err(|_| "it took too long")? {
+        let tls = match shaken.map_err(slow)? {
             Ok(tls) => tls,
             Err((error, tcp)) => {
                 linger(tcp).await;
-                return Err(error.to_string());
+                return Err(refusal(&error));
             }
         };
         let caller = match tls.get_ref().1.peer_certificates().and_then(<[_]>::first) {
-            Some(certificate) => Caller::of_certificate(certificate).map_err(|error| error.to_string())?,
+            Some(certificate) => {
+                Caller::of_certificate(certificate).map_err(|error| (Turned::Certificate, error.to_string()))?
+            }
             None => Caller::Anonymous,
         };
         Ok((tls, caller))
     }
+}
+
+/// Why a handshake failed.
+fn refusal(error: &io::Error) -> Refusal {
+    let turned = match error.get_ref().and_then(|cause| cause.downcast_ref::<Error>()) {
+        Some(Error::NoCertificatesPresented) => Turned::NoCertificate,
+        Some(Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
+            Turned::Expired
+        }
+        Some(Error::InvalidCertificate(_)) => Turned::Certificate,
+        Some(_) => Turned::Tls,
+        None => Turned::Broken,
+    };
+    (turned, error.to_string())
 }
 
 /// Lets a refused caller read the alert: closing with bytes unread would reset the connection and lose it.

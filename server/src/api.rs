@@ -5,6 +5,7 @@ pub mod agent;
 pub mod answering;
 mod backups;
 pub mod enrollment;
+pub mod health;
 pub mod inventory;
 mod roots;
 pub(crate) mod status;

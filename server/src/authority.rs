@@ -142,6 +142,7 @@ pub struct Authority {
     operators: Ca,
     folder: PathBuf,
     leaf: RwLock<Arc<ServerLeaf>>,
+    ca_ends: Vec<(&'static str, Timestamp)>,
     prepared: RwLock<Option<Prepared>>,
     /// Held by whoever changes which roots there are.
     changing: Mutex<()>,
@@ -174,7 +175,12 @@ impl Authority {
         let prepared = RwLock::new(prepared::load(folder)?);
         let (trust_domain, folder, leaf) = (trust_domain.clone(), folder.to_owned(), RwLock::new(Arc::new(leaf)));
         let changing = Mutex::default();
-        Ok(Authority { trust_domain, root, pin, agents, operators, folder, leaf, prepared, changing })
+        let ca_ends = vec![
+            ("root", end_of(&root)?),
+            ("agents-ca", end_of(&agents.certificate)?),
+            ("operators-ca", end_of(&operators.certificate)?),
+        ];
+        Ok(Authority { trust_domain, root, pin, agents, operators, folder, leaf, ca_ends, prepared, changing })
     }
 
     /// The fleet.
@@ -249,6 +255,14 @@ impl Authority {
         Arc::clone(&self.leaf.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// When the certificates are over that the fleet hangs on, by whose they are. Those of the CA do not change while the
+    /// server runs.
+    pub fn ends(&self) -> Vec<(&'static str, Timestamp)> {
+        let mut ends = self.ca_ends.clone();
+        ends.push(("server", self.server_leaf().expires_at));
+        ends
+    }
+
     /// Makes the server's next certificate when less than a third of this one's life is left; whether it did. The key of
     /// the CA is read from its file for that and is not kept.
     pub fn renew_server_leaf(&self, now: Timestamp) -> Result<Option<Arc<ServerLeaf>>, AuthorityError> {
@@ -288,6 +302,12 @@ impl Authority {
             spiffe_id,
         })
     }
+}
+
+/// When a certificate is over.
+fn end_of(certificate: &CertificateDer<'_>) -> Result<Timestamp, AuthorityError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(crypto)?;
+    Ok(Timestamp::from_micros(parsed.validity().not_after.timestamp().saturating_mul(1_000_000)))
 }
 
 /// Makes a root and its issuing CAs in a folder.

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, fs,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -64,6 +64,10 @@ pub struct Config {
     pub history: PathBuf,
     /// Folder of the backups.
     pub backups: PathBuf,
+    /// Where it is told over plain HTTP how the server is, and whether somebody chose that; nowhere without.
+    pub health: Option<HealthAddress>,
+    /// How the log is written.
+    pub log_format: LogFormat,
     /// The settings as they were read: a backup of the fleet holds them.
     pub text: String,
     /// Where gRPC is listened for.
@@ -88,6 +92,52 @@ pub struct Config {
     pub limits: Limits,
 }
 
+/// Where health is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HealthAddress {
+    /// It is in the settings: without it the server does not start.
+    Chosen(SocketAddr),
+    /// On loopback, if nobody else is there.
+    Default,
+}
+
+impl HealthAddress {
+    /// The address.
+    pub fn address(self) -> SocketAddr {
+        match self {
+            HealthAddress::Chosen(address) => address,
+            HealthAddress::Default => SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_HEALTH_PORT)),
+        }
+    }
+
+    /// `none`, or an address with a port.
+    fn parse(text: Option<&str>) -> Result<Option<HealthAddress>, String> {
+        match text {
+            None => Ok(Some(HealthAddress::Default)),
+            Some("none") => Ok(None),
+            Some(text) => {
+                let problem = |_| format!("health: `{text}` is no address with a port; write 127.0.0.1:5291 or none");
+                text.parse().map(|address| Some(HealthAddress::Chosen(address))).map_err(problem)
+            }
+        }
+    }
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people on a terminal, as JSON elsewhere.
+    #[default]
+    Auto,
+    /// A JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// The port of `/metrics`, `/livez` and `/readyz`.
+pub const DEFAULT_HEALTH_PORT: u16 = 5291;
 /// How many days what is over is kept.
 const DEFAULT_KEPT_DAYS: u64 = 30;
 /// How often a server looks whether its own certificate must be renewed: weeks before it has to be.
@@ -168,6 +218,9 @@ struct File {
     address: String,
     admin_socket: Option<PathBuf>,
     backups: Option<PathBuf>,
+    health: Option<String>,
+    #[serde(default)]
+    log_format: LogFormat,
     stale_after_s: Option<u64>,
     heartbeat_s: Option<u64>,
     renewable_days: Option<u64>,
@@ -248,6 +301,8 @@ impl Config {
             ca: state.join(CA_FOLDER),
             history: state.join(HISTORY_FOLDER),
             backups: file.backups.unwrap_or_else(|| state.join(BACKUPS_FOLDER)),
+            health: HealthAddress::parse(file.health.as_deref())?,
+            log_format: file.log_format,
             text: text.to_owned(),
             listen: file.listen,
             address: file.address.parse().map_err(|error| format!("address: {error}"))?,
@@ -325,6 +380,10 @@ impl fmt::Display for NewFleet {
              # admin_socket = \"/run/fleetsock/admin.sock\"\n\
              # Where `fleetctl backup` puts backups, by default in the state folder; another folder must be there.\n\
              # backups = \"/var/backups/fleetsock\"\n\
+             # Where /metrics, /livez and /readyz are answered over plain HTTP, for whoever can reach it; none for nowhere.\n\
+             # health = \"127.0.0.1:5291\"\n\
+             # How the log is written: auto (for people on a terminal, as JSON elsewhere), json or text.\n\
+             # log_format = \"auto\"\n\
              \n\
              [limits]\n\
              # handshake_s = {}\n\
@@ -394,7 +453,11 @@ mod tests {
         let named = Config::parse(Path::new("/s"), &uncommented.join("\n")).unwrap();
         assert_eq!((named.limits, named.stale_after), (written.limits, written.stale_after));
         assert_eq!((named.heartbeat, named.renewable), (written.heartbeat, written.renewable));
-        assert_eq!(named.kept, written.kept);
+        assert_eq!((named.kept, named.log_format), (written.kept, written.log_format));
+        assert_eq!(written.health, Some(HealthAddress::Default));
+        assert_eq!(named.health, Some(HealthAddress::Chosen(HealthAddress::Default.address())));
+        let none = Config::parse(Path::new("/s"), &format!("{LEAST}health = \"none\"\n")).unwrap();
+        assert_eq!(none.health, None);
     }
 
     #[test]
@@ -410,6 +473,8 @@ mod tests {
             ("[limits]\nenrolments_per_s = 0\n", "limits.enrolments_per_s = 0 is not within 1 and 100000"),
             ("renewable_days = 366\n", "renewable_days = 366"),
             ("kept_days = 0\n", "kept_days = 0 is not within 1 and 36500"),
+            ("health = \"localhost\"\n", "health: `localhost` is no address with a port"),
+            ("log_format = \"xml\"\n", "unknown variant `xml`, expected one of `auto`, `json`, `text`"),
         ] {
             let problem = Config::parse(Path::new("/s"), &format!("{LEAST}{addition}")).unwrap_err();
             assert!(problem.contains(expected), "{addition}: {problem}");

@@ -1,4 +1,4 @@
-//! What a serving server can still do: read and write its own folders, and listen on its port. Nothing else.
+//! What a serving server can still do: read and write its own folders, and listen on its ports. Nothing else.
 //!
 //! Landlock (landlock(7)) and an empty set of capabilities, for the thread that calls and all that it starts: called
 //! before there are others. On a kernel without Landlock, or with an older one, what it can do is done, and what it
@@ -10,8 +10,8 @@ use std::{
 };
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
-    path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    Scope, path_beneath_rules,
 };
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -22,15 +22,15 @@ const RULES: ABI = ABI::V6;
 /// Where SQLite puts what does not fit into memory while it sorts (`unixTempFileDir`).
 const TEMPORARY: [&str; 2] = ["/var/tmp", "/tmp"];
 
-/// What the runtime reads to learn how many threads it may use.
-const READ: [&str; 2] = ["/proc/self/cgroup", "/sys/fs/cgroup"];
+/// What the runtime reads to learn how many threads it may use, and what memory the process has.
+const READ: [&str; 3] = ["/proc/self/cgroup", "/proc/self/statm", "/sys/fs/cgroup"];
 
 /// Why the server is not confined.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfinementError {
     /// Landlock is there and refuses.
     #[error("Landlock: {0}")]
-    Landlock(#[from] landlock::RulesetError),
+    Landlock(#[from] RulesetError),
     /// The capabilities stay.
     #[error("capabilities: {0}")]
     Capabilities(io::Error),
@@ -76,6 +76,11 @@ pub fn confine(config: &Config) -> Result<Confinement, ConfinementError> {
         .add_rules(path_beneath_rules(folders(config), everything & !AccessFs::Execute))?
         .add_rules(path_beneath_rules(READ, AccessFs::ReadFile | AccessFs::ReadDir))?
         .add_rule(NetPort::new(config.listen.port(), AccessNet::BindTcp))?
+        .add_rules(
+            config
+                .health
+                .map(|health| Ok::<_, RulesetError>(NetPort::new(health.address().port(), AccessNet::BindTcp))),
+        )?
         .restrict_self()?;
     give_up_capabilities().map_err(|error| ConfinementError::Capabilities(error.into()))?;
     Ok(match status.ruleset {

@@ -12,7 +12,7 @@ use fleetsock_proto::{
     backup::BackupProgress,
     batch::Batch,
     change::ChangeRecord,
-    host::{Host, HostFacts, HostId, HostSelector, Warning},
+    host::{Host, HostFacts, HostId, HostSelector, HostState, Warning},
     listener::Listener,
     question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
     session::Session,
@@ -23,6 +23,8 @@ use fleetsock_proto::{
     token::{Conditions, NewToken, Operator, OperatorCertificate, RevokedOperator, Token, TokenPurpose},
 };
 use tokio::sync::mpsc;
+
+use crate::metrics::HistoryMeters;
 
 pub mod cursor;
 pub mod matching;
@@ -126,9 +128,50 @@ pub trait History: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<(Vec<Gap>, AnswerMeta), HistoryError>;
 
+    /// What it counts.
+    fn meters(&self) -> &HistoryMeters;
+
+    /// How it is now, in numbers.
+    async fn vitals(&self, now: Timestamp) -> Result<Vitals, HistoryError>;
+
+    /// Returns when the writer has done what waited for it: it works.
+    async fn probe(&self) -> Result<(), HistoryError>;
+
     /// Copies what is kept, as it is at one moment, into an empty folder of ours, and checks the copy. The order is in the
     /// audit log of that moment. Ends with [`HistoryError::Abandoned`] when nobody hears any more how far it is.
     async fn copy(&self, order: CopyOrder, hearer: Hearer) -> Result<Vec<CopiedFile>, HistoryError>;
+}
+
+/// How a history is, in numbers that name nobody.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Vitals {
+    /// How many hosts are in each state.
+    pub hosts: Vec<(HostState, u64)>,
+    /// What the agents said of themselves.
+    pub agents: AgentSums,
+    /// Work that waits for the writer, and how much may.
+    pub queue: (usize, usize),
+    /// How many files there are of each kind, and their bytes.
+    pub files: Vec<(&'static str, u64, u64)>,
+    /// Bytes that are free, and all of them, of the file system.
+    pub disk: Option<(u64, u64)>,
+    /// When the oldest file of sessions began.
+    pub oldest: Option<Timestamp>,
+    /// When the one began that is written to.
+    pub newest: Option<Timestamp>,
+}
+
+/// What agents say of themselves, in sum.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AgentSums {
+    /// Records that they know they lost.
+    pub losses: u64,
+    /// Memory, bytes.
+    pub rss_bytes: u64,
+    /// CPU, thousandths of a percent of one core.
+    pub cpu_millipercent: u64,
+    /// Hosts whose clock is corrected.
+    pub clocks_off: u64,
 }
 
 /// What is to be copied where.

@@ -146,6 +146,12 @@ impl Live {
         }
     }
 
+    /// Hosts that speak.
+    pub fn speaking(&self) -> usize {
+        let is_voice = |stream: &Stream| stream.voice.is_some();
+        self.streams().by_host.values().filter(|streams| streams.iter().any(is_voice)).count()
+    }
+
     /// How many hosts have a stream.
     pub fn count(&self) -> usize {
         self.streams().by_host.len()

@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 use fleetsock_proto::{join::ServerAddress, spiffe::TrustDomain, time::Timestamp, tls};
 use fleetsock_server::{
     authority::Authority,
-    config::{Config, DEFAULT_STATE, DEFAULT_TRUST_DOMAIN, NewFleet},
+    config::{Config, DEFAULT_STATE, DEFAULT_TRUST_DOMAIN, HealthAddress, LogFormat, NewFleet},
     confinement,
     history::sqlite::{Options, SqliteHistory},
     serve::{Foundation, serve},
@@ -101,8 +101,8 @@ fn run(command: Command) -> Result<()> {
         Command::Init { state, listen, address, trust_domain } => init(&state, listen, address, trust_domain),
         Command::Restore { from, state } => restore::run(&from, &state),
         Command::Serve { state, config } => {
-            log_to_stderr()?;
             let config = Config::load(&state, config.as_deref())?;
+            log_to_stderr(config.log_format)?;
             // While there is one thread: those that come are confined as it is.
             let confinement = confinement::confine(&config).context("cannot give up what the server does not need")?;
             tracing::info!(%confinement, "confined");
@@ -146,11 +146,35 @@ async fn serve_until_told(config: Config) -> Result<()> {
         TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
     tracing::info!(%address, reached_as = %config.address, trust_domain = %config.trust_domain, "serving");
-    let foundation = Foundation { config, authority, store: Arc::clone(&store), clock: Timestamp::now };
+    let health = health_listener(&config).await?;
+    let foundation = Foundation { config, authority, store: Arc::clone(&store), health, clock: Timestamp::now };
     let served = serve(foundation, listener, stop).await;
     store.close().await?;
     tracing::info!("stopped");
     Ok(served?)
+}
+
+/// Where health is told. An address that nobody chose may be somebody else's: then the server goes on without.
+async fn health_listener(config: &Config) -> Result<Option<TcpListener>> {
+    let Some(health) = config.health else { return Ok(None) };
+    let address = health.address();
+    match (TcpListener::bind(address).await, health) {
+        (Ok(listener), _) => {
+            let address = listener.local_addr()?;
+            tracing::info!(%address, "health is told over plain HTTP: /metrics, /livez, /readyz");
+            if !address.ip().is_loopback() {
+                tracing::warn!(%address, "everyone who can reach this address can read the metrics");
+            }
+            Ok(Some(listener))
+        }
+        (Err(error), HealthAddress::Default) => {
+            tracing::warn!(%address, %error, "no /metrics, /livez and /readyz: choose another address, health = \"...\"");
+            Ok(None)
+        }
+        (Err(error), HealthAddress::Chosen(_)) => {
+            Err(error).with_context(|| format!("cannot tell of health on {address} (health in the settings)"))
+        }
+    }
 }
 
 /// A token that is cancelled by SIGTERM or SIGINT. A second signal ends the process as always.
@@ -170,13 +194,18 @@ fn stop_on_signal() -> Result<CancellationToken> {
     Ok(stop)
 }
 
-/// For people on a terminal, as JSON lines elsewhere; FLEETSOCK_LOG chooses what.
-fn log_to_stderr() -> Result<()> {
+/// Begins to log to standard error; FLEETSOCK_LOG chooses what.
+fn log_to_stderr(format: LogFormat) -> Result<()> {
     let filter = match std::env::var("FLEETSOCK_LOG") {
         Ok(text) => EnvFilter::try_new(&text).with_context(|| format!("FLEETSOCK_LOG: `{text}`"))?,
         Err(_) => EnvFilter::new("info,refinery_core=warn"),
     };
     let logs = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter);
-    let started = if io::stderr().is_terminal() { logs.try_init() } else { logs.json().try_init() };
+    let for_people = match format {
+        LogFormat::Auto => io::stderr().is_terminal(),
+        LogFormat::Json => false,
+        LogFormat::Text => true,
+    };
+    let started = if for_people { logs.try_init() } else { logs.json().try_init() };
     started.map_err(|error| anyhow::anyhow!("cannot log: {error}"))
 }

@@ -17,6 +17,10 @@ use tower::{Layer, Service};
 use crate::{
     api::{Clock, status},
     history::{Registry, Standing},
+    metrics::{
+        Meters,
+        counting::{CallMeter, Counted},
+    },
     peer::{Caller, Peer},
     rates::Rates,
     warnings::Warnings,
@@ -40,7 +44,7 @@ const RENEWAL: &str = "/fleetsock.v1.Agent/RenewCertificate";
 const SESSION: &str = "/fleetsock.v1.Agent/Session";
 
 /// Every call, and who may make it.
-const TABLE: [(&str, &[Who]); 24] = [
+const TABLE: [(&str, &[Who]); 26] = [
     ("/fleetsock.v1.Enrollment/Enroll", &[Anonymous]),
     ("/fleetsock.v1.Enrollment/RenewExpired", &[Anonymous]),
     ("/fleetsock.v1.Agent/Session", &[Agent]),
@@ -65,7 +69,15 @@ const TABLE: [(&str, &[Who]); 24] = [
     ("/fleetsock.v1.Admin/ListRoots", &[Admin, Local]),
     ("/fleetsock.v1.Admin/PrepareRoot", &[Admin, Local]),
     ("/fleetsock.v1.Admin/AbortRoot", &[Admin, Local]),
+    // Who may ask may also ask whether there will be an answer (grpc.health.v1).
+    ("/grpc.health.v1.Health/Check", &[Viewer, Admin, Local]),
+    ("/grpc.health.v1.Health/Watch", &[Viewer, Admin, Local]),
 ];
+
+/// Every call.
+pub(crate) fn methods() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().map(|(call, _)| *call)
+}
 
 fn who(caller: &Caller) -> Who {
     match caller {
@@ -108,6 +120,7 @@ pub struct Policy {
     registry: Arc<dyn Registry>,
     rates: Arc<Rates>,
     warnings: Arc<Warnings>,
+    meters: Meters,
     clock: Clock,
 }
 
@@ -125,8 +138,14 @@ fn too_often(what: &str, wait: Duration) -> Status {
 
 impl Policy {
     /// The policy, with the registry of certificates in use.
-    pub fn new(registry: Arc<dyn Registry>, rates: Arc<Rates>, warnings: Arc<Warnings>, clock: Clock) -> Policy {
-        Policy { registry, rates, warnings, clock }
+    pub fn new(
+        registry: Arc<dyn Registry>,
+        rates: Arc<Rates>,
+        warnings: Arc<Warnings>,
+        meters: Meters,
+        clock: Clock,
+    ) -> Policy {
+        Policy { registry, rates, warnings, meters, clock }
     }
 
     async fn check(&self, path: &str, peer: Option<&Peer>) -> Result<(), Status> {
@@ -210,9 +229,9 @@ where
     B: Send + 'static,
     R: Default,
 {
-    type Response = Response<R>;
+    type Response = Response<Counted<R>>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<R>, S::Error>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -225,13 +244,15 @@ where
         let policy = self.policy.clone();
         Box::pin(async move {
             let path = request.uri().path().to_owned();
+            let method = TABLE.iter().find(|(call, _)| *call == path).map_or("unknown", |(call, _)| *call);
+            let meter = CallMeter::new(policy.meters.clone(), method);
             let peer = request.extensions().get::<Peer>().cloned();
             match policy.check(&path, peer.as_ref()).await {
-                Ok(()) => ready.call(request).await,
+                Ok(()) => Ok(meter.watch(ready.call(request).await?)),
                 Err(status) => {
                     let caller = peer.map(|peer| peer.caller.to_string()).unwrap_or_default();
                     tracing::info!(%caller, path, reason = status.message(), "call refused");
-                    Ok(status.into_http())
+                    Ok(meter.watch(status.into_http()))
                 }
             }
         })
@@ -267,6 +288,8 @@ mod tests {
                 }
             }
         }
+        // Those of gRPC itself.
+        calls.extend(["Check", "Watch"].map(|call| format!("/grpc.health.v1.Health/{call}")));
         let mut lines: Vec<&str> = TABLE.iter().map(|(call, _)| *call).collect();
         calls.sort();
         lines.sort_unstable();
@@ -281,8 +304,10 @@ mod tests {
             ("Agent", [false, true, false, false, false]),
             ("Inventory", [false, false, true, true, true]),
             ("Admin", [false, false, false, true, true]),
+            ("Health", [false, false, true, true, true]),
         ] {
-            let prefix = format!("/fleetsock.v1.{service}/");
+            let package = if service == "Health" { "grpc.health.v1" } else { "fleetsock.v1" };
+            let prefix = format!("/{package}.{service}/");
             for (call, _) in TABLE.iter().filter(|(call, _)| call.starts_with(&prefix)) {
                 let decided = callers().map(|caller| decide(call, &caller).is_ok());
                 assert_eq!(decided, expected, "{call}");
@@ -292,7 +317,7 @@ mod tests {
 
     #[test]
     fn what_is_not_in_the_table_is_denied_to_everybody() {
-        for path in ["", "/", "/fleetsock.v1.Admin/", "/fleetsock.v1.Admin/createtoken", "/grpc.health.v1.Health/Check"]
+        for path in ["", "/", "/fleetsock.v1.Admin/", "/fleetsock.v1.Admin/createtoken", "/grpc.health.v1.Health/List"]
         {
             for caller in callers() {
                 assert!(decide(path, &caller).is_err(), "{path} for {caller}");

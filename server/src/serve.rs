@@ -23,20 +23,23 @@ use tokio_stream::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Server, server::Router};
+use tonic_health::pb::health_server::HealthServer;
 use tower::layer::util::{Identity, Stack};
 
 use crate::{
     acceptor::{Acceptor, Shown},
     api::{
         Clock, admin::AdminService, agent::AgentService, answering::Answering, enrollment::EnrollmentService,
-        inventory::InventoryService,
+        health::HealthService, inventory::InventoryService,
     },
     authority::Authority,
     backup::{Backups, Fleet},
     config::Config,
+    health::{Health, Sources, port},
     history::{History, Registry},
     ledger::{Keeper, Ledger},
     live::{Answers, Live},
+    metrics::Meters,
     peer::{Caller, Peer, PeerStream},
     policy::Policy,
     rates::Rates,
@@ -91,6 +94,8 @@ pub struct Foundation<S> {
     pub authority: Arc<Authority>,
     /// Its history, which also knows the certificates in use.
     pub store: Arc<S>,
+    /// Where it is told how the server is, over plain HTTP; nowhere without.
+    pub health: Option<TcpListener>,
     /// The time.
     pub clock: Clock,
 }
@@ -101,11 +106,22 @@ pub async fn serve<S: History + Registry>(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    let (acceptor, incoming) = Acceptor::new(&foundation.authority, &foundation.config.limits)?;
+    let meters = Meters::default();
+    let (acceptor, incoming) = Acceptor::new(&foundation.authority, &foundation.config.limits, meters.clone())?;
     let local = local_socket(&foundation.config.admin_socket)?;
     let (tasks, live) = (TaskTracker::new(), Arc::new(Live::default()));
-    let Services { agents, operators, newcomers, asking, keeper } = services(&foundation, &tasks, &live);
-    let Foundation { config, authority, clock, .. } = foundation;
+    let sources = Sources {
+        authority: Arc::clone(&foundation.authority),
+        history: Arc::clone(&foundation.store) as _,
+        live: Arc::clone(&live),
+        connections: acceptor.connections(),
+        stop: stop.clone(),
+        clock: foundation.clock,
+    };
+    let health = Arc::new(Health::new(sources, &meters));
+    let Services { agents, operators, newcomers, asking, keeper } =
+        services(&foundation, &tasks, &live, &Watched { meters, health: Arc::clone(&health) });
+    let Foundation { config, authority, health: watchers, clock, .. } = foundation;
 
     let drain = CancellationToken::new();
     let serving = async {
@@ -133,7 +149,19 @@ pub async fn serve<S: History + Registry>(
         }
     };
     let renewing = renew(authority, acceptor.shown(), config.renewal_check, clock, drain.clone());
-    let (served, (), ()) = tokio::join!(serving, acceptor.run(listener, drain.clone()), renewing);
+    // It says that the server is stopping until nothing is served any more.
+    let over = CancellationToken::new();
+    let watching = async {
+        if let Some(watchers) = watchers {
+            port::serve(watchers, health, over.clone()).await;
+        }
+    };
+    let serving = async {
+        let (served, (), ()) = tokio::join!(serving, acceptor.run(listener, drain.clone()), renewing);
+        over.cancel();
+        served
+    };
+    let (served, ()) = tokio::join!(serving, watching);
     live.stop();
     tasks.close();
     tasks.wait().await;
@@ -153,13 +181,24 @@ struct Services {
     keeper: Keeper,
 }
 
-fn services<S: History + Registry>(foundation: &Foundation<S>, tasks: &TaskTracker, live: &Arc<Live>) -> Services {
-    let Foundation { config, authority, store, clock } = foundation;
+/// What watches the services.
+struct Watched {
+    meters: Meters,
+    health: Arc<Health>,
+}
+
+fn services<S: History + Registry>(
+    foundation: &Foundation<S>,
+    tasks: &TaskTracker,
+    live: &Arc<Live>,
+    Watched { meters, health }: &Watched,
+) -> Services {
+    let Foundation { config, authority, store, clock, .. } = foundation;
     let registry: Arc<dyn Registry> = Arc::clone(store) as _;
     let history: Arc<dyn History> = Arc::clone(store) as _;
     let warnings = Warnings::new(Arc::clone(&registry));
     let rates = Arc::new(Rates::new(&config.limits.rates));
-    let policy = Policy::new(Arc::clone(&registry), Arc::clone(&rates), Arc::clone(&warnings), *clock);
+    let policy = Policy::new(Arc::clone(&registry), Arc::clone(&rates), Arc::clone(&warnings), meters.clone(), *clock);
     let (ledger, keeper) = Ledger::open(Arc::clone(&registry));
     let answers = Arc::new(Answers::default());
     let answering = Answering {
@@ -179,6 +218,7 @@ fn services<S: History + Registry>(foundation: &Foundation<S>, tasks: &TaskTrack
         warnings,
         tasks: tasks.clone(),
         heartbeat: config.heartbeat,
+        meters: meters.clone(),
         clock: *clock,
     };
     let backups = Arc::new(Backups::new(Arc::clone(&history), config, Fleet::of(authority)));
@@ -204,7 +244,10 @@ fn services<S: History + Registry>(foundation: &Foundation<S>, tasks: &TaskTrack
         .max_connection_age_grace(NEWCOMER_AGE.1)
         .add_service(enrollment);
     let agents = builder(&policy, STREAMS.1).add_service(agents);
-    let asking = builder(&policy, STREAMS.2).add_service(inventory).add_service(admin);
+    let asking = builder(&policy, STREAMS.2)
+        .add_service(inventory)
+        .add_service(admin)
+        .add_service(HealthServer::new(HealthService::new(Arc::clone(health), tasks.clone())));
     Services { agents, operators: asking.clone(), newcomers, asking, keeper }
 }
 

@@ -50,7 +50,8 @@ pub(crate) fn be_the_server(folder: &Path) {
         config.heartbeat = Duration::from_secs(1);
         let authority = Authority::load(&config.ca, &config.trust_domain, Timestamp::now()).unwrap();
         let store = Arc::new(SqliteHistory::open(&config.history, setup::history_options(&config)).unwrap());
-        let foundation = serve::Foundation { config, authority: Arc::new(authority), store, clock: Timestamp::now };
+        let foundation =
+            serve::Foundation { config, authority: Arc::new(authority), store, health: None, clock: Timestamp::now };
         serve(foundation, listener, CancellationToken::new()).await.unwrap();
     });
 }

@@ -142,8 +142,13 @@ impl Fleet {
         let authority = Authority::load(&config.ca, &config.trust_domain, Timestamp::now()).unwrap();
         let store = Arc::new(SqliteHistory::open(&config.history, setup::history_options(&config)).unwrap());
         let stop = CancellationToken::new();
-        let foundation =
-            serve::Foundation { config, authority: Arc::new(authority), store: Arc::clone(&store), clock: self.clock };
+        let foundation = serve::Foundation {
+            config,
+            authority: Arc::new(authority),
+            store: Arc::clone(&store),
+            health: None,
+            clock: self.clock,
+        };
         let serving = tokio::spawn(serve(foundation, listener, stop.clone()));
         self.running = Some(Running { store, stop, serving });
         until("the server serves", async || self.try_local().await.map(drop)).await;

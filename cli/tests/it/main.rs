@@ -18,3 +18,4 @@ mod program;
 mod readme;
 mod states;
 mod usage;
+mod watching;

@@ -20,6 +20,7 @@ use crate::{
     authority::{Authority, RequestedKey},
     history::{Applied, Contact, History, HistoryError, Presence, Registry, Standing, Subject},
     live::{End, Hearing, Live, LiveStream, Spot},
+    metrics::{BatchResult, Meters},
     peer::{Caller, Peer},
     rates::Rates,
     warnings::Warnings,
@@ -62,6 +63,8 @@ pub struct AgentService {
     pub tasks: TaskTracker,
     /// How often an agent shall send a sign of life.
     pub heartbeat: Duration,
+    /// What is counted.
+    pub meters: Meters,
     /// The time.
     pub clock: Clock,
 }
@@ -119,6 +122,15 @@ impl Agent for AgentService {
             expires_at: Some(issued.expires_at.into()),
             roots_der: self.authority.roots_der(),
         }))
+    }
+}
+
+/// What became of a batch, to be counted.
+fn result(applied: &Result<Applied, HistoryError>) -> BatchResult {
+    match applied {
+        Ok(Applied::Committed) => BatchResult::Committed,
+        Ok(Applied::Hole { .. }) => BatchResult::Hole,
+        Err(_) => BatchResult::Refused,
     }
 }
 
@@ -225,6 +237,7 @@ impl Conversation {
             self.handle(message).await?;
             let wait = self.service.rates.report(self.host, rows, Instant::now());
             if !wait.is_zero() {
+                self.service.meters.held_back.inc();
                 tracing::debug!(host = %self.host, ?wait, "it reports more than it may: not heard for a while");
                 tokio::time::sleep(wait).await;
             }
@@ -352,7 +365,10 @@ impl Conversation {
             }
             AgentMessage::Batch(batch) => {
                 let number = BatchNumber { epoch: batch.epoch, seq: batch.seq };
-                self.answer(number, history.apply(self.host, batch).await?)?;
+                let came = Instant::now();
+                let applied = history.apply(self.host, batch).await;
+                self.service.meters.answered(result(&applied), came.elapsed());
+                self.answer(number, applied?)?;
             }
             AgentMessage::Gap(gap) => {
                 history.record_gap(self.host, gap).await?;

@@ -36,7 +36,8 @@ use self::{
     work::{Reply, Work},
     writer::Writer,
 };
-use super::{Applied, Bounds, Contact, CopiedFile, CopyOrder, Hearer, History, HistoryError, Presence, Rows};
+use super::{Applied, Bounds, Contact, CopiedFile, CopyOrder, Hearer, History, HistoryError, Presence, Rows, Vitals};
+use crate::metrics::HistoryMeters;
 
 mod coding;
 mod copy;
@@ -49,6 +50,7 @@ mod roster;
 mod schema;
 mod sealed;
 mod stored;
+mod vitals;
 mod work;
 mod writer;
 
@@ -81,6 +83,8 @@ pub struct Options {
     pub clock: fn() -> Timestamp,
     /// Cancelled when the disk failed in a way that leaves unknown what is stored: the process must not go on.
     pub failure: CancellationToken,
+    /// What is counted.
+    pub meters: HistoryMeters,
 }
 
 impl Default for Options {
@@ -92,6 +96,7 @@ impl Default for Options {
             sealing: Sealing::default(),
             clock: Timestamp::now,
             failure: CancellationToken::new(),
+            meters: HistoryMeters::default(),
         }
     }
 }
@@ -122,7 +127,7 @@ impl SqliteHistory {
             Arc::new(Roster::load(&database.main, &database.day, options.stale_after).map_err(|e| database.failed(e))?);
         let files = database.files();
         let (work, orders) = mpsc::channel(QUEUE);
-        let writer = Writer::new(database, Arc::clone(&roster), options.clock, options.failure.clone());
+        let writer = Writer::new(database, Arc::clone(&roster), options.clone());
         let thread = std::thread::Builder::new()
             .name("history-writer".to_owned())
             .spawn(move || writer.run(orders))
@@ -293,6 +298,19 @@ impl History for SqliteHistory {
             .ask(bounds.time, move |reader| coverage::list_gaps(reader, &selection, &question, now, bounds))
             .await
     }
+
+    fn meters(&self) -> &HistoryMeters {
+        &self.options.meters
+    }
+
+    async fn vitals(&self, now: Timestamp) -> Result<Vitals, HistoryError> {
+        self.read_vitals(now).await
+    }
+
+    async fn probe(&self) -> Result<(), HistoryError> {
+        self.order(|reply| Work::Main(Box::new(move |_, _| work::answer(reply, Ok(()))))).await
+    }
+
     async fn copy(&self, order: CopyOrder, hearer: Hearer) -> Result<Vec<CopiedFile>, HistoryError> {
         self.copy_files(order, hearer).await
     }

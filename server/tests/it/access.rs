@@ -33,6 +33,8 @@ fn calls() -> Vec<String> {
             }
         }
     }
+    // Those of gRPC itself.
+    calls.extend(["Check", "Watch"].map(|call| format!("/grpc.health.v1.Health/{call}")));
     calls
 }
 
@@ -129,17 +131,17 @@ async fn only_the_cells_of_the_table_pass() {
         fleet.operator("root", Role::Admin).await,
     );
     let (server, enroll) = (fleet.trust_domain().server_name(), fleet.trust_domain().enroll_name());
-    // Services: Enrollment, Agent, Inventory, Admin.
-    let identities: [(&str, &str, Credentials<'_>, [bool; 4]); 5] = [
-        ("nobody, to enrol", &enroll, Box::new(|| anonymous(&fleet)), [true, false, false, false]),
-        ("nobody, to the rest", &server, Box::new(|| anonymous(&fleet)), [false; 4]),
-        ("an agent", &server, Box::new(|| tls::identified(&agent).unwrap()), [false, true, false, false]),
-        ("a viewer", &server, Box::new(|| tls::identified(&viewer).unwrap()), [false, false, true, false]),
-        ("an admin", &server, Box::new(|| tls::identified(&admin).unwrap()), [false, false, true, true]),
+    // Services: Enrollment, Agent, Inventory, Admin, Health.
+    let identities: [(&str, &str, Credentials<'_>, [bool; 5]); 5] = [
+        ("nobody, to enrol", &enroll, Box::new(|| anonymous(&fleet)), [true, false, false, false, false]),
+        ("nobody, to the rest", &server, Box::new(|| anonymous(&fleet)), [false; 5]),
+        ("an agent", &server, Box::new(|| tls::identified(&agent).unwrap()), [false, true, false, false, false]),
+        ("a viewer", &server, Box::new(|| tls::identified(&viewer).unwrap()), [false, false, true, false, true]),
+        ("an admin", &server, Box::new(|| tls::identified(&admin).unwrap()), [false, false, true, true, true]),
     ];
     for (who, name, config, expected) in &identities {
         for path in calls() {
-            let service = ["Enrollment", "Agent", "Inventory", "Admin"]
+            let service = ["Enrollment", "Agent", "Inventory", "Admin", "Health"]
                 .iter()
                 .position(|service| path.contains(&format!(".{service}/")))
                 .unwrap();

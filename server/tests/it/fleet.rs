@@ -29,6 +29,8 @@ pub(crate) struct Fleet {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) config: Config,
     pub(crate) address: SocketAddr,
+    /// Where it tells how it is.
+    pub(crate) health: SocketAddr,
     pub(crate) store: Arc<SqliteHistory>,
     stop: CancellationToken,
     serving: JoinHandle<Result<(), ServeError>>,
@@ -68,17 +70,20 @@ impl Fleet {
         let address = listener.local_addr().unwrap();
         let store = Arc::new(SqliteHistory::open(&config.history, setup::history_options(&config)).unwrap());
         let stop = CancellationToken::new();
+        let watched = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let health = watched.local_addr().unwrap();
         let foundation = Foundation {
             config: config.clone(),
             authority: Arc::new(authority),
             store: Arc::clone(&store),
+            health: Some(watched),
             clock: Timestamp::now,
         };
         let serving = tokio::spawn(serve(foundation, listener, stop.clone()));
         while std::os::unix::net::UnixStream::connect(&config.admin_socket).is_err() {
             tokio::task::yield_now().await;
         }
-        Fleet { folder, config, address, store, stop, serving }
+        Fleet { folder, config, address, health, store, stop, serving }
     }
 
     /// Stops the server and waits until everything that it began is over.
@@ -90,7 +95,7 @@ impl Fleet {
 
     /// Stops the server and starts another one on what it left.
     pub(crate) async fn restart(self) -> Fleet {
-        let Fleet { folder, config, address, store, stop, serving } = self;
+        let Fleet { folder, config, address, store, stop, serving, .. } = self;
         stop.cancel();
         serving.await.unwrap().unwrap();
         store.close().await.unwrap();

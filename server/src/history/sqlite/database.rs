@@ -211,14 +211,14 @@ impl Files {
         &self.main
     }
 
-    /// A connection that cannot write.
-    pub(super) fn open_main(&self) -> Result<Connection, rusqlite::Error> {
-        open_for_reading(&self.main)
-    }
-
     /// The folder of all files.
     pub(super) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// A connection that cannot write.
+    pub(super) fn open_main(&self) -> Result<Connection, rusqlite::Error> {
+        open_for_reading(&self.main)
     }
 
     /// Puts the sealed form of a file in its place; whether it was still kept. Only the writer may call this, between two

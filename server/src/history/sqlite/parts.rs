@@ -19,7 +19,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 const PART_ROWS: i64 = 5_000_000;
 const DAY_US: i64 = 86_400_000_000;
 /// What SQLite keeps beside a database.
-const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
+pub(super) const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
 /// What a sealed form is called until it is whole, in place of its own ending.
 pub(super) const UNFINISHED: &str = "unfinished";
 

@@ -1,6 +1,10 @@
 //! The one thread that writes. It takes what is queued, stores it in one transaction, and answers when it is durable.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use fleetsock_proto::{
     answer::{Cover, GapReason},
@@ -18,7 +22,7 @@ use self::{
     sessions::Sessions,
 };
 use super::{
-    coding,
+    Options, coding,
     database::{Database, is_fatal},
     roster::{Roster, store_hello},
     work::{Reply, Work, answer},
@@ -27,6 +31,7 @@ use crate::history::{
     Applied, BETWEEN_EPOCHS, Contact, HistoryError, Skew,
     cursor::{Admission, Cursor, Step},
 };
+use crate::metrics::HistoryMeters;
 
 mod changes;
 mod listeners;
@@ -49,6 +54,7 @@ pub(super) struct Writer {
     /// When it was last looked what is too old.
     swept_at: Option<Timestamp>,
     failure: CancellationToken,
+    meters: HistoryMeters,
 }
 
 /// A batch that was let in, and how it is stored.
@@ -76,14 +82,10 @@ struct Group {
 }
 
 impl Writer {
-    pub(super) fn new(
-        database: Database,
-        roster: Arc<Roster>,
-        clock: fn() -> Timestamp,
-        failure: CancellationToken,
-    ) -> Writer {
+    pub(super) fn new(database: Database, roster: Arc<Roster>, options: Options) -> Writer {
+        let Options { clock, failure, meters, .. } = options;
         let (cursors, programs) = (HashMap::new(), Programs::default());
-        Writer { database, roster, cursors, programs, clock, swept_at: None, failure }
+        Writer { database, roster, cursors, programs, clock, swept_at: None, failure, meters }
     }
 
     /// Works until nobody can bring more work.
@@ -135,9 +137,13 @@ impl Writer {
                 Err(_) => break,
             }
         }
+        let began = Instant::now();
         let stored = self.store(&group.admitted);
         match stored {
             Ok(()) => {
+                if !group.admitted.is_empty() {
+                    self.meters.stored(group.admitted.len(), group.rows, began.elapsed());
+                }
                 self.cursors.extend(tentative);
                 self.roster.note_told(group.told);
                 for (reply, applied) in group.replies {
@@ -147,10 +153,14 @@ impl Writer {
             }
             Err(error) => {
                 let fatal = is_fatal(&error);
+                self.meters.failed();
                 tracing::error!(%error, batches = group.admitted.len(), "nothing was stored");
                 // What was cached may name rows that were rolled back.
                 self.programs = Programs::default();
                 let why = if fatal { HistoryError::Closed } else { HistoryError::from(error) };
+                if matches!(why, HistoryError::Full) {
+                    self.meters.found_full();
+                }
                 for (reply, _) in group.replies {
                     answer(reply, Err(why.clone()));
                 }
@@ -223,6 +233,9 @@ impl Writer {
                     }
                 }
                 transaction.commit()?;
+                for _ in admitted.iter().filter(|one| one.step.gap.is_some()) {
+                    self.meters.gap(BETWEEN_EPOCHS, 0);
+                }
                 for one in admitted.iter().filter(|one| one.step.first) {
                     self.roster.note_first(one.host, one.step.after.observed_until);
                 }
@@ -260,6 +273,7 @@ impl Writer {
         let transaction = self.database.main.transaction()?;
         store_range(&transaction, entry.id, range, gap.reason.number(), lost)?;
         transaction.commit()?;
+        self.meters.gap(gap.reason, lost);
         if let Some(after) = gap.seqs.and_then(|seqs| cursor.over(gap.epoch, seqs)) {
             let transaction = self.database.day.transaction()?;
             store_cursor(&transaction, entry.id, &after)?;
