@@ -9,7 +9,7 @@ use std::{
 use fleetsock_proto::host::HOST_NAME_LIMIT;
 use serde::Deserialize;
 
-use crate::spool::SPOOL_BYTES_LIMIT;
+use crate::{capture::portless::Wanted, spool::SPOOL_BYTES_LIMIT};
 
 /// Where an agent keeps everything unless told otherwise.
 pub const DEFAULT_STATE: &str = "/var/lib/fleetsock/agent";
@@ -52,6 +52,8 @@ pub struct Config {
     pub bytes: Option<Bytes>,
     /// Whether command lines of processes are told.
     pub command_lines: CommandLines,
+    /// Which sockets without a port are told.
+    pub portless: Wanted,
     /// What walks may cost, percent of one core; what is dearer comes less often.
     pub cpu_percent: u32,
     /// What the agent may take of memory, bytes; sockets that do not fit are counted and not followed.
@@ -102,6 +104,7 @@ impl Default for Config {
             reach: Reach::default(),
             bytes: None,
             command_lines: CommandLines::default(),
+            portless: Wanted::default(),
             cpu_percent: 10,
             memory_bytes: 512 * MIB,
         }
@@ -171,6 +174,9 @@ struct Settings {
     bytes: Option<Bytes>,
     #[serde(default)]
     command_line: bool,
+    /// UNIX sockets too.
+    #[serde(default)]
+    unix: bool,
     cpu_percent: Option<u64>,
     memory_mib: Option<u64>,
 }
@@ -227,6 +233,7 @@ impl Config {
             reach: settings.namespaces,
             bytes: settings.bytes,
             command_lines: if settings.command_line { CommandLines::Redacted } else { CommandLines::Untold },
+            portless: if settings.unix { Wanted::All } else { Wanted::Network },
             cpu_percent: CPU_PERCENT
                 .check(settings.cpu_percent)?
                 .and_then(|percent| percent.try_into().ok())
@@ -246,6 +253,8 @@ mod tests {
         let config = Config::parse("walk_ms = 250\nname = \"web1\"\nbytes = \"off\"").unwrap();
         assert_eq!((config.bytes, config.memory_bytes), (Some(Bytes::Off), Config::default().memory_bytes));
         assert_eq!(config.command_lines, CommandLines::Untold);
+        assert_eq!(config.portless, Wanted::Network);
+        assert_eq!(Config::parse("unix = true").unwrap().portless, Wanted::All);
         assert_eq!(Config::parse("command_line = true").unwrap().command_lines, CommandLines::Redacted);
         assert_eq!((config.walk, config.referee), (Duration::from_millis(250), Config::default().referee));
         assert_eq!(config.name.unwrap().as_str(), "web1");
@@ -286,7 +295,7 @@ mod tests {
         #[test]
         fn no_text_makes_reading_fail_in_another_way_than_with_words(
             noise in ".{0,200}",
-            name in "(walk_ms|referee_s|spool_mib|name|namespaces|bytes|command_line|cpu_percent|memory_mib|[a-z_]{1,9})",
+            name in "(walk_ms|referee_s|spool_mib|name|namespaces|bytes|command_line|unix|cpu_percent|memory_mib|[a-z_]{1,9})",
             value in "(-?[0-9]{1,25}|\"[^\"]{0,80}\"|true|\\[.{0,9}|1e999|0x[0-9a-f]{1,20})",
         ) {
             for text in [noise.clone(), format!("{name} = {value}"), format!("{name} = {value}\n{noise}")] {

@@ -173,6 +173,7 @@ mod tests {
             family: Family::Ipv4,
             state: SocketState::LastAck,
             local: "10.0.0.1:80".parse().unwrap(),
+            path: None,
             role: Role::Session { direction: Direction::In, peer },
             opened_at: at(1),
             opened_known: Known::Event,

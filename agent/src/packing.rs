@@ -111,10 +111,11 @@ impl Load {
         new.sort_unstable_by_key(|owner| place(owner));
         new.dedup_by_key(|owner| place(owner));
         let texts: usize = new.iter().flat_map(|owner| owner.texts()).map(|text| text.len() + STRING_BYTES).sum();
+        let path = socket.path.as_ref().map_or(0, |path| path.len());
         Weight {
             owners: socket.owners.len(),
             processes: new.len(),
-            bytes: ROW_BYTES + socket.owners.len() * REFERENCE_BYTES + new.len() * PROCESS_BYTES + texts,
+            bytes: ROW_BYTES + socket.owners.len() * REFERENCE_BYTES + new.len() * PROCESS_BYTES + texts + path,
         }
     }
 
@@ -233,6 +234,7 @@ mod tests {
             family: Family::Ipv6,
             state: SocketState::Established,
             local: "[2001:db8::1]:65535".parse().unwrap(),
+            path: None,
             role: Role::Session { direction: Direction::Out, peer },
             opened_at: Timestamp::MIN,
             opened_known: Known::FirstSeen,

@@ -12,6 +12,8 @@ pub enum Topic {
     Namespaces,
     /// Raw and packet sockets that cannot be listed.
     Portless,
+    /// UNIX sockets that cannot be listed.
+    Unix,
     /// Walks that are further apart than they should be.
     Walks,
     /// Sockets that there is no room for.

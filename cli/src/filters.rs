@@ -62,7 +62,7 @@ pub struct SocketArguments {
     /// Which hosts.
     #[command(flatten)]
     pub hosts: HostArguments,
-    /// well-known, registered, dynamic; also system, user, private, ephemeral. portless: raw and packet sockets.
+    /// well-known, registered, dynamic; also system, user, private, ephemeral. portless: raw, packet and UNIX sockets.
     #[arg(long, value_name = "CLASS,...", value_delimiter = ',')]
     pub class: Vec<String>,
     /// Ports and ranges, as in 443,8000-8100.

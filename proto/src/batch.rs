@@ -7,6 +7,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
     host::BootId,
+    listener::ListenAddress,
     owner::Owner,
     socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketKey, SocketState},
     time::Timestamp,
@@ -107,8 +108,10 @@ pub struct Socket {
     pub family: Family,
     /// State when last seen.
     pub state: SocketState,
-    /// The host's end, address normalised.
+    /// The host's end, address normalised. That of a UNIX socket is 127.0.0.1 and its type.
     pub local: SocketAddr,
+    /// What a UNIX socket has in place of an address; absent for all others.
+    pub path: Option<Arc<str>>,
     /// A listener or a session.
     pub role: Role,
     /// When it opened.
@@ -123,6 +126,16 @@ pub struct Socket {
     pub bytes_sent: u64,
     /// Bytes received; 0 when not known.
     pub bytes_received: u64,
+}
+
+impl Socket {
+    /// What it is bound to.
+    pub fn listen_address(&self) -> ListenAddress {
+        match &self.path {
+            Some(path) => ListenAddress::Path(path.to_string()),
+            None => ListenAddress::Ip(self.local.ip()),
+        }
+    }
 }
 
 /// What a socket is for.

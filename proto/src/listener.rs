@@ -1,10 +1,10 @@
 //! A listener as an answer shows it: one row of `ports`.
 
-use std::net::IpAddr;
+mod address;
 
 use crate::{
     InvalidMessage,
-    address::{self, Scope},
+    address::Scope,
     host::{HostId, HostState},
     owner::Owner,
     port::{self, PortClass},
@@ -14,6 +14,9 @@ use crate::{
     time::Timestamp,
     wire,
 };
+
+pub(crate) use self::address::path_from_wire;
+pub use self::address::{ListenAddress, SOCKET_PATH_LIMIT};
 
 /// A socket in LISTEN, or an unconnected UDP socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +31,9 @@ pub struct Listener {
     pub protocol: Protocol,
     /// Address family of the socket.
     pub family: Family,
-    /// Bound address, normalised.
-    pub address: IpAddr,
-    /// Bound port.
+    /// What it is bound to.
+    pub address: ListenAddress,
+    /// Bound port, or what stands in its place (see [`Protocol`]).
     pub port: u16,
     /// Inode number of the network namespace.
     pub netns: u64,
@@ -54,7 +57,7 @@ impl Listener {
 
     /// How far it can be reached.
     pub fn scope(&self) -> Scope {
-        Scope::of(self.address)
+        self.address.scope()
     }
 
     /// The usual service of the port: a guess.
@@ -93,7 +96,7 @@ impl From<Listener> for wire::Port {
             host_state: listener.host_state.number(),
             protocol: listener.protocol.number(),
             family: listener.family.number(),
-            address: address::to_bytes(listener.address),
+            address: listener.address.into_bytes(),
             port: listener.port.into(),
             netns: listener.netns,
             owner_known: listener.owner_known.number(),
@@ -110,13 +113,14 @@ impl TryFrom<wire::Port> for Listener {
     type Error = InvalidMessage;
 
     fn try_from(record: wire::Port) -> Result<Listener, InvalidMessage> {
+        let protocol = Protocol::from_wire("Port.protocol", record.protocol)?;
         Ok(Listener {
             host_id: HostId::from_wire("Port.host_id", &record.host_id)?,
             host: record.host,
             host_state: HostState::from_wire("Port.host_state", record.host_state)?,
-            protocol: Protocol::from_wire("Port.protocol", record.protocol)?,
+            protocol,
             family: Family::from_wire("Port.family", record.family)?,
-            address: address::from_bytes("Port.address", &record.address)?,
+            address: ListenAddress::from_wire("Port.address", protocol, record.address)?,
             port: port::from_wire("Port.port", record.port)?,
             netns: record.netns,
             owner_known: OwnerKnown::from_wire("Port.owner_known", record.owner_known)?,

@@ -13,7 +13,7 @@ words! {
         Registered = 2 "registered" | "user",
         /// 49152 to 65535; the private or ephemeral ports.
         Dynamic = 3 "dynamic" | "private" | "ephemeral",
-        /// Raw and packet sockets have no port.
+        /// Raw, packet and UNIX sockets have no port.
         Portless = 4 "portless" | "none",
     }
 }
@@ -138,10 +138,11 @@ mod tests {
     }
 
     #[test]
-    fn what_raw_and_packet_sockets_have_in_place_of_a_port_has_no_class_of_ports() {
+    fn what_raw_packet_and_unix_sockets_have_in_place_of_a_port_has_no_class_of_ports() {
         for protocol in Protocol::ALL {
             let is_portless = PortClass::of(*protocol, 1) == PortClass::Portless;
-            assert_eq!(is_portless, [Protocol::Raw, Protocol::Packet].contains(protocol), "{protocol}");
+            let expected = [Protocol::Raw, Protocol::Packet, Protocol::Unix].contains(protocol);
+            assert_eq!(is_portless, expected, "{protocol}");
         }
     }
 

@@ -19,19 +19,24 @@ words! {
         /// A packet socket (packet(7)), which gets the frames of an interface. Where others have a port it has the
         /// EtherType; 3 is every frame (ETH_P_ALL), 0 none yet.
         Packet = 256 "packet",
+        /// A UNIX socket (unix(7)), which processes of the host connect to. Where others have an address it has its path,
+        /// and where they have a port its type: 1 stream, 5 seqpacket.
+        Unix = 257 "unix",
     }
 }
 
 impl Protocol {
     /// Whether its sockets have ports.
     pub const fn has_ports(self) -> bool {
-        !matches!(self, Protocol::Raw | Protocol::Packet)
+        !matches!(self, Protocol::Raw | Protocol::Packet | Protocol::Unix)
     }
 }
 
 words! {
     /// The address family of a socket as the kernel has it. Addresses are normalised; the family is kept.
     pub enum Family is "family", or InvalidFamily {
+        /// AF_UNIX.
+        Unix = 1 "unix",
         /// AF_INET.
         Ipv4 = 4 "ipv4",
         /// AF_INET6.

@@ -191,6 +191,7 @@ fn socket(agent: u32, cookie: u64, now: Timestamp) -> Socket {
         family: Family::Ipv4,
         state: if listener { SocketState::Listen } else { SocketState::Established },
         local: SocketAddr::new(address(agent), if listener { (cookie % 30_000) as u16 + 1 } else { 443 }),
+        path: None,
         role: if listener { Role::Listener } else { Role::Session { direction: Direction::In, peer } },
         opened_at: now,
         opened_known: Known::Event,

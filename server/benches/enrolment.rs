@@ -89,6 +89,7 @@ fn snapshot(boot_id: BootId) -> Batch {
         family: Family::Ipv4,
         state: SocketState::Listen,
         local: "0.0.0.0:443".parse().unwrap(),
+        path: None,
         role: Role::Listener,
         opened_at: now,
         opened_known: Known::FirstSeen,

@@ -5,13 +5,16 @@
 //! because many kernels are built without diagnosis of them (CONFIG_INET_RAW_DIAG), which costs them their cookie.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Read},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
 };
 
 use fleetsock_proto::{
     address::normalise,
+    listener::SOCKET_PATH_LIMIT,
     socket::{Family, Protocol, SocketKey, SocketState},
 };
 use rustix::{fs::stat, net::netlink::SOCK_DIAG};
@@ -27,12 +30,13 @@ use crate::owners::cut;
 
 /// Longest list of raw sockets that is read, some 40,000 of them.
 const LIST_LIMIT: usize = 4 * 1024 * 1024;
-/// Longest name of a UNIX socket, bytes, made readable: sun_path has 108.
-const NAME_LIMIT: usize = 255;
 /// How often a dump that was interrupted is tried before it is taken as it is.
 const DUMP_TRIES: u32 = 3;
 /// Set in the cookie of a raw socket, whose other bits are its inode: the kernel counts cookies upwards from 1.
 const BY_INODE: u64 = 1 << 63;
+
+/// What Linux before 5.3 lets a UNIX socket's uid be: nobody in particular (overflowuid).
+const NOBODY: u32 = 65534;
 
 const AF_UNIX: u8 = 1;
 const AF_PACKET: u8 = 17;
@@ -81,15 +85,21 @@ pub enum PortlessKind {
     },
     /// Waits for connections on the host.
     Unix {
+        /// 1 stream (SOCK_STREAM), 5 sequenced packets (SOCK_SEQPACKET).
+        kind: u8,
         /// Path, or `@` and an abstract name; empty when it has none.
         name: String,
     },
 }
 
+/// What UNIX sockets are bound to: a path, or `@` and an abstract name; empty when they have none.
+pub type Paths = BTreeMap<SocketKey, Arc<str>>;
+
 /// Which of them are looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Wanted {
     /// Raw and packet sockets.
+    #[default]
     Network,
     /// UNIX sockets that listen too.
     All,
@@ -108,39 +118,68 @@ pub(super) fn append_portless(
     let mut report = raw("/proc/thread-self/net/raw", netns, &mut found)?;
     report += raw("/proc/thread-self/net/raw6", netns, &mut found)?;
     report += dump(netlink, "packet", &mut packets(), &mut found, |body| packet(body, netns))?;
-    for row in found.iter().filter_map(Portless::row) {
-        if rows.len() >= limit {
-            report.overflow += 1;
-        } else {
-            rows.push(row);
+    for row in found.iter().map(Portless::row) {
+        report.overflow += u64::from(!keep(row, limit, rows));
+    }
+    Ok(report)
+}
+
+/// Appends the UNIX sockets that listen in the network namespace in which `netlink` was opened, and their paths.
+pub(super) fn append_unix(
+    netlink: &mut Netlink,
+    netns: u64,
+    limit: usize,
+    rows: &mut Vec<SocketRow>,
+    paths: &mut Paths,
+) -> Result<WalkReport, CaptureError> {
+    let mut found = Vec::new();
+    let mut report = dump(netlink, "listening UNIX", &mut unix_listeners(), &mut found, |body| unix(body, netns))?;
+    for socket in found {
+        let row = socket.row();
+        match socket.kind {
+            PortlessKind::Unix { name, .. } if keep(row, limit, rows) => drop(paths.insert(row.key, name.into())),
+            _ => report.overflow += 1,
         }
     }
     Ok(report)
 }
 
+/// Appends a row, unless there are too many.
+fn keep(row: SocketRow, limit: usize, rows: &mut Vec<SocketRow>) -> bool {
+    let has_room = rows.len() < limit;
+    if has_room {
+        rows.push(row);
+    }
+    has_room
+}
+
 impl Portless {
-    /// The row of a walk; UNIX sockets have none.
-    fn row(&self) -> Option<SocketRow> {
-        let (protocol, family, local) = match self.kind {
+    /// The row of a walk. The name of a UNIX socket is not in it.
+    fn row(&self) -> SocketRow {
+        let (protocol, family, state, local) = match self.kind {
             PortlessKind::Raw { family, protocol, local, .. } => {
-                (Protocol::Raw, family, SocketAddr::new(local, protocol.into()))
+                (Protocol::Raw, family, SocketState::Unconnected, SocketAddr::new(local, protocol.into()))
             }
             PortlessKind::Packet { ethertype, .. } => {
-                (Protocol::Packet, Family::Packet, SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), ethertype))
+                let local = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), ethertype);
+                (Protocol::Packet, Family::Packet, SocketState::Unconnected, local)
             }
-            PortlessKind::Unix { .. } => return None,
+            PortlessKind::Unix { kind, .. } => {
+                let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), kind.into());
+                (Protocol::Unix, Family::Unix, SocketState::Listen, local)
+            }
         };
-        Some(SocketRow {
+        SocketRow {
             key: self.key,
             protocol,
             family,
-            state: SocketState::Unconnected,
+            state,
             local,
             peer: None,
             inode: self.inode,
             uid: self.uid,
             cgroup_id: 0,
-        })
+        }
     }
 }
 
@@ -226,8 +265,7 @@ fn unix(body: &[u8], netns: u64) -> Option<Portless> {
     const UID: u16 = 7;
     let (fixed, rest) = body.split_at_checked(ROW)?;
     (fixed[0] == AF_UNIX).then_some(())?;
-    // Linux before 5.3 does not tell the uid; then it is that of nobody in particular (overflowuid).
-    let (mut name, mut uid) = (String::new(), 65534);
+    let (mut name, mut uid) = (String::new(), NOBODY);
     for (kind, payload) in attributes(rest) {
         match kind {
             NAME => name = readable(payload),
@@ -235,7 +273,7 @@ fn unix(body: &[u8], netns: u64) -> Option<Portless> {
             _ => {}
         }
     }
-    let kind = PortlessKind::Unix { name };
+    let kind = PortlessKind::Unix { kind: fixed[1], name };
     Some(Portless { key: key(fixed, netns)?, inode: u32_at(fixed, 4)?.into(), uid, kind })
 }
 
@@ -245,7 +283,7 @@ fn readable(name: &[u8]) -> String {
         [0, name @ ..] => ("@", name),
         path => ("", path.strip_suffix(b"\0").unwrap_or(path)),
     };
-    cut(format!("{mark}{}", String::from_utf8_lossy(name)), NAME_LIMIT)
+    cut(format!("{mark}{}", String::from_utf8_lossy(name)), SOCKET_PATH_LIMIT)
 }
 
 fn key(fixed: &[u8], netns: u64) -> Option<SocketKey> {
@@ -362,7 +400,7 @@ mod tests {
         {
             assert_eq!(readable(name), expected);
         }
-        assert!(readable(&[0xff; 400]).len() <= NAME_LIMIT);
+        assert!(readable(&[0xff; 400]).len() <= SOCKET_PATH_LIMIT);
     }
 
     proptest! {

@@ -25,7 +25,7 @@ use super::{
     counted::{Counted, Telling},
     diag::{Queries, Query},
     netlink::Netlink,
-    portless::append_portless,
+    portless::{Paths, Wanted, append_portless, append_unix},
     walker::{Catch, WALK_ROWS_LIMIT, append},
 };
 use crate::namespaces::{EnterError, Namespace, Namespaces, Visitor};
@@ -134,6 +134,8 @@ pub struct Walked {
     pub report: WalkReport,
     /// Why it saw no raw and packet sockets: some kernels cannot list them.
     pub portless: Result<(), CaptureError>,
+    /// And why no UNIX sockets, where they were wanted.
+    pub unix: Result<(), CaptureError>,
 }
 
 impl Walked {
@@ -141,7 +143,11 @@ impl Walked {
     fn shows(&self, protocol: Protocol, state: SocketState) -> bool {
         self.report == WalkReport::default()
             && self.coverage.includes(protocol, state)
-            && (protocol.has_ports() || self.portless.is_ok())
+            && match protocol {
+                Protocol::Raw | Protocol::Packet => self.portless.is_ok(),
+                Protocol::Unix => self.unix.is_ok(),
+                _ => true,
+            }
     }
 }
 
@@ -154,6 +160,8 @@ pub struct SurveyReport {
     pub failed: Vec<(u64, SurveyError)>,
     /// There was no thread to go into other namespaces.
     pub stranded: Option<io::Error>,
+    /// What the UNIX sockets among the rows are bound to.
+    pub paths: Paths,
     /// TCP sockets that are not followed, when they were counted. In another namespace in which all TCP sockets listen
     /// only TIME_WAIT is.
     pub counts: Option<TcpCounts>,
@@ -191,6 +199,11 @@ impl SurveyReport {
         self.walked.values().find_map(|walked| walked.portless.err())
     }
 
+    /// Why UNIX sockets of the namespaces were not seen, one reason for all.
+    pub fn unix_unseen(&self) -> Option<CaptureError> {
+        self.walked.values().find_map(|walked| walked.unix.err())
+    }
+
     /// What all walks together could not tell.
     pub fn total(&self) -> WalkReport {
         let mut total = WalkReport::default();
@@ -208,6 +221,7 @@ pub struct Surveyor {
     limit: usize,
     queries: Queries,
     telling: Telling,
+    portless: Wanted,
     /// The memory of the sockets that are opened elsewhere.
     buffer: Vec<u8>,
 }
@@ -223,7 +237,13 @@ impl Surveyor {
         let limit = limit.min(WALK_ROWS_LIMIT);
         let telling = Telling::of(&uname().release().to_string_lossy());
         let home = Walker::open()?.within(limit);
-        Ok(Surveyor { home, limit, queries: Queries::new(), telling, buffer: Vec::new() })
+        let (queries, portless) = (Queries::new(), Wanted::default());
+        Ok(Surveyor { home, limit, queries, telling, portless, buffer: Vec::new() })
+    }
+
+    /// The same, that looks for these sockets without a port.
+    pub fn listing(self, portless: Wanted) -> Surveyor {
+        Surveyor { portless, ..self }
     }
 
     /// Inode number of its own network namespace.
@@ -250,7 +270,11 @@ impl Surveyor {
         match walked {
             Ok(mut walked) => {
                 let portless = self.home.append_portless(rows).map(|more| walked += more);
-                report.walked.insert(home, Walked { coverage, report: walked, portless });
+                let unix = match self.portless {
+                    Wanted::Network => Ok(()),
+                    Wanted::All => self.home.append_unix(rows, &mut report.paths).map(|more| walked += more),
+                };
+                report.walked.insert(home, Walked { coverage, report: walked, portless, unix });
             }
             Err(cause) => {
                 rows.clear();
@@ -294,7 +318,7 @@ impl Surveyor {
     ) {
         for namespace in namespaces.iter() {
             let (netns, begin) = (namespace.netns(), rows.len());
-            match self.look_into(visitor, namespace, coverage(netns), rows, &mut report.counts) {
+            match self.look_into(visitor, namespace, coverage(netns), rows, report) {
                 Ok(walked) => {
                     report.walked.insert(netns, walked);
                 }
@@ -312,7 +336,7 @@ impl Surveyor {
         namespace: &Namespace,
         coverage: Coverage,
         rows: &mut Vec<SocketRow>,
-        counts: &mut Option<TcpCounts>,
+        SurveyReport { counts, paths, .. }: &mut SurveyReport,
     ) -> Result<Walked, SurveyError> {
         let netns = namespace.netns();
         visitor.enter(namespace)?;
@@ -322,7 +346,10 @@ impl Surveyor {
         let catch = Catch { rows, limit: self.limit, counted: Counted::default() };
         let mut stay = Stay { netns, netlink, census, catch };
         let states = if counts.is_some() { States::All } else { States::Followed };
-        let walked = stay.walk(&mut self.queries, coverage, states);
+        let mut walked = stay.walk(&mut self.queries, coverage, states);
+        if let (Ok(walked), Wanted::All) = (&mut walked, self.portless) {
+            walked.unix = stay.append_unix(paths).map(|more| walked.report += more);
+        }
         if let Some(counts) = counts {
             self.telling.sum(counts, &stay.census, stay.catch.counted);
         }
@@ -364,7 +391,12 @@ impl Stay<'_> {
         }
         let Catch { rows, limit, .. } = &mut self.catch;
         let portless = append_portless(&mut self.netlink, self.netns, *limit, rows).map(|more| report += more);
-        Ok(Walked { coverage, report, portless })
+        Ok(Walked { coverage, report, portless, unix: Ok(()) })
+    }
+
+    fn append_unix(&mut self, paths: &mut Paths) -> Result<WalkReport, CaptureError> {
+        let Catch { rows, limit, .. } = &mut self.catch;
+        append_unix(&mut self.netlink, self.netns, *limit, rows, paths)
     }
 
     /// Whether all TCP sockets are these listeners. Counted before and after they were dumped: otherwise one that began
@@ -417,7 +449,7 @@ mod tests {
     #[test]
     fn absence_means_something_only_where_a_whole_walk_looked() {
         let cut = WalkReport { interrupted: 1, ..WalkReport::default() };
-        let walked = |coverage, report| Walked { coverage, report, portless: Ok(()) };
+        let walked = |coverage, report| Walked { coverage, report, portless: Ok(()), unix: Ok(()) };
         let report = SurveyReport {
             walked: BTreeMap::from([
                 (1, walked(Coverage::Everything, WalkReport::default())),

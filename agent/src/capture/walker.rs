@@ -9,7 +9,7 @@ use super::{
     counted::Counted,
     diag::{Answer, Queries, Query, Unreadable, answer},
     netlink::{Netlink, NetlinkError},
-    portless,
+    portless::{self, Paths},
 };
 
 /// Most sockets of a walk that are kept; the others are counted.
@@ -124,6 +124,15 @@ impl Walker {
     /// Appends the raw and packet sockets of the network namespace of the calling thread, which must be that of the walker.
     pub fn append_portless(&mut self, rows: &mut Vec<SocketRow>) -> Result<WalkReport, CaptureError> {
         portless::append_portless(&mut self.netlink, self.netns, self.limit, rows)
+    }
+
+    /// Appends the UNIX sockets that listen in the network namespace, and their paths.
+    pub(super) fn append_unix(
+        &mut self,
+        rows: &mut Vec<SocketRow>,
+        paths: &mut Paths,
+    ) -> Result<WalkReport, CaptureError> {
+        portless::append_unix(&mut self.netlink, self.netns, self.limit, rows, paths)
     }
 }
 

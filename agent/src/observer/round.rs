@@ -260,6 +260,8 @@ impl Round {
         self.report = report;
         let portless = survey.portless_unseen().map(|error| format!("raw and packet sockets are not seen: {error}"));
         self.observer.remarks.make(Topic::Portless, portless);
+        let unix = survey.unix_unseen().map(|error| format!("UNIX sockets are not seen: {error}"));
+        self.observer.remarks.make(Topic::Unix, unix);
         if let Some(error) = &survey.stranded {
             losses.add(Loss::Walk, 1);
             tracing::warn!(%error, "there is no thread to walk other network namespaces");

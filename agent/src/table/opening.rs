@@ -6,7 +6,6 @@ use fleetsock_proto::{
     batch::{Change, Op, Role, Socket},
     owner::Owner,
     socket::{Direction, Known, OwnerKnown, Protocol, SocketState},
-    time::Timestamp,
 };
 
 use super::{
@@ -42,7 +41,7 @@ impl Table {
         let sessions = purposes().filter(|(_, purpose)| *purpose != Purpose::Listener);
         for (fresh, purpose) in listeners.chain(sessions) {
             // Asked also when there is no room: events then know that a walk has seen it.
-            let socket = self.socket(walk.at, fresh, purpose, search, insight, &mut comparison.owners_lost);
+            let socket = self.socket(walk, fresh, purpose, search, insight, &mut comparison.owners_lost);
             if self.open.len() >= self.limit {
                 beyond += 1;
                 continue;
@@ -70,14 +69,14 @@ impl Table {
     /// A socket that a walk found new.
     fn socket(
         &self,
-        at: Timestamp,
+        walk: &Walk<'_>,
         fresh: &Fresh<'_>,
         purpose: Purpose,
         search: &Found<'_>,
         insight: &impl Insight,
         owners_lost: &mut u64,
     ) -> Socket {
-        let row = fresh.row;
+        let (row, at) = (fresh.row, walk.at);
         let (role, origin) = match purpose {
             Purpose::Listener => (Role::Listener, None),
             Purpose::Session(peer) => {
@@ -101,6 +100,8 @@ impl Table {
             family: row.family,
             state: origin.and_then(|origin| origin.state).map_or(row.state, |told| later(told, row.state)),
             local: row.local,
+            path: (row.protocol == Protocol::Unix)
+                .then(|| walk.survey.paths.get(&row.key).cloned().unwrap_or_default()),
             role,
             opened_at,
             opened_known,

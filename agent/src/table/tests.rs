@@ -77,7 +77,12 @@ fn denied() -> OwnerScan {
 /// A survey of the namespaces that occur here, whole or not, of so much.
 fn survey(coverage: Coverage, completeness: Completeness) -> SurveyReport {
     let interrupted = u64::from(completeness == Completeness::Partial);
-    let walked = Walked { coverage, report: WalkReport { interrupted, ..WalkReport::default() }, portless: Ok(()) };
+    let walked = Walked {
+        coverage,
+        report: WalkReport { interrupted, ..WalkReport::default() },
+        portless: Ok(()),
+        unix: Ok(()),
+    };
     SurveyReport { walked: [(1, walked), (2, walked)].into(), ..SurveyReport::default() }
 }
 

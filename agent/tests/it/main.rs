@@ -14,3 +14,4 @@ mod observing;
 mod renewal;
 mod spool;
 mod tiers;
+mod unix;

@@ -382,7 +382,7 @@ fn raw_and_packet_sockets_are_listed_without_privileges() {
         assert_eq!(kind(icmp.as_fd()), raw(Family::Ipv4, 1, "0.0.0.0"));
         assert_eq!(kind(icmp6.as_fd()), raw(Family::Ipv6, 58, "::"));
         assert_eq!(kind(frames.as_fd()), PortlessKind::Packet { ethertype: 0x0800, interface: None });
-        assert_eq!(kind(unix.as_fd()), PortlessKind::Unix { name: format!("@{abstract_name}") });
+        assert_eq!(kind(unix.as_fd()), PortlessKind::Unix { kind: 1, name: format!("@{abstract_name}") });
         let keys: BTreeSet<SocketKey> = rows.iter().map(|row| row.key).collect();
         assert_eq!(keys.len(), rows.len());
 

@@ -34,6 +34,7 @@ fn socket(cookie: u64) -> Socket {
         family: Family::Ipv4,
         state: SocketState::Listen,
         local: "192.0.2.1:80".parse().unwrap(),
+        path: None,
         role: Role::Listener,
         opened_at: at(cookie),
         opened_known: Known::BetweenWalks,

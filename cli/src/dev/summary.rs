@@ -21,7 +21,7 @@ const LEFT_OUT: [&str; 2] = ["host", "class"];
 pub(super) fn class(invocation: &mut Invocation, class: PortClass, ports: &[Listener]) -> Result<(), Ended> {
     let rows: Vec<Listener> = ports.iter().filter(|row| row.class() == class).cloned().collect();
     let heading = match class {
-        PortClass::Portless => format!("raw and packet sockets: {}", rows.len()),
+        PortClass::Portless => format!("sockets without a port: {}", rows.len()),
         _ => format!("{class} ports ({}): {}", class.range(), rows.len()),
     };
     let console = &mut invocation.console;

@@ -5,14 +5,11 @@
 //! the same ones, then those of the same programs, then those that are left. Hands changed when other programs hold it:
 //! the processes of a program come and go.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use fleetsock_proto::{
     host::HostId,
-    listener::Listener,
+    listener::{ListenAddress, Listener},
     owner::Owner,
     socket::{Family, Protocol},
 };
@@ -20,11 +17,11 @@ use fleetsock_proto::{
 use crate::record::difference::{Difference, DifferenceKind, Unobserved};
 
 /// A socket that can be listened on.
-type Socket = (String, HostId, Protocol, u16, IpAddr, Family);
+type Socket = (String, HostId, Protocol, u16, ListenAddress, Family);
 
 fn socket(listener: &Listener) -> Socket {
     let Listener { host, host_id, protocol, port, address, family, .. } = listener;
-    (host.clone(), *host_id, *protocol, *port, *address, *family)
+    (host.clone(), *host_id, *protocol, *port, address.clone(), *family)
 }
 
 /// What runs, whichever processes do.
@@ -98,6 +95,8 @@ fn compare_socket(
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use fleetsock_proto::{
         host::HostState,
         socket::{Known, OwnerKnown},
@@ -128,7 +127,7 @@ mod tests {
             host_state: HostState::Online,
             protocol: Protocol::Tcp,
             family: Family::Ipv4,
-            address: IpAddr::from([0, 0, 0, 0]),
+            address: IpAddr::from([0, 0, 0, 0]).into(),
             port,
             netns,
             owner_known: OwnerKnown::Exact,

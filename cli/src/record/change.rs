@@ -1,7 +1,5 @@
 //! A change, as `changes` shows it.
 
-use std::net::SocketAddr;
-
 use fleetsock_proto::{
     change::{ChangeKind, ChangeRecord, Changed},
     listener::Listener,
@@ -49,10 +47,24 @@ impl Socket<'_> {
         }
     }
 
-    fn local(self) -> SocketAddr {
+    fn address(self) -> String {
         match self {
-            Socket::Listener(listener) => SocketAddr::new(listener.address, listener.port),
-            Socket::Session(session) => session.local,
+            Socket::Listener(listener) => listener.address.to_string(),
+            Socket::Session(session) => session.local.ip().to_string(),
+        }
+    }
+
+    fn port(self) -> u16 {
+        match self {
+            Socket::Listener(listener) => listener.port,
+            Socket::Session(session) => session.local.port(),
+        }
+    }
+
+    fn local(self) -> String {
+        match self {
+            Socket::Listener(listener) => listener.address.with_port(listener.port),
+            Socket::Session(session) => session.local.to_string(),
         }
     }
 
@@ -126,8 +138,8 @@ const FIELDS: &[Field<ChangeRecord>] = &[
     Field { name: "host_id", value: |row, _| row.host_id().to_string().into() },
     Field { name: "protocol", value: |row, _| of_socket(row, |socket| socket.protocol().as_str().into()) },
     Field { name: "family", value: |row, _| of_socket(row, |socket| socket.family().as_str().into()) },
-    Field { name: "address", value: |row, _| of_socket(row, |socket| socket.local().ip().to_string().into()) },
-    Field { name: "port", value: |row, _| of_socket(row, |socket| socket.local().port().into()) },
+    Field { name: "address", value: |row, _| of_socket(row, |socket| socket.address().into()) },
+    Field { name: "port", value: |row, _| of_socket(row, |socket| socket.port().into()) },
     Field { name: "direction", value: |row, _| of_session(row, |session| session.direction.as_str().into()) },
     Field { name: "peer_address", value: |row, _| of_session(row, |session| session.peer.ip().to_string().into()) },
     Field { name: "peer_port", value: |row, _| of_session(row, |session| session.peer.port().into()) },
@@ -171,7 +183,7 @@ fn change(row: &ChangeRecord, _: &View) -> Cell {
 }
 
 fn local(row: &ChangeRecord, _: &View) -> Cell {
-    Cell::new(&socket(row).map_or_else(String::new, |socket| socket.local().to_string()))
+    Cell::new(&socket(row).map_or_else(String::new, Socket::local))
 }
 
 fn process(row: &ChangeRecord, _: &View) -> Cell {

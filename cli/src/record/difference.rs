@@ -1,7 +1,5 @@
 //! A listener that is not the same at two moments, as `diff` shows it.
 
-use std::net::SocketAddr;
-
 use fleetsock_proto::{
     listener::Listener,
     owner::Owner,
@@ -184,7 +182,7 @@ impl Record for Difference {
 
     fn name(&self) -> String {
         let Listener { host, protocol, address, port, .. } = &self.listener;
-        format!("{host}/{protocol}/{} {}", SocketAddr::new(*address, *port), self.kind.as_str())
+        format!("{host}/{protocol}/{} {}", address.with_port(*port), self.kind.as_str())
     }
 
     fn marks(&self) -> Marks {

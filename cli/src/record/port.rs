@@ -79,7 +79,7 @@ impl Record for Listener {
     }
 
     fn name(&self) -> String {
-        format!("{}/{}/{}", self.host, self.protocol, std::net::SocketAddr::new(self.address, self.port))
+        format!("{}/{}/{}", self.host, self.protocol, self.address.with_port(self.port))
     }
 
     fn marks(&self) -> Marks {

@@ -329,6 +329,45 @@ fn what_an_agent_saw_while_the_server_was_away_arrives_when_it_is_back() {
 }
 
 #[test]
+fn unix_sockets_are_listeners_with_a_path_where_they_are_wanted() {
+    let Some(fleet) = Fleet::start_with(&["server", "web1"], "namespaces = \"own\"\nunix = true") else { return };
+    let path = fleet.folder("web1.sock");
+    let text = format!(
+        "
+import socket, time
+stream = socket.socket(socket.AF_UNIX)
+stream.bind('{path}')
+stream.listen()
+packets = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+packets.bind('\\0fleetsock')
+packets.listen()
+time.sleep(3600)
+"
+    );
+    let holder = fleet.network.start("web1", "python3", &["-c", &text]);
+    let seen = until("both are seen with their process", || {
+        let seen = fleet.items(&["ports", "--proto", "unix"]).0;
+        (seen.len() == 2 && seen.iter().all(|row| row["pid"] == holder.pid())).then_some(seen)
+    });
+    let told: Vec<_> = ["address", "service", "class", "scope", "family"]
+        .map(|field| [&seen[0], &seen[1]].map(|row| row[field].as_str().unwrap_or_default()))
+        .to_vec();
+    let expected =
+        [[&path, "@fleetsock"], ["unix-stream", "unix-seqpacket"], ["portless"; 2], ["loopback"; 2], ["unix"; 2]];
+    assert_eq!(told, expected);
+    assert_eq!(fleet.items(&["ports", "--class", "portless"]).0.len(), 2);
+    let table = fleet.ask(&["ports", "--service", "unix-stream"]).out;
+    assert!(table.contains(&path) && table.contains("python3["), "{table}");
+    let names = fleet.ask(&["ports", "--proto", "unix", "-o", "name"]).out;
+    assert_eq!(names, format!("web1/unix/{path}\nweb1/unix/@fleetsock\n"));
+    drop(holder);
+    until("they are gone", || fleet.items(&["ports", "--class", "portless"]).0.is_empty().then_some(()));
+    let closed = fleet.items(&["changes", "--proto", "unix", "--kind", "closed"]).0;
+    assert_eq!(closed.len(), 2, "{closed:?}");
+    assert!(closed.iter().any(|row| row["address"] == path.as_str()), "{closed:?}");
+}
+
+#[test]
 fn raw_and_packet_sockets_are_listeners_of_their_own_kind_with_their_process() {
     let Some(fleet) = Fleet::start(&["server", "web1"]) else { return };
     let text = "

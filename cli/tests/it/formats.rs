@@ -54,7 +54,7 @@ fn listener(host: &str, port: u16) -> Listener {
         host_state: HostState::Online,
         protocol: Protocol::Tcp,
         family: Family::Ipv4,
-        address: IpAddr::from([0, 0, 0, 0]),
+        address: IpAddr::from([0, 0, 0, 0]).into(),
         port,
         netns: 4_026_531_840,
         owner_known: OwnerKnown::Exact,
@@ -71,7 +71,7 @@ fn listeners() -> Vec<Listener> {
     let hostile = Listener {
         host_state: HostState::Stale,
         family: Family::Dual,
-        address: "2001:db8:1:2:3:4:5:6".parse().unwrap(),
+        address: "2001:db8:1:2:3:4:5:6".parse::<IpAddr>().unwrap().into(),
         owners: vec![Owner {
             container: "3f2a9c01d4e5".to_owned(),
             user: String::new(),
@@ -82,7 +82,7 @@ fn listeners() -> Vec<Listener> {
     };
     let nameless = Listener {
         protocol: Protocol::Udp,
-        address: IpAddr::from([127, 0, 0, 1]),
+        address: IpAddr::from([127, 0, 0, 1]).into(),
         owners: Vec::new(),
         owner_known: OwnerKnown::Denied,
         opened_at: ago(200),

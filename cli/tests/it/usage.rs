@@ -48,7 +48,7 @@ fn a_wrong_filter_is_told_with_what_to_type() {
         ),
         (
             "ports --proto icmp",
-            "error: --proto: `icmp` is no protocol; one of tcp, udp, dccp, sctp, raw, packet\n  try: --proto tcp\n",
+            "error: --proto: `icmp` is no protocol; one of tcp, udp, dccp, sctp, raw, packet, unix\n  try: --proto tcp\n",
         ),
         (
             "ports --label site",

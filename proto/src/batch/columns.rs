@@ -13,6 +13,7 @@ use super::{
 use crate::{
     InvalidMessage,
     host::{BootId, bounded},
+    listener::path_from_wire,
     owner::Owner,
     port,
     socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketKey, SocketState},
@@ -144,7 +145,13 @@ fn push_row(columns: &mut wire::SocketColumns, tables: &mut Tables, change: &Cha
     match socket.role {
         Role::Listener => {
             columns.direction.push(0);
-            columns.address_length.push(push_address(&mut columns.local_address, socket.local.ip(), false));
+            columns.address_length.push(match (socket.protocol, socket.path.as_deref().unwrap_or_default()) {
+                (Protocol::Unix, path) => {
+                    columns.local_address.extend(path.as_bytes());
+                    index(path.len())
+                }
+                _ => push_address(&mut columns.local_address, socket.local.ip(), false),
+            });
             columns.peer_port.push(0);
         }
         Role::Session { direction, peer } => {
@@ -341,6 +348,15 @@ impl Runs<'_> {
     }
 }
 
+/// Takes a path of `length` bytes off the run.
+fn take_path(run: &mut &[u8], length: u32) -> Result<Arc<str>, InvalidMessage> {
+    let field = "Batch.sockets.local_address";
+    let (path, rest) =
+        run.split_at_checked(length as usize).ok_or_else(|| InvalidMessage::new(field, "is too short"))?;
+    *run = rest;
+    path_from_wire(field, path.to_vec()).map(Arc::from)
+}
+
 /// Takes an address of `length` bytes off the run.
 fn take_address(run: &mut &[u8], length: u32) -> Result<IpAddr, InvalidMessage> {
     let field = "Batch.sockets.address";
@@ -368,12 +384,17 @@ fn change(
 ) -> Result<Change, InvalidMessage> {
     let after = |us: i64| Timestamp::from_micros(base.as_micros().saturating_add(us));
     let length = columns.address_length[row];
-    let local = SocketAddr::new(
-        take_address(&mut runs.local, length)?,
-        port::from_wire("Batch.sockets.local_port", columns.local_port[row])?,
-    );
+    let protocol = Protocol::from_wire("Batch.sockets.protocol", columns.protocol[row])?;
+    let (address, path) = match protocol {
+        Protocol::Unix => (Ipv4Addr::LOCALHOST.into(), Some(take_path(&mut runs.local, length)?)),
+        _ => (take_address(&mut runs.local, length)?, None),
+    };
+    let local = SocketAddr::new(address, port::from_wire("Batch.sockets.local_port", columns.local_port[row])?);
     let role = match columns.direction[row] {
         0 => Role::Listener,
+        _ if path.is_some() => {
+            return Err(InvalidMessage::new("Batch.sockets.direction", "a UNIX socket is no session"));
+        }
         direction => Role::Session {
             direction: Direction::from_wire("Batch.sockets.direction", direction)?,
             peer: SocketAddr::new(
@@ -398,10 +419,11 @@ fn change(
         op,
         socket: Socket {
             key: SocketKey { netns: columns.netns[row], cookie: columns.cookie[row] },
-            protocol: Protocol::from_wire("Batch.sockets.protocol", columns.protocol[row])?,
+            protocol,
             family: Family::from_wire("Batch.sockets.family", columns.family[row])?,
             state: SocketState::from_wire("Batch.sockets.state", columns.state[row])?,
             local,
+            path,
             role,
             opened_at: after(columns.opened_at_us[row]),
             opened_known: Known::from_wire("Batch.sockets.opened_known", columns.opened_known[row])?,

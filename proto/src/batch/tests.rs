@@ -62,6 +62,14 @@ fn change() -> impl Strategy<Value = Change> {
     (op(), role(), words, facts).prop_map(|(op, role, words, facts)| {
         let (protocol, family, state, owner_known, opened_known) = words;
         let ((netns, cookie), local, opened_at, owners, (bytes_sent, bytes_received)) = facts;
+        // UNIX sockets have a path, which nothing else has, and are no sessions.
+        let (local, path, role) = match protocol {
+            Protocol::Unix => {
+                let path = "/é".repeat(usize::from(local.port() % 4));
+                (SocketAddr::new(Ipv4Addr::LOCALHOST.into(), local.port()), Some(path.into()), Role::Listener)
+            }
+            _ => (local, None, role),
+        };
         Change {
             op,
             socket: Socket {
@@ -70,6 +78,7 @@ fn change() -> impl Strategy<Value = Change> {
                 family,
                 state,
                 local,
+                path,
                 role,
                 opened_at,
                 opened_known,

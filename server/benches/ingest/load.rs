@@ -95,6 +95,7 @@ pub(crate) fn session(host: usize, number: u64, owners: &[Arc<Owner>]) -> Socket
         family: if wide { Family::Ipv6 } else { Family::Ipv4 },
         state: SocketState::Established,
         local: SocketAddr::new(address(0x0a00_0000 + host as u32), [80, 443, 5432][(random % 3) as usize]),
+        path: None,
         role: Role::Session { direction: Direction::In, peer },
         opened_at: Timestamp::from_micros(BEGIN_US + number as i64 * 10_000),
         opened_known: Known::Event,

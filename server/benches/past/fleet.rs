@@ -163,6 +163,7 @@ impl HostLoad {
             family: if wide { Family::Ipv6 } else { Family::Ipv4 },
             state: SocketState::Established,
             local: SocketAddr::from(local),
+            path: None,
             role: Role::Session {
                 direction: if out { Direction::Out } else { Direction::In },
                 peer: SocketAddr::from(peer),

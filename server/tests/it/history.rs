@@ -96,6 +96,7 @@ macro_rules! conformance {
                 sessions_are_told_by_both_ends_among_the_listeners
                 every_change_is_told_once_however_many_there_are
                 changes_are_chosen_by_socket_scope_and_either_owner
+                unix_listeners_are_told_apart_by_their_paths
                 what_is_new_was_not_there_since_the_baseline_began
                 a_question_that_would_hold_too_much_is_refused_with_words
             }

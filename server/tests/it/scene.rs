@@ -52,6 +52,7 @@ fn socket(cookie: u64, local: SocketAddr, role: Role, state: SocketState) -> Soc
         family: if local.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
         state,
         local,
+        path: None,
         role,
         opened_at: at(0),
         opened_known: Known::Event,
@@ -65,6 +66,12 @@ fn socket(cookie: u64, local: SocketAddr, role: Role, state: SocketState) -> Soc
 /// A TCP listener that nobody holds, open since the scene began.
 pub(crate) fn listener(cookie: u64, local: &str) -> Socket {
     socket(cookie, end(local), Role::Listener, SocketState::Listen)
+}
+
+/// A UNIX listener that nobody holds, open since the scene began.
+pub(crate) fn unix(cookie: u64, path: &str) -> Socket {
+    let listener = socket(cookie, end("127.0.0.1:1"), Role::Listener, SocketState::Listen);
+    Socket { protocol: Protocol::Unix, family: Family::Unix, path: Some(path.into()), ..listener }
 }
 
 /// A TCP session that nobody holds, open since the scene began.
@@ -206,7 +213,7 @@ fn holders(owners: &[Owner]) -> String {
 /// A listener in one line: `web1 tcp 0.0.0.0:22 10(event)..20(lost) sshd/7`.
 pub(crate) fn listener_line(row: &Listener) -> String {
     let Listener { host, protocol, address, port, .. } = row;
-    let local = SocketAddr::new(*address, *port);
+    let local = address.with_port(*port);
     let life = life(row.opened_at, row.opened_known, row.closed);
     format!("{host} {protocol} {local} {life}{}", holders(&row.owners))
 }

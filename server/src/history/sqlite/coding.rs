@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use fleetsock_proto::{owner::Owner, socket::OwnerKnown, time::Timestamp};
+use fleetsock_proto::{listener::ListenAddress, owner::Owner, socket::OwnerKnown, time::Timestamp};
 use rusqlite::{
     Row,
     types::{Type, ValueRef},
@@ -14,6 +14,8 @@ use rusqlite::{
 
 /// Bytes of one packed owner: pid, start, program.
 const OWNER_BYTES: usize = 20;
+/// Begins the path of a UNIX socket.
+const AF_UNIX: u8 = 1;
 
 /// A column that does not hold what the schema says: the file was changed by somebody else.
 pub(super) fn wrong(column: &'static str, problem: impl Into<String>) -> rusqlite::Error {
@@ -26,6 +28,25 @@ pub(super) fn address_bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => [&[4][..], &v4.octets()].concat(),
         IpAddr::V6(v6) => [&[6][..], &v6.octets()].concat(),
+    }
+}
+
+/// The same of what a listener is bound to; a path is the byte 1 (AF_UNIX), then its text.
+pub(super) fn listen_address_bytes(address: &ListenAddress) -> Vec<u8> {
+    match address {
+        ListenAddress::Ip(address) => address_bytes(*address),
+        ListenAddress::Path(path) => [&[AF_UNIX][..], path.as_bytes()].concat(),
+    }
+}
+
+/// What a listener is bound to.
+pub(super) fn listen_address(row: &Row<'_>, column: &'static str) -> Result<ListenAddress, rusqlite::Error> {
+    match row.get_ref(column)? {
+        ValueRef::Blob([AF_UNIX, path @ ..]) => match std::str::from_utf8(path) {
+            Ok(path) => Ok(ListenAddress::Path(path.to_owned())),
+            Err(error) => Err(wrong(column, error.to_string())),
+        },
+        value => address_of(value).map(ListenAddress::Ip),
     }
 }
 
@@ -46,10 +67,6 @@ pub(super) fn addresses(column: &'static str, mut bytes: &[u8]) -> Result<Vec<Ip
         bytes = rest;
     }
     Ok(addresses)
-}
-
-pub(super) fn address(row: &Row<'_>, column: &'static str) -> Result<IpAddr, rusqlite::Error> {
-    address_of(row.get_ref(column)?)
 }
 
 /// The one address that a value is.

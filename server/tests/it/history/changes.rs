@@ -1,12 +1,14 @@
 //! Changes: what opened, closed, changed hands or began to reach further, and how that is known.
 
 use fleetsock_proto::{
+    address::Scope,
     batch::{
         BatchKind::{Changes, SnapshotBegin, SnapshotEnd, SnapshotWhole},
         Socket,
     },
     change::{ChangeKind, ChangeRecord, ChangeSubject, Changed},
     owner::Owner,
+    port::PortClass,
     question::{ChangeQuestion, PortQuestion},
     socket::{
         Direction::{In, Out},
@@ -17,7 +19,7 @@ use fleetsock_server::history::{Bounds, HistoryError};
 
 use crate::{
     engine::{Engine, Rules, World},
-    scene::{Agent, Described, at, closed, listener, opened, owner, present, session, updated},
+    scene::{Agent, Described, at, closed, listener, opened, owner, present, session, unix, updated},
 };
 
 /// A world with one host that said Hello and sent an empty snapshot.
@@ -213,7 +215,7 @@ pub(super) async fn changes_are_chosen_by_socket_scope_and_either_owner<E: Engin
     };
     assert_eq!(count(|_| {}).await, 3);
     assert_eq!(count(|question| question.filter.ports = vec!["53".parse().unwrap()]).await, 1);
-    assert_eq!(count(|question| question.scopes = vec![fleetsock_proto::address::Scope::Any]).await, 2);
+    assert_eq!(count(|question| question.scopes = vec![Scope::Any]).await, 2);
     assert_eq!(count(|question| question.filter.processes = vec!["apache".to_owned()]).await, 2, "opened, and was");
     assert_eq!(count(|question| question.filter.processes = vec!["nginx".to_owned()]).await, 1);
     assert_eq!(count(|question| question.filter.users = vec!["_dnsmasq".to_owned()]).await, 1);
@@ -221,6 +223,29 @@ pub(super) async fn changes_are_chosen_by_socket_scope_and_either_owner<E: Engin
     let mut then = PortQuestion { at: Some(at(15)), ..PortQuestion::default() };
     then.filter.processes = vec!["apache".to_owned()];
     assert_eq!(world.ports(then, at(99)).await.unwrap().0.len(), 1, "whoever held it then");
+}
+
+pub(super) async fn unix_listeners_are_told_apart_by_their_paths<E: Engine>() {
+    let (mut world, mut agent) = one_host::<E>().await;
+    let changes = vec![
+        closed(unix(1, "/run/a.sock").since(110), 120),
+        opened(unix(2, "/run/a.sock").since(210)),
+        opened(unix(3, "/run/b.sock").since(211)),
+        opened(unix(4, "@b").since(212)),
+    ];
+    world.tell(&mut agent, Changes, 221, changes).await;
+    // The same ones, held by somebody now.
+    let held = unix(3, "/run/b.sock").since(211).held_by(&[owner("b", 7)]);
+    world.tell(&mut agent, Changes, 230, vec![updated(held)]).await;
+    world.restart().await;
+    let question = ChangeQuestion { since: Some(at(200)), baseline: Some(at(100)), ..ChangeQuestion::default() };
+    assert_eq!(lines(&world, question).await, ["212(event) opened @b:1", "211(event) opened /run/b.sock:1 b/7"]);
+    let (ports, _) = world.ports(PortQuestion::default(), at(300)).await.unwrap();
+    let paths: Vec<String> = ports.iter().map(|port| port.address.to_string()).collect();
+    assert_eq!(paths, ["/run/a.sock", "/run/b.sock", "@b"]);
+    assert!(ports.iter().all(|port| (port.class(), port.scope()) == (PortClass::Portless, Scope::Loopback)));
+    let loopback = PortQuestion { scopes: vec![Scope::Loopback], ..PortQuestion::default() };
+    assert_eq!(world.ports(loopback, at(300)).await.unwrap().0.len(), 3);
 }
 
 pub(super) async fn what_is_new_was_not_there_since_the_baseline_began<E: Engine>() {

@@ -274,7 +274,7 @@ impl Expected {
             host_state: HostState::Online,
             protocol: life.socket.protocol,
             family: life.socket.family,
-            address: life.socket.local.ip(),
+            address: life.socket.listen_address(),
             port: life.socket.local.port(),
             netns: life.socket.key.netns,
             owner_known,

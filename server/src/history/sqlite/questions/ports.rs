@@ -105,7 +105,7 @@ pub(super) fn visit(
 pub(super) fn is_meant(row: &Row<'_>, matcher: &Matcher, scopes: &[Scope]) -> Result<bool, rusqlite::Error> {
     let protocol = coding::word(row, "protocol", Protocol::from_number)?;
     let family = coding::word(row, "family", Family::from_number)?;
-    let scope = Scope::of(coding::address(row, "address")?);
+    let scope = coding::listen_address(row, "address")?.scope();
     Ok(matcher.matches_socket(protocol, family, row.get("port")?) && (scopes.is_empty() || scopes.contains(&scope)))
 }
 
@@ -126,7 +126,7 @@ pub(super) fn read(
         host_state: host.state,
         protocol: coding::word(row, "protocol", Protocol::from_number)?,
         family: coding::word(row, "family", Family::from_number)?,
-        address: coding::address(row, "address")?,
+        address: coding::listen_address(row, "address")?,
         port: row.get("port")?,
         netns: coding::unsigned(row, "netns")?,
         owner_known: owners.how_known()?,

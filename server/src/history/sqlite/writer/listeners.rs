@@ -13,7 +13,7 @@ use super::{
     changes::{self, LifeKey},
     programs::ProgramIds,
 };
-use crate::history::sqlite::coding::{OwnerColumns, address_bytes, signed, time, unsigned};
+use crate::history::sqlite::coding::{OwnerColumns, listen_address_bytes, signed, time, unsigned};
 
 /// Whether a batch has anything to do here.
 pub(super) fn concern(one: &Admitted) -> bool {
@@ -106,7 +106,7 @@ fn find(transaction: &Transaction<'_>, host: i64, socket: &Socket) -> Result<Opt
         )?
         .query_row(params![host, signed(socket.key.netns), signed(socket.key.cookie)], |row| {
             let is_same = row.get::<_, i32>("protocol")? == socket.protocol.number()
-                && row.get::<_, Vec<u8>>("address")? == address_bytes(socket.local.ip())
+                && row.get::<_, Vec<u8>>("address")? == listen_address_bytes(&socket.listen_address())
                 && row.get::<_, u16>("port")? == socket.local.port();
             Ok(Open { opened_at: time(row, "opened_at_us")?, is_same, owners: OwnerColumns::read(row)? })
         })
@@ -140,7 +140,7 @@ fn insert(
             socket.protocol.number(),
             socket.family.number(),
             socket.state.number(),
-            address_bytes(socket.local.ip()),
+            listen_address_bytes(&socket.listen_address()),
             socket.local.port(),
             owners.known,
             owners.pid,

@@ -1,6 +1,6 @@
 //! How far ports could be reached before a listener opened.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::collections::HashMap;
 
 use fleetsock_proto::address::Scope;
 use rusqlite::{Connection, Row, params};
@@ -28,7 +28,7 @@ impl Scopes {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => entry.insert(firsts(main, port)?),
         };
-        let scope = Scope::of(coding::address(row, "address")?);
+        let scope = coding::listen_address(row, "address")?.scope();
         Ok(before(firsts, row.get("opened_at_us")?).filter(|before| *before < scope))
     }
 }
@@ -44,8 +44,7 @@ fn firsts(main: &Connection, port: Port) -> Result<Vec<(Scope, i64)>, rusqlite::
          WHERE host_id = ?1 AND netns = ?2 AND protocol = ?3 AND port = ?4 GROUP BY address",
     )?;
     let firsts = statement.query_map(params![port.0, port.1, port.2, port.3], |row| {
-        let address: IpAddr = coding::address(row, "address")?;
-        Ok((Scope::of(address), row.get("first")?))
+        Ok((coding::listen_address(row, "address")?.scope(), row.get("first")?))
     })?;
     firsts.collect()
 }
