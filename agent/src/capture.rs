@@ -2,7 +2,7 @@
 //!
 //! [`Walker`] asks by NETLINK_SOCK_DIAG; `diag` knows the questions and reads the answers, `netlink` carries them,
 //! `message` takes datagrams apart. The two that read bytes do no I/O. [`Surveyor`] walks all network namespaces;
-//! [`Destructions`] hears of the end of sockets; `counted` are those of which only the number is told; `portless` lists raw, packet and UNIX sockets.
+//! [`Destructions`] hears of the end of sockets; `counted` are those of which only the number is told; `transports` are SCTP and DCCP; `portless` lists raw, packet and UNIX sockets.
 
 mod census;
 mod counted;
@@ -12,7 +12,9 @@ pub(crate) mod interface;
 mod message;
 mod netlink;
 pub mod portless;
+mod survey;
 mod surveyor;
+mod transports;
 mod walker;
 
 use std::net::SocketAddr;
@@ -22,7 +24,8 @@ use fleetsock_proto::socket::{Family, Protocol, SocketKey, SocketState};
 pub use self::{
     destroyed::{DRAIN_LIMIT, Destroyed, Destructions, DrainReport, Mortals, Traffic},
     netlink::NetlinkError,
-    surveyor::{Connections, Coverage, Extent, Occasion, States, SurveyError, SurveyReport, Surveyor, Walked},
+    survey::{Connections, Coverage, Extent, Occasion, States, SurveyError, SurveyReport, Walked},
+    surveyor::Surveyor,
     walker::{CaptureError, WALK_ROWS_LIMIT, WalkReport, Walker},
 };
 

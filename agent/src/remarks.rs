@@ -12,6 +12,8 @@ pub enum Topic {
     Namespaces,
     /// Raw and packet sockets that cannot be listed.
     Portless,
+    /// SCTP and DCCP, which the kernel has not, or cannot list.
+    Transports,
     /// UNIX sockets that cannot be listed.
     Unix,
     /// Walks that are further apart than they should be.

@@ -12,6 +12,7 @@ use super::{
     counted::Idle,
     message::{attributes, bytes_at, request, u32_at},
     netlink::DUMP,
+    transports::sctp_answer,
 };
 
 /// The legacy request: TCP of IPv4 and IPv6 in one pass over the kernel's table, 0.7 of the CPU of two.
@@ -80,7 +81,8 @@ pub(super) struct Queries {
 impl Queries {
     pub(super) fn new() -> Queries {
         let tcp = |about, states| Query { about, protocol: Protocol::Tcp, request: legacy_tcp(states) };
-        let udp = |about, family| Query { about, protocol: Protocol::Udp, request: udp(family) };
+        let udp =
+            |about, family| Query { about, protocol: Protocol::Udp, request: by_family(family, Protocol::Udp, 0) };
         Queries {
             tcp: tcp("TCP", TCP_STATES),
             tcp_all: tcp("TCP", TCP_ALL_STATES),
@@ -100,10 +102,11 @@ fn legacy_tcp(states: u32) -> Vec<u8> {
     request(TCPDIAG_GETSOCK, DUMP, &body)
 }
 
-/// struct inet_diag_req_v2.
-fn udp(family: u8) -> Vec<u8> {
-    let mut body = vec![family, 17, 0, 0];
-    body.extend(UDP_STATES.to_ne_bytes());
+/// struct inet_diag_req_v2, with the extensions in `extensions` (idiag_ext). SCTP and DCCP have the states of TCP.
+pub(super) fn by_family(family: u8, protocol: Protocol, extensions: u8) -> Vec<u8> {
+    let states = if protocol == Protocol::Udp { UDP_STATES } else { TCP_STATES };
+    let mut body = vec![family, u8::try_from(protocol.number()).unwrap_or_default(), extensions, 0];
+    body.extend(states.to_ne_bytes());
     body.extend(ANY_SOCKET);
     request(SOCK_DIAG_BY_FAMILY, DUMP, &body)
 }
@@ -130,8 +133,10 @@ pub(super) enum Answer {
 /// What the body of an answer (struct inet_diag_msg and attributes) tells of. Scope ids of link-local addresses are
 /// dropped.
 pub(super) fn answer(body: &[u8], protocol: Protocol, netns: u64) -> Result<Answer, Unreadable> {
-    if protocol == Protocol::Tcp && body.get(2) == Some(&TIMEWAIT) {
-        return Ok(Answer::Nothing);
+    match (protocol, body.get(2)) {
+        (Protocol::Sctp, _) => return sctp_answer(body, netns),
+        (Protocol::Tcp | Protocol::Dccp, Some(&TIMEWAIT)) => return Ok(Answer::Nothing),
+        _ => {}
     }
     let row = parse(body, protocol, netns).ok_or(Unreadable)?;
     Ok(match (protocol, row.state) {
@@ -143,12 +148,18 @@ pub(super) fn answer(body: &[u8], protocol: Protocol, netns: u64) -> Result<Answ
     })
 }
 
-fn parse(body: &[u8], protocol: Protocol, netns: u64) -> Option<SocketRow> {
+/// The row of a socket whose state is in its number.
+pub(super) fn parse(body: &[u8], protocol: Protocol, netns: u64) -> Option<SocketRow> {
+    let state = state(protocol, *body.get(1)?, port(body, 6)?)?;
+    row_in_state(body, protocol, netns, state)
+}
+
+/// The row of a socket in this state.
+pub(super) fn row_in_state(body: &[u8], protocol: Protocol, netns: u64, state: SocketState) -> Option<SocketRow> {
     let (fixed, rest) = body.split_at_checked(ROW)?;
     let family = fixed[0];
     let local = SocketAddr::new(address(fixed, family, 8)?, port(fixed, 4)?);
     let remote = SocketAddr::new(address(fixed, family, 24)?, port(fixed, 6)?);
-    let state = state(protocol, fixed[1], remote.port())?;
     let has_peer = !matches!(state, SocketState::Listen | SocketState::Unconnected);
     let [low, high] = [u32_at(fixed, 44)?, u32_at(fixed, 48)?];
     let mut extra = Extra::default();

@@ -1,23 +1,16 @@
 //! Walks of all network namespaces of the host.
 //!
-//! The kernel keeps the TCP connections of all namespaces in one table, and a dump of one namespace reads all of it. So
-//! dumping every namespace costs namespaces times sockets, and is done only when it must be: [`Extent::of`] says when.
-//! Listeners are kept apart and cost little. Of each namespace that is not the agent's own the kernel is asked first how
-//! many sockets it has ([`Census`]); what it has none of is not dumped, and where all TCP sockets turn out to be listeners,
-//! the large table is not read either.
+//! A dump of the TCP connections of one namespace reads those of all ([`Extent`]); listeners are kept apart and cost
+//! little. Of each namespace that is not the agent's own the kernel is asked first how many sockets it has ([`Census`]);
+//! what it has none of is not dumped, and where all TCP sockets turn out to be listeners, the large table is not read
+//! either.
 //!
 //! Nothing of a foreign namespace stays open after a survey (see [`crate::namespaces`]).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+use std::collections::BTreeSet;
 
-use fleetsock_proto::{
-    socket::{Protocol, SocketState},
-    tcp::TcpCounts,
-};
-use rustix::{io::Errno, net::netlink::SOCK_DIAG, system::uname};
+use fleetsock_proto::socket::Protocol;
+use rustix::{net::netlink::SOCK_DIAG, system::uname};
 
 use super::{
     CaptureError, SocketRow, WalkReport, Walker,
@@ -26,193 +19,11 @@ use super::{
     diag::{Queries, Query},
     netlink::Netlink,
     portless::{Paths, Wanted, append_portless, append_unix},
+    survey::{Coverage, Extent, States, SurveyError, SurveyReport, Walked},
+    transports::Transports,
     walker::{Catch, WALK_ROWS_LIMIT, append},
 };
-use crate::namespaces::{EnterError, Namespace, Namespaces, Visitor};
-
-/// How much of a namespace is walked, or was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Coverage {
-    /// TCP in LISTEN, and all of what is not TCP.
-    Listeners,
-    /// TCP connections too.
-    Everything,
-}
-
-impl Coverage {
-    /// Whether a walk of this much would have shown such a socket, so that its absence means something.
-    pub fn includes(self, protocol: Protocol, state: SocketState) -> bool {
-        self == Coverage::Everything || protocol != Protocol::Tcp || state == SocketState::Listen
-    }
-}
-
-/// Why a survey is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Occasion {
-    /// Time passed, and events told of nothing that a walk has to look at.
-    Steady,
-    /// Connections were opened that are still open: only a walk tells their cookies, owners' inodes and control groups.
-    Opened,
-    /// Everything is to be checked, or something was lost.
-    Referee,
-}
-
-/// What tells of TCP connections between two surveys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Connections {
-    /// Events of the kernel, for all namespaces.
-    FromEvents,
-    /// Nothing but walks.
-    FromWalks,
-}
-
-/// Which states of TCP a walk of everything asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum States {
-    /// Those of listeners and sessions.
-    Followed,
-    /// SYN_RECV and bound sockets too; these and TIME_WAIT are counted.
-    All,
-}
-
-/// How much is walked of the agent's own namespace and of the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// Of its own.
-    pub home: Coverage,
-    /// Of each other one.
-    pub foreign: Coverage,
-    /// And in which states.
-    pub states: States,
-}
-
-impl Extent {
-    /// Where events tell of connections, nobody's are walked without a reason, and others' by the referee only.
-    pub fn of(occasion: Occasion, connections: Connections) -> Extent {
-        use Coverage::{Everything, Listeners};
-        let (home, foreign) = match (occasion, connections) {
-            (Occasion::Steady, Connections::FromEvents) => (Listeners, Listeners),
-            (Occasion::Opened, Connections::FromEvents) => (Everything, Listeners),
-            (Occasion::Referee, _) | (_, Connections::FromWalks) => (Everything, Everything),
-        };
-        Extent { home, foreign, states: States::Followed }
-    }
-}
-
-/// A namespace that could not be walked.
-#[derive(Debug, thiserror::Error)]
-pub enum SurveyError {
-    /// It could not be entered.
-    #[error(transparent)]
-    Enter(#[from] EnterError),
-    /// Its sockets could not be counted.
-    #[error("cannot count the sockets of network namespace {netns}: {cause}")]
-    Count {
-        /// Its inode number.
-        netns: u64,
-        /// Why.
-        #[source]
-        cause: io::Error,
-    },
-    /// Its table could not be read.
-    #[error("network namespace {netns}: {cause}")]
-    Walk {
-        /// Its inode number.
-        netns: u64,
-        /// Why.
-        #[source]
-        cause: CaptureError,
-    },
-}
-
-/// What a walk of one namespace told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Walked {
-    /// How much it saw.
-    pub coverage: Coverage,
-    /// What it could not tell.
-    pub report: WalkReport,
-    /// Why it saw no raw and packet sockets: some kernels cannot list them.
-    pub portless: Result<(), CaptureError>,
-    /// And why no UNIX sockets, where they were wanted.
-    pub unix: Result<(), CaptureError>,
-}
-
-impl Walked {
-    /// Whether such a socket, if it is open, is among the rows.
-    fn shows(&self, protocol: Protocol, state: SocketState) -> bool {
-        self.report == WalkReport::default()
-            && self.coverage.includes(protocol, state)
-            && match protocol {
-                Protocol::Raw | Protocol::Packet => self.portless.is_ok(),
-                Protocol::Unix => self.unix.is_ok(),
-                _ => true,
-            }
-    }
-}
-
-/// What a survey told and what it could not.
-#[derive(Debug, Default)]
-pub struct SurveyReport {
-    /// The namespaces that were walked.
-    pub walked: BTreeMap<u64, Walked>,
-    /// Those that were not, and why; the agent's own may be among them.
-    pub failed: Vec<(u64, SurveyError)>,
-    /// There was no thread to go into other namespaces.
-    pub stranded: Option<io::Error>,
-    /// What the UNIX sockets among the rows are bound to.
-    pub paths: Paths,
-    /// TCP sockets that are not followed, when they were counted. In another namespace in which all TCP sockets listen
-    /// only TIME_WAIT is.
-    pub counts: Option<TcpCounts>,
-}
-
-impl SurveyReport {
-    /// Whether such a socket of this namespace, if it is open, is among the rows: only then its absence means that it
-    /// closed.
-    pub fn would_show(&self, netns: u64, protocol: Protocol, state: SocketState) -> bool {
-        self.walked.get(&netns).is_some_and(|walked| walked.shows(protocol, state))
-    }
-
-    /// Whether nothing was missed of what was walked. A namespace that could not be entered was not walked.
-    pub fn is_whole(&self) -> bool {
-        let entered = |error: &SurveyError| !matches!(error, SurveyError::Enter(_));
-        self.stranded.is_none()
-            && !self.failed.iter().any(|(_, error)| entered(error))
-            && self.walked.values().all(|walked| walked.report == WalkReport::default())
-    }
-
-    /// Whether everything was walked, of all namespaces, and nothing was missed.
-    pub fn shows_all(&self) -> bool {
-        let whole = |walked: &Walked| walked.coverage == Coverage::Everything && walked.report == WalkReport::default();
-        let failed = self.failed.iter().any(|(_, error)| !error.is_gone());
-        self.stranded.is_none() && !failed && self.walked.values().all(whole)
-    }
-
-    /// Whether TCP connections of any namespace were walked.
-    pub fn has_connections(&self) -> bool {
-        self.walked.values().any(|walked| walked.coverage == Coverage::Everything)
-    }
-
-    /// Why raw and packet sockets of the namespaces were not seen, one reason for all.
-    pub fn portless_unseen(&self) -> Option<CaptureError> {
-        self.walked.values().find_map(|walked| walked.portless.err())
-    }
-
-    /// Why UNIX sockets of the namespaces were not seen, one reason for all.
-    pub fn unix_unseen(&self) -> Option<CaptureError> {
-        self.walked.values().find_map(|walked| walked.unix.err())
-    }
-
-    /// What all walks together could not tell.
-    pub fn total(&self) -> WalkReport {
-        let mut total = WalkReport::default();
-        for walked in self.walked.values() {
-            total += walked.report;
-        }
-        total
-    }
-}
+use crate::namespaces::{Namespace, Namespaces, Visitor};
 
 /// Reads the sockets of all namespaces.
 #[derive(Debug)]
@@ -222,6 +33,9 @@ pub struct Surveyor {
     queries: Queries,
     telling: Telling,
     portless: Wanted,
+    transports: Transports,
+    /// The dumps of what the kernel has of them.
+    others: Vec<Query>,
     /// The memory of the sockets that are opened elsewhere.
     buffer: Vec<u8>,
 }
@@ -237,8 +51,27 @@ impl Surveyor {
         let limit = limit.min(WALK_ROWS_LIMIT);
         let telling = Telling::of(&uname().release().to_string_lossy());
         let home = Walker::open()?.within(limit);
-        let (queries, portless) = (Queries::new(), Wanted::default());
-        Ok(Surveyor { home, limit, queries, telling, portless, buffer: Vec::new() })
+        let (queries, portless, transports) = (Queries::new(), Wanted::default(), Transports::default());
+        let others = Vec::new();
+        let mut surveyor = Surveyor { home, limit, queries, telling, portless, transports, others, buffer: Vec::new() };
+        surveyor.look_for_transports();
+        Ok(surveyor)
+    }
+
+    /// Looks which protocols the kernel has by now.
+    fn look_for_transports(&mut self) {
+        match Transports::read() {
+            Ok(transports) if transports != self.transports => {
+                (self.transports, self.others) = (transports, transports.queries());
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "cannot read which protocols the kernel has"),
+        }
+    }
+
+    /// Protocols of which the kernel has none, as far as was last seen.
+    pub fn unsupported(&self) -> Vec<Protocol> {
+        self.transports.unsupported()
     }
 
     /// The same, that looks for these sockets without a port.
@@ -256,6 +89,9 @@ impl Surveyor {
     pub fn survey_home(&mut self, coverage: Coverage, states: States, rows: &mut Vec<SocketRow>) -> SurveyReport {
         let mut report = SurveyReport::default();
         let home = self.netns();
+        if states == States::All {
+            self.look_for_transports();
+        }
         let walked = match (coverage, states) {
             (Coverage::Everything, States::All) => {
                 let telling = self.telling;
@@ -274,7 +110,11 @@ impl Surveyor {
                     Wanted::Network => Ok(()),
                     Wanted::All => self.home.append_unix(rows, &mut report.paths).map(|more| walked += more),
                 };
-                report.walked.insert(home, Walked { coverage, report: walked, portless, unix });
+                let others = match self.others.as_mut_slice() {
+                    [] => Ok(()),
+                    others => self.home.append_others(others, rows).map(|more| walked += more),
+                };
+                report.walked.insert(home, Walked { coverage, report: walked, portless, others, unix });
             }
             Err(cause) => {
                 rows.clear();
@@ -347,6 +187,10 @@ impl Surveyor {
         let mut stay = Stay { netns, netlink, census, catch };
         let states = if counts.is_some() { States::All } else { States::Followed };
         let mut walked = stay.walk(&mut self.queries, coverage, states);
+        if let (Ok(walked), [_, ..]) = (&mut walked, self.others.as_slice()) {
+            let told = append(&mut stay.netlink, &mut self.others, netns, &mut stay.catch);
+            walked.others = told.map(|more| walked.report += more);
+        }
         if let (Ok(walked), Wanted::All) = (&mut walked, self.portless) {
             walked.unix = stay.append_unix(paths).map(|more| walked.report += more);
         }
@@ -391,7 +235,7 @@ impl Stay<'_> {
         }
         let Catch { rows, limit, .. } = &mut self.catch;
         let portless = append_portless(&mut self.netlink, self.netns, *limit, rows).map(|more| report += more);
-        Ok(Walked { coverage, report, portless, unix: Ok(()) })
+        Ok(Walked { coverage, report, portless, others: Ok(()), unix: Ok(()) })
     }
 
     fn append_unix(&mut self, paths: &mut Paths) -> Result<WalkReport, CaptureError> {
@@ -409,63 +253,5 @@ impl Stay<'_> {
     fn ask(&mut self, query: &mut Query) -> Result<WalkReport, SurveyError> {
         append(&mut self.netlink, [query], self.netns, &mut self.catch)
             .map_err(|cause| SurveyError::Walk { netns: self.netns, cause })
-    }
-}
-
-impl SurveyError {
-    /// Whether the namespace is about to vanish or did: no failure.
-    pub fn is_gone(&self) -> bool {
-        matches!(self, SurveyError::Enter(EnterError::Gone { .. }))
-    }
-
-    /// Whether it takes a privilege that the agent lacks.
-    pub fn is_denied(&self) -> bool {
-        matches!(self, SurveyError::Enter(EnterError::Refused { cause: Errno::PERM | Errno::ACCESS, .. }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connections_are_walked_when_nothing_else_tells_of_them_and_others_by_the_referee() {
-        use Connections::{FromEvents, FromWalks};
-        use Coverage::{Everything, Listeners};
-        use Occasion::{Opened, Referee, Steady};
-        for (occasion, connections, home, foreign) in [
-            (Steady, FromEvents, Listeners, Listeners),
-            (Opened, FromEvents, Everything, Listeners),
-            (Referee, FromEvents, Everything, Everything),
-            (Steady, FromWalks, Everything, Everything),
-            (Opened, FromWalks, Everything, Everything),
-            (Referee, FromWalks, Everything, Everything),
-        ] {
-            let expected = Extent { home, foreign, states: States::Followed };
-            assert_eq!(Extent::of(occasion, connections), expected, "{occasion:?} {connections:?}");
-        }
-    }
-
-    #[test]
-    fn absence_means_something_only_where_a_whole_walk_looked() {
-        let cut = WalkReport { interrupted: 1, ..WalkReport::default() };
-        let walked = |coverage, report| Walked { coverage, report, portless: Ok(()), unix: Ok(()) };
-        let report = SurveyReport {
-            walked: BTreeMap::from([
-                (1, walked(Coverage::Everything, WalkReport::default())),
-                (2, walked(Coverage::Listeners, WalkReport::default())),
-                (3, walked(Coverage::Everything, cut)),
-            ]),
-            ..SurveyReport::default()
-        };
-        for (netns, listener, udp, connection) in
-            [(1, true, true, true), (2, true, true, false), (3, false, false, false), (4, false, false, false)]
-        {
-            let shows = |protocol, state| report.would_show(netns, protocol, state);
-            assert_eq!(shows(Protocol::Tcp, SocketState::Listen), listener, "{netns}");
-            assert_eq!(shows(Protocol::Udp, SocketState::Established), udp, "{netns}");
-            assert_eq!(shows(Protocol::Tcp, SocketState::Established), connection, "{netns}");
-        }
-        assert_eq!(report.total(), cut);
     }
 }

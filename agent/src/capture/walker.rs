@@ -126,6 +126,16 @@ impl Walker {
         portless::append_portless(&mut self.netlink, self.netns, self.limit, rows)
     }
 
+    /// Appends the sockets of further protocols.
+    pub(super) fn append_others(
+        &mut self,
+        queries: &mut [Query],
+        rows: &mut Vec<SocketRow>,
+    ) -> Result<WalkReport, CaptureError> {
+        let mut catch = Catch { rows, limit: self.limit, counted: Counted::default() };
+        append(&mut self.netlink, queries, self.netns, &mut catch)
+    }
+
     /// Appends the UNIX sockets that listen in the network namespace, and their paths.
     pub(super) fn append_unix(
         &mut self,

@@ -81,6 +81,7 @@ fn survey(coverage: Coverage, completeness: Completeness) -> SurveyReport {
         coverage,
         report: WalkReport { interrupted, ..WalkReport::default() },
         portless: Ok(()),
+        others: Ok(()),
         unix: Ok(()),
     };
     SurveyReport { walked: [(1, walked), (2, walked)].into(), ..SurveyReport::default() }

@@ -14,4 +14,5 @@ mod observing;
 mod renewal;
 mod spool;
 mod tiers;
+mod transports;
 mod unix;
