@@ -4,7 +4,7 @@ use anstream::ColorChoice;
 use clap::{Args, Command, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    audit, backup, ca, changes, completions, context, dev, diff, doctor, hosts, login, operators, ports,
+    audit, backup, ca, changes, completions, context, dev, diff, doctor, export, hosts, login, operators, ports,
     render::Format, sessions, summary, timeline, tokens, topics, version,
 };
 
@@ -53,9 +53,12 @@ pub enum What {
     /// Compare the listening ports of two moments; exit with 1 when they differ.
     #[command(before_help = diff::EXAMPLES)]
     Diff(diff::Arguments),
-    /// Count listening ports, sessions and bytes by class, service, host, process, peer or hour.
+    /// Count ports, sessions and bytes by class, service, host, process, peer or hour.
     #[command(before_help = summary::EXAMPLES)]
     Summary(summary::Arguments),
+    /// Write every session of a time into a file, however many they are.
+    #[command(before_help = export::EXAMPLES)]
+    Export(export::Arguments),
     /// Make, list and revoke the tokens that hosts and operators enrol with.
     #[command(before_help = tokens::EXAMPLES)]
     Tokens(tokens::Arguments),

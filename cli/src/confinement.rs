@@ -47,7 +47,7 @@ fn only_asks(command: &What) -> bool {
         | What::Version
         | What::Completions(_)
         | What::Help(_) => true,
-        What::Login(_) | What::Context(_) | What::Dev(_) => false,
+        What::Login(_) | What::Context(_) | What::Dev(_) | What::Export(_) => false,
     }
 }
 

@@ -7,16 +7,17 @@ use fleetsock_proto::{
     client::OperatorClient,
     host::HostSelector,
     port::{PortClass, PortRange},
-    question::{FILTER_VALUES_LIMIT, SocketFilter},
+    question::{FILTER_VALUES_LIMIT, SessionQuestion, SocketFilter},
     service,
-    socket::{Family, Protocol},
+    socket::{Direction, Family, Protocol, SocketState},
     token::Label,
 };
 use ipnet::IpNet;
 
 use crate::{
+    Invocation,
     failure::{Ended, Exit, Failure},
-    suggestion,
+    server, suggestion,
 };
 
 /// What to type when a host is not known.
@@ -102,6 +103,51 @@ pub struct SocketArguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub limit: Option<u32>,
 }
+
+/// Which sessions: what `sessions` and `export` share.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Filters")]
+pub struct SessionArguments {
+    /// Which sockets.
+    #[command(flatten)]
+    pub filter: SocketArguments,
+    /// The other end: an address, a CIDR prefix, or a host of the fleet.
+    #[arg(long, value_name = "PEER,...", value_delimiter = ',')]
+    pub peer: Vec<String>,
+    /// in or out: who began it.
+    #[arg(long, value_name = "DIR,...", value_delimiter = ',')]
+    pub direction: Vec<String>,
+    /// The state when last seen, as in established or close-wait.
+    #[arg(long, value_name = "STATE,...", value_delimiter = ',')]
+    pub state: Vec<String>,
+}
+
+impl SessionArguments {
+    /// The question with these filters, and a client to ask it with: peers that are hosts are looked up.
+    pub async fn ask(
+        &self,
+        invocation: &Invocation,
+        question: SessionQuestion,
+    ) -> Result<(OperatorClient, SessionQuestion), Ended> {
+        let peers: Vec<Peer> = self.peer.iter().map(|text| text.parse()).collect::<Result<_, Failure>>()?;
+        let mut question = SessionQuestion {
+            filter: self.filter.filter()?,
+            directions: words("--direction", &self.direction, Direction::ALL, Direction::as_str)?,
+            states: words("--state", &self.state, SocketState::ALL, SocketState::as_str)?,
+            ..question
+        };
+        if question.states.iter().any(|state| matches!(state, SocketState::TimeWait | SocketState::SynReceived)) {
+            invocation.console.note(COUNTED_ONLY);
+        }
+        let mut client = server::connect(invocation).await?;
+        question.peers = resolve_peers(&mut client, peers).await?;
+        Ok((client, question))
+    }
+}
+
+/// What is said to whoever looks for them among sessions.
+const COUNTED_ONLY: &str = "TCP sockets in time-wait or syn-received are not sessions; they are counted for each host: \
+    fleetctl hosts --columns HOST,TIME-WAIT,SYN-RECEIVED,BOUND";
 
 /// Words of a closed set, or a failure that names the flag and the words.
 pub fn words<T: FromStr + Copy>(

@@ -32,6 +32,7 @@ pub mod contexts;
 pub mod dev;
 pub mod diff;
 pub mod doctor;
+pub mod export;
 pub mod failure;
 pub mod filters;
 pub mod folders;
@@ -109,6 +110,7 @@ fn perform(invocation: &mut Invocation, command: What) -> Result<Exit, Ended> {
             What::Timeline(arguments) => timeline::run(invocation, arguments).await,
             What::Diff(arguments) => diff::run(invocation, arguments).await,
             What::Summary(arguments) => summary::run(invocation, arguments).await,
+            What::Export(arguments) => export::run(invocation, arguments).await,
             What::Tokens(arguments) => tokens::run(invocation, arguments).await,
             What::Operators(arguments) => operators::run(invocation, arguments).await,
             What::Audit(arguments) => audit::run(invocation, arguments).await,

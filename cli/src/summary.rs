@@ -69,6 +69,7 @@ pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Ex
     let mut question = SummaryQuestion {
         by: words("--by", &arguments.by, Dimension::ALL, Dimension::as_str)?,
         sockets: SessionQuestion {
+            closed_before: None,
             filter: arguments.filter.filter()?,
             directions: words("--direction", &arguments.direction, Direction::ALL, Direction::as_str)?,
             states: words("--state", &arguments.state, SocketState::ALL, SocketState::as_str)?,

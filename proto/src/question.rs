@@ -96,6 +96,9 @@ pub struct SessionQuestion {
     pub peers: Vec<IpNet>,
     /// When.
     pub time: SessionTime,
+    /// Only those that closed before this moment, and none that is open. With a window that begins, the pages of a long
+    /// time: each session closes once.
+    pub closed_before: Option<Timestamp>,
     /// At most so many rows; absent means the server's limit.
     pub limit: Option<u32>,
 }
@@ -214,6 +217,7 @@ impl From<SessionQuestion> for wire::ListSessionsRequest {
             until: until.map(Into::into),
             at: at.map(Into::into),
             limit: question.limit.unwrap_or(0),
+            closed_before: question.closed_before.map(Into::into),
         }
     }
 }
@@ -240,6 +244,7 @@ impl TryFrom<wire::ListSessionsRequest> for SessionQuestion {
             states: each("states", request.states, |n| SocketState::from_wire("states", n))?,
             peers: each("peers", request.peers, |peer| prefix("peers", peer))?,
             time: session_time(at, since, until)?,
+            closed_before: time::optional("closed_before", request.closed_before)?,
             limit: limit(request.limit),
         })
     }
@@ -314,6 +319,7 @@ mod tests {
             directions: vec![Direction::In],
             peers: vec!["203.0.113.0/24".parse().expect("a prefix"), "2001:db8::/48".parse().expect("a prefix")],
             time: SessionTime::Within { since: Timestamp::from_micros(5), until: None },
+            closed_before: Some(Timestamp::from_micros(7)),
             ..SessionQuestion::default()
         };
         let wire = wire::ListSessionsRequest::from(question.clone());

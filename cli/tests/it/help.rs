@@ -4,7 +4,7 @@ use crate::program::Home;
 
 /// Lines of a screen that nobody has to scroll.
 const SCREEN_LINES: usize = 50;
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "hosts",
     "ports",
     "sessions",
@@ -12,6 +12,7 @@ const COMMANDS: [&str; 16] = [
     "timeline",
     "summary",
     "diff",
+    "export",
     "tokens",
     "backup",
     "ca",

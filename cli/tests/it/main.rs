@@ -8,6 +8,7 @@ mod connections;
 mod contexts;
 mod coverage;
 mod dev;
+mod export;
 mod fleet;
 mod formats;
 mod help;

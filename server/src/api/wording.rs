@@ -115,6 +115,7 @@ pub(super) fn sessions(question: &SessionQuestion) -> String {
         .one("at", at.map(moment))
         .one("since", since.map(moment))
         .one("until", until.map(moment))
+        .one("closed-before", question.closed_before.map(moment))
         .one("limit", question.limit)
         .done()
 }

@@ -142,6 +142,7 @@ async fn answers(world: &World<Hesitant<FEW>>) -> Vec<(String, Vec<String>)> {
         ("a port", filter(ports(22, 22))),
         ("ports", filter(ports(400, 6000))),
         ("a process", filter(SocketFilter { processes: vec!["worker".to_owned()], ..SocketFilter::default() })),
+        ("over before", SessionQuestion { closed_before: Some(at(104)), ..all.clone() }),
         ("the newest", SessionQuestion { limit: Some(7), ..all.clone() }),
     ];
     let mut answers = Vec::new();

@@ -124,6 +124,23 @@ pub(super) async fn many_hosts_and_few_hosts_give_the_same_rows<E: Engine>() {
             world.store().apply(agent.host, batch).await.unwrap();
         }
     }
+    let ever = SessionTime::Within { since: at(0), until: None };
+    let closed = async |closed_before, globs: &[&str]| -> Vec<_> {
+        let hosts = HostSelector { globs: globs.iter().map(|&glob| glob.into()).collect(), ..Default::default() };
+        let filter = SocketFilter { hosts, ..SocketFilter::default() };
+        let question = SessionQuestion { filter, time: ever, closed_before, ..SessionQuestion::default() };
+        world.sessions(question, at(300)).await.unwrap().0.iter().map(|row| row.closed.map(|(at, _)| at)).collect()
+    };
+    for globs in [&[][..], &["host[0-2]?"]] {
+        let all = closed(None, globs).await;
+        for before in [at(0), at(31), at(40), at(60), at(1000)] {
+            let pages = closed(Some(before), globs).await;
+            assert!(pages.is_sorted_by(|one, other| one >= other), "newest first");
+            let expected = all.iter().filter(|closed| closed.is_some_and(|closed| closed < before)).count();
+            assert_eq!(pages.len(), expected, "{before:?}");
+            assert!(pages.iter().all(|closed| closed.is_some_and(|closed| closed < before)), "{before:?}");
+        }
+    }
     let window = SessionTime::Within { since: at(30), until: Some(at(50)) };
     for (time, peers) in [
         (SessionTime::Now, None),

@@ -74,7 +74,7 @@ pub(super) fn visit(
     sink: &mut dyn Sink<Session>,
 ) -> Result<(), HistoryError> {
     let matcher = Matcher::new(&question.filter)?;
-    let window = Window::of(question.time);
+    let window = Window { closed_before: question.closed_before, ..Window::of(question.time) };
     let mut search = Search {
         reader,
         hosts: selection.by_number(),
@@ -85,17 +85,20 @@ pub(super) fn visit(
         window,
         programs: Programs::new(reader),
     };
-    if search.open(selection, sink)? == Wanted::More && window.past {
+    let shown = if window.closed_before.is_some() { Wanted::More } else { search.open(selection, sink)? };
+    if shown == Wanted::More && window.past {
         search.over(selection, sink)?;
     }
     Ok(())
 }
 
-/// The sessions that are meant: opened not after `opened_until`, and open or closed after `closed_after`.
+/// The sessions that are meant: opened not after `opened_until`, and open or closed after `closed_after`; where there is
+/// a `closed_before`, closed before it.
 #[derive(Debug, Clone, Copy)]
 struct Window {
     opened_until: Timestamp,
     closed_after: Timestamp,
+    closed_before: Option<Timestamp>,
     /// Whether sessions that are over are meant at all.
     past: bool,
 }
@@ -103,15 +106,25 @@ struct Window {
 impl Window {
     fn of(time: SessionTime) -> Window {
         match time {
-            SessionTime::Now => Window { opened_until: Timestamp::MAX, closed_after: Timestamp::MAX, past: false },
-            SessionTime::At(at) => Window { opened_until: at, closed_after: at, past: true },
+            SessionTime::Now => {
+                Window { opened_until: Timestamp::MAX, closed_after: Timestamp::MAX, closed_before: None, past: false }
+            }
+            SessionTime::At(at) => Window { opened_until: at, closed_after: at, closed_before: None, past: true },
             SessionTime::Within { since, until } => Window {
+                closed_before: None,
                 opened_until: until.unwrap_or(Timestamp::MAX),
                 // One that closed in the window's first moment was open in it.
                 closed_after: Timestamp::from_micros(since.as_micros() - 1),
                 past: true,
             },
         }
+    }
+}
+
+impl Window {
+    /// The latest moment at which one that is meant can have closed.
+    fn last_closing(&self) -> i64 {
+        self.closed_before.map_or(i64::MAX, |before| before.as_micros().saturating_sub(1))
     }
 }
 
@@ -297,7 +310,10 @@ impl<'a> Search<'a> {
         let complete = self.reader.catalogue.complete.iter().enumerate();
         let complete = complete.map(|(place, part)| Next { latest: part.latest, what: What::File(Some(place)) });
         let after = self.window.closed_after.as_micros();
-        complete.chain([Next { latest: i64::MAX, what: What::File(None) }]).filter(|next| next.latest > after).collect()
+        let files = complete.chain([Next { latest: i64::MAX, what: What::File(None) }]);
+        let within = files.filter(|next| next.latest > after);
+        // Nothing later than this is meant, so that pages of hosts begin there.
+        within.map(|next| Next { latest: next.latest.min(self.window.last_closing()), ..next }).collect()
     }
 
     /// A file; none when it is not kept any more.
@@ -311,9 +327,10 @@ impl<'a> Search<'a> {
     fn zones(&self, file: InFile, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
         let Some(connection) = self.file(file)? else { return Ok(()) };
         let mut statement = connection.prepare_cached(
-            "SELECT first_id, last_id, max_closed_at_us, peers FROM zones WHERE max_closed_at_us > ?1",
+            "SELECT first_id, last_id, max_closed_at_us, peers FROM zones
+             WHERE max_closed_at_us > ?1 AND min_closed_at_us <= ?2",
         )?;
-        let mut rows = statement.query([self.window.closed_after.as_micros()])?;
+        let mut rows = statement.query([self.window.closed_after.as_micros(), self.window.last_closing()])?;
         while let Some(row) = rows.next()? {
             // Zones of an earlier version do not say.
             if !self.question.peers.is_empty()
@@ -338,11 +355,13 @@ impl<'a> Search<'a> {
         let Some(connection) = self.file(file)? else { return Ok(()) };
         let mut statement = connection.prepare_cached(&format!(
             "SELECT id, host_id, closed_at_us FROM sessions
-             WHERE id BETWEEN ?1 AND ?2 AND closed_at_us > ?3 AND closed_at_us - duration_us <= ?4 AND {}",
+             WHERE id BETWEEN ?1 AND ?2 AND closed_at_us > ?3 AND closed_at_us <= ?4
+                 AND closed_at_us - duration_us <= ?5 AND {}",
             self.narrowed.sql
         ))?;
         let Window { opened_until, closed_after, .. } = self.window;
-        let bounds = [first, last, closed_after.as_micros(), opened_until.as_micros()].map(Value::from);
+        let last_closing = self.window.last_closing();
+        let bounds = [first, last, closed_after.as_micros(), last_closing, opened_until.as_micros()].map(Value::from);
         let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.narrowed.values)))?;
         while let Some(row) = rows.next()? {
             if self.hosts.contains_key(&row.get("host_id")?) {

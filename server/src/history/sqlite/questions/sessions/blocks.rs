@@ -76,10 +76,10 @@ impl Search<'_> {
         let of_host = if host.is_some() { "host_id = ?3" } else { "?3 IS NULL" };
         let mut statement = sealed.prepare_cached(&format!(
             "SELECT id, host_id, min_closed_at_us, max_closed_at_us FROM blocks
-             WHERE {of_host} AND max_closed_at_us > ?1 AND min_opened_at_us <= ?2"
+             WHERE {of_host} AND max_closed_at_us > ?1 AND min_opened_at_us <= ?2 AND min_closed_at_us <= ?4"
         ))?;
         let (after, until) = (self.window.closed_after.as_micros(), self.window.opened_until.as_micros());
-        let mut rows = statement.query(params![after, until, host])?;
+        let mut rows = statement.query(params![after, until, host, self.window.last_closing()])?;
         while let Some(row) = rows.next()? {
             let (id, host, earliest, latest): (i64, i64, i64, i64) =
                 (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
@@ -124,7 +124,9 @@ impl Search<'_> {
 
     /// What SQLite asks of rows.
     fn may_be_meant(&self, one: &StoredSession) -> bool {
-        let closed = one.closed.is_some_and(|(at, _)| at > self.window.closed_after.as_micros());
+        let closed = one
+            .closed
+            .is_some_and(|(at, _)| at > self.window.closed_after.as_micros() && at <= self.window.last_closing());
         let port = if one.direction == Direction::In.number() { one.local.port() } else { one.peer.port() };
         let (first, last) = self.narrowed.ports;
         closed

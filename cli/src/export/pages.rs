@@ -1,0 +1,141 @@
+//! An answer after the other, newest first, until there is no more: each session in one of them.
+//!
+//! An answer breaks off after so many rows or so much time. The next one is then asked for what closed before its last
+//! row. Others may have closed at that very moment, so that rows of the last moment are held back and come again.
+
+use fleetsock_proto::{question::SessionQuestion, session::Session, time::Timestamp};
+
+/// The pages of an answer that is too long for one.
+#[derive(Debug, Default)]
+pub(super) struct Pages {
+    closed_before: Option<Timestamp>,
+    /// Sessions that closed at the last moment that was told.
+    held: Vec<Session>,
+}
+
+/// There is no way to ask for less at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stuck;
+
+impl Pages {
+    /// What is asked next.
+    pub(super) fn ask(&self, question: &SessionQuestion) -> SessionQuestion {
+        SessionQuestion { closed_before: self.closed_before, ..question.clone() }
+    }
+
+    /// Takes rows as they come; those that are certain not to come again.
+    pub(super) fn take(&mut self, rows: Vec<Session>) -> Vec<Session> {
+        let mut certain = Vec::with_capacity(rows.len());
+        for row in rows {
+            if moment(&row) != self.held.last().and_then(moment) {
+                certain.append(&mut self.held);
+            }
+            if row.closed.is_some() { self.held.push(row) } else { certain.push(row) }
+        }
+        certain
+    }
+
+    /// The answer ended before there was no more.
+    pub(super) fn broke_off(&mut self) -> Result<(), Stuck> {
+        let last = self.held.last().and_then(moment).ok_or(Stuck)?;
+        // Whole microseconds: what closed at that moment closed before the next.
+        let next = Some(Timestamp::from_micros(last.as_micros().saturating_add(1)));
+        if next == self.closed_before {
+            return Err(Stuck);
+        }
+        self.closed_before = next;
+        self.held.clear();
+        Ok(())
+    }
+
+    /// There is no more; the rows that were held.
+    pub(super) fn end(self) -> Vec<Session> {
+        self.held
+    }
+
+    /// The last closing that was told.
+    pub(super) fn at(&self) -> Option<Timestamp> {
+        self.held.last().and_then(moment)
+    }
+}
+
+fn moment(session: &Session) -> Option<Timestamp> {
+    session.closed.map(|(at, _)| at)
+}
+
+#[cfg(test)]
+mod tests {
+    use fleetsock_proto::{
+        host::{HostId, HostState},
+        socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketState},
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn session(netns: u64, closed: Option<i64>) -> Session {
+        Session {
+            host_id: HostId::from_array([1; 16]),
+            host: "web1".to_owned(),
+            host_state: HostState::Online,
+            protocol: Protocol::Tcp,
+            family: Family::Ipv4,
+            direction: Direction::In,
+            local: "10.0.0.1:443".parse().unwrap(),
+            peer: "10.0.0.2:4000".parse().unwrap(),
+            peer_host: String::new(),
+            state: SocketState::Established,
+            netns,
+            owner_known: OwnerKnown::None,
+            owners: Vec::new(),
+            opened_at: Timestamp::from_micros(0),
+            opened_known: Known::Event,
+            closed: closed.map(|closed| (Timestamp::from_micros(closed), Known::Event)),
+            bytes_sent: 0,
+            bytes_received: 0,
+        }
+    }
+
+    /// Sessions newest first, as a server has them.
+    fn all(open: u64, mut closed: Vec<i64>) -> Vec<Session> {
+        closed.sort_unstable_by(|one, other| other.cmp(one));
+        let closed = closed.into_iter().map(Some);
+        (0..).zip(std::iter::repeat_n(None, open as usize).chain(closed)).map(|(n, at)| session(n, at)).collect()
+    }
+
+    /// What is written when answers break off after so many rows.
+    fn written(all: &[Session], limit: usize, chunk: usize) -> Result<Vec<Session>, Stuck> {
+        let mut pages = Pages::default();
+        let mut written = Vec::new();
+        loop {
+            let before = pages.ask(&SessionQuestion::default()).closed_before;
+            let meant = all.iter().filter(|one| before.is_none_or(|before| moment(one).is_some_and(|at| at < before)));
+            let answer: Vec<Session> = meant.clone().take(limit).cloned().collect();
+            for rows in answer.chunks(chunk) {
+                written.extend(pages.take(rows.to_vec()));
+            }
+            if meant.count() <= limit {
+                written.extend(pages.end());
+                return Ok(written);
+            }
+            pages.broke_off()?;
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn each_session_is_written_once_and_in_order(
+            open in 0_u64..8, closed in proptest::collection::vec(0_i64..40, 0..60), limit in 1_usize..40, chunk in 1_usize..9,
+        ) {
+            let all = all(open, closed);
+            match written(&all, limit, chunk) {
+                Ok(written) => prop_assert_eq!(written, all),
+                Err(Stuck) => {
+                    let most = (0..40).map(|at| all.iter().filter(|one| moment(one) == Some(Timestamp::from_micros(at))).count());
+                    let most = most.max().unwrap().max(open as usize);
+                    prop_assert!(most >= limit, "{} fit into {}", most, limit);
+                }
+            }
+        }
+    }
+}
