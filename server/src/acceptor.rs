@@ -254,16 +254,16 @@ impl Acceptor {
 
     /// Shakes hands and hands over.
     async fn admit(&self, tcp: TcpStream, address: IpAddr, (connection, handshake): (Place<IpAddr>, Place<IpAddr>)) {
-        match self.shake_hands(tcp).await {
-            Ok((tls, caller)) => {
+        match self.shake_hands(tcp, address).await {
+            Ok((tls, peer)) => {
                 drop(handshake);
-                let Some((seat, ready)) = self.seat(&caller, address) else {
+                let Some((seat, ready)) = self.seat(&peer.caller, address) else {
                     self.meters.turned_away(Turned::NoSeat);
-                    tracing::info!(%caller, %address, "too many connections of its kind: closed");
+                    tracing::info!(caller = %peer.caller, %address, "too many connections of its kind: closed");
                     return;
                 };
                 self.meters.handshakes.inc();
-                let stream = PeerStream::new(tls, Peer { caller, address: Some(address) }, (connection, seat));
+                let stream = PeerStream::new(tls, peer, (connection, seat));
                 if ready.send(Ok(stream)).await.is_err() {
                     tracing::debug!(%address, "closed: the server is stopping");
                 }
@@ -275,7 +275,7 @@ impl Acceptor {
         }
     }
 
-    async fn shake_hands(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Caller), Refusal> {
+    async fn shake_hands(&self, tcp: TcpStream, address: IpAddr) -> Result<(TlsStream<TcpStream>, Peer), Refusal> {
         let deadline = Instant::now() + self.handshake;
         let slow = |_| (Turned::Slow, "it took too long".to_owned());
         tcp.set_nodelay(true).map_err(|error| (Turned::Broken, error.to_string()))?;
@@ -299,13 +299,10 @@ impl Acceptor {
                 return Err(refusal(&error));
             }
         };
-        let caller = match tls.get_ref().1.peer_certificates().and_then(<[_]>::first) {
-            Some(certificate) => {
-                Caller::of_certificate(certificate).map_err(|error| (Turned::Certificate, error.to_string()))?
-            }
-            None => Caller::Anonymous,
-        };
-        Ok((tls, caller))
+        let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(AsRef::as_ref);
+        let peer =
+            Peer::of_certificate(certificate, address).map_err(|error| (Turned::Certificate, error.to_string()))?;
+        Ok((tls, peer))
     }
 }
 

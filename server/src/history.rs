@@ -24,8 +24,10 @@ use fleetsock_proto::{
 };
 use tokio::sync::mpsc;
 
+use self::adoption::Shown;
 use crate::metrics::HistoryMeters;
 
+pub mod adoption;
 pub mod cursor;
 pub mod matching;
 pub mod sqlite;
@@ -290,6 +292,10 @@ pub trait Registry: Send + Sync + 'static {
 
     /// What a certificate of an operator is worth.
     async fn operator_standing(&self, operator: Operator, serial: Serial) -> Result<Standing, HistoryError>;
+
+    /// A certificate was shown that the history does not know, as [`Standing::Unknown`] said. After a restore it may be one
+    /// that the lost part of the history made: then it is taken up, and told of ([`adoption`]).
+    async fn adopt(&self, holder: Subject, shown: Shown, by: Actor) -> Result<Standing, HistoryError>;
 
     /// Writes down a host's next certificate in place of one that is over, which had this serial number. Refused with
     /// what that one is worth unless it was good.

@@ -17,7 +17,10 @@ use fleetsock_proto::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
-use crate::history::{Actor, Serial};
+use crate::{
+    authority::BACKDATED,
+    history::{Actor, Serial, adoption::Shown},
+};
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,17 +45,6 @@ pub enum Caller {
     Local,
 }
 
-impl Caller {
-    /// Who the holder of a certificate is. The certificate's signatures and dates were checked before.
-    pub fn of_certificate(der: &[u8]) -> Result<Caller, IdentityError> {
-        let leaf = Leaf::parse(der)?;
-        Ok(match leaf.spiffe_id.subject {
-            Subject::Agent(host) => Caller::Agent { host, serial: leaf.serial },
-            Subject::Operator(operator) => Caller::Operator { operator, serial: leaf.serial },
-        })
-    }
-}
-
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -71,9 +63,25 @@ pub struct Peer {
     pub caller: Caller,
     /// From where; absent on the Unix socket.
     pub address: Option<IpAddr>,
+    /// The certificate that it showed.
+    pub shown: Option<Shown>,
 }
 
 impl Peer {
+    /// Whose certificate it is, if there is one. Its signatures and dates were checked before.
+    pub fn of_certificate(der: Option<&[u8]>, address: IpAddr) -> Result<Peer, IdentityError> {
+        let Some(der) = der else {
+            return Ok(Peer { caller: Caller::Anonymous, address: Some(address), shown: None });
+        };
+        let Leaf { spiffe_id, serial, begins_at, expires_at } = Leaf::parse(der)?;
+        let shown = Shown { serial: serial.clone(), made_at: begins_at.plus(BACKDATED), expires_at };
+        let caller = match spiffe_id.subject {
+            Subject::Agent(host) => Caller::Agent { host, serial },
+            Subject::Operator(operator) => Caller::Operator { operator, serial },
+        };
+        Ok(Peer { caller, address: Some(address), shown: Some(shown) })
+    }
+
     /// Who did something, for the audit log.
     pub fn actor(&self, at: Timestamp) -> Actor {
         let address = self.address.map(|address| address.to_string()).unwrap_or_default();

@@ -16,7 +16,7 @@ use tower::{Layer, Service};
 
 use crate::{
     api::{Clock, status},
-    history::{Registry, Standing},
+    history::{Registry, Standing, Subject},
     metrics::{
         Meters,
         counting::{CallMeter, Counted},
@@ -150,13 +150,31 @@ impl Policy {
 
     async fn check(&self, path: &str, peer: Option<&Peer>) -> Result<(), Status> {
         let peer = peer.ok_or_else(|| Status::internal("a connection without a peer"))?;
-        let standing = self.standing(peer).await?;
+        let standing = match self.standing(peer).await? {
+            Standing::Unknown => self.adopt(peer).await?,
+            standing => standing,
+        };
         if let Some(reason) = refusal(standing) {
             self.note(peer, standing).await;
             return Err(Status::unauthenticated(reason));
         }
         decide(path, &peer.caller)?;
         self.is_rare_enough(path, peer)
+    }
+
+    /// What a certificate is worth that the history does not know: it may be one that was lost with a part of it.
+    async fn adopt(&self, peer: &Peer) -> Result<Standing, Status> {
+        let holder = match &peer.caller {
+            Caller::Agent { host, .. } => Subject::Host(*host),
+            Caller::Operator { operator, .. } => Subject::Operator(operator.clone()),
+            Caller::Anonymous | Caller::Local => return Ok(Standing::Unknown),
+        };
+        let Some(shown) = peer.shown.clone() else { return Ok(Standing::Unknown) };
+        let standing = self.registry.adopt(holder, shown, peer.actor((self.clock)())).await.map_err(status::of)?;
+        if standing == Standing::Good {
+            tracing::warn!(caller = %peer.caller, "a certificate that was made after the restored backup was taken up");
+        }
+        Ok(standing)
     }
 
     async fn standing(&self, peer: &Peer) -> Result<Standing, Status> {

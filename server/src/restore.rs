@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::Result;
 use fleetsock_proto::time::Timestamp;
-use fleetsock_server::backup::restoring::{FleetFrom, Restored, restore};
+use fleetsock_server::{
+    backup::restoring::{FleetFrom, Restored, restore},
+    history::sqlite::Carried,
+};
 
 /// Does it.
 pub(crate) fn run(from: &Path, state: &Path) -> Result<()> {
@@ -25,7 +28,7 @@ pub(crate) fn run(from: &Path, state: &Path) -> Result<()> {
     if on_terminal {
         drop(write!(io::stderr(), "\r\x1b[K"));
     }
-    let Restored { before, fleet, .. } = restored?;
+    let Restored { before, fleet, carried, .. } = restored?;
     let (from, place) = (from.display(), state.display());
     let mut out = io::stdout();
     writeln!(out, "put the backup {from} in place in {place}; every file is the one that was backed up")?;
@@ -36,10 +39,22 @@ pub(crate) fn run(from: &Path, state: &Path) -> Result<()> {
     if let Some(before) = before {
         writeln!(out, "the history that was there is in {}; remove it when you are sure", before.display())?;
     }
+    match carried {
+        Carried::Over { hosts_revoked, operators_revoked } => writeln!(
+            out,
+            "carried over from the history that was there: certificates and spent tokens of those whom the backup knows, \
+             {hosts_revoked} revoked hosts, {operators_revoked} revoked certificates of operators"
+        )?,
+        Carried::Nothing => writeln!(
+            out,
+            "what was revoked since the backup must be revoked again; certificates that were made since then are taken up \
+             when they are shown, each with a row of the audit log and a warning in `fleetctl hosts`"
+        )?,
+    }
     writeln!(
         out,
-        "agents send again what they still hold, and what is lost is told as a gap; what was revoked since the backup \
-         must be revoked again, and who got a certificate since then must enrol again\n\
+        "agents send again what they still hold, and what is lost is told as a gap; who enrolled since the backup must \
+         enrol again\n\
          next: fleetsock-server serve --state {place}"
     )?;
     Ok(())

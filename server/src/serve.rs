@@ -317,7 +317,7 @@ fn remove_socket(path: &Path) {
 }
 
 fn local_peer(accepted: io::Result<UnixStream>) -> io::Result<PeerStream<UnixStream, ()>> {
-    Ok(PeerStream::new(accepted?, Peer { caller: Caller::Local, address: None }, ()))
+    Ok(PeerStream::new(accepted?, Peer { caller: Caller::Local, address: None, shown: None }, ()))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod load_walks;
 mod namespaces;
 mod observing;
 mod renewal;
+mod restore;
 mod spool;
 mod tiers;
 mod transports;

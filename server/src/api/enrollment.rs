@@ -99,7 +99,7 @@ impl Enrollment for EnrollmentService {
         let subject = Subject::Host(shown.host);
         let issued = self.authority.issue(&subject, &key, at).map_err(status::of_authority)?;
         let caller = Caller::Agent { host: shown.host, serial: shown.serial.clone() };
-        let by = Peer { caller, address }.actor(at);
+        let by = Peer { caller, address, shown: None }.actor(at);
         match self.registry.renew_expired(shown.host, shown.serial, issued.clone(), by).await.map_err(status::of)? {
             Standing::Good => {}
             standing => return Err(refused(format!("agent/{}: {standing:?}", shown.host))),

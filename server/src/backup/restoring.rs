@@ -20,7 +20,10 @@ use super::{
 use crate::{
     authority::{Authority, AuthorityError},
     config::{CA_FOLDER, CONFIG_FILE, Config, ConfigError, HISTORY_FOLDER},
-    history::sqlite::{self, Locked, OpenError},
+    history::{
+        adoption::Lost,
+        sqlite::{self, Carried, Locked, OpenError},
+    },
 };
 
 /// Where files wait until all of them are checked; beside the place that they get.
@@ -78,6 +81,8 @@ pub struct Restored {
     pub before: Option<PathBuf>,
     /// Whether the CA and the settings came from the backup too.
     pub fleet: FleetFrom,
+    /// What the history that was there knew of who may speak.
+    pub carried: Carried,
 }
 
 /// Where the CA and the settings came from.
@@ -103,8 +108,12 @@ pub fn restore(from: &Path, state: &Path, now: Timestamp, watcher: Watcher<'_>) 
     remove_folder(&waiting)?;
     let placed = fetch(&manifest, from, &waiting, watcher).and_then(|()| {
         verify(&manifest, &waiting)?;
+        let lost = Lost { taken_at: manifest.taken_at, restored_at: now };
+        let there = locked.is_some().then_some(history.as_path());
+        let carried = sqlite::note_restore(&waiting.join(HISTORY_FOLDER), there, lost)?;
+        sync_folder(&waiting.join(HISTORY_FOLDER))?;
         let before = put_in_place(&waiting, state, fleet, locked.as_ref(), now)?;
-        Ok(Restored { taken_at: manifest.taken_at, before, fleet })
+        Ok(Restored { taken_at: manifest.taken_at, before, fleet, carried })
     });
     remove_folder(&waiting)?;
     placed

@@ -36,7 +36,10 @@ use self::{
     work::{Reply, Work},
     writer::Writer,
 };
-use super::{Applied, Bounds, Contact, CopiedFile, CopyOrder, Hearer, History, HistoryError, Presence, Rows, Vitals};
+use super::{
+    Applied, Bounds, Contact, CopiedFile, CopyOrder, Hearer, History, HistoryError, Presence, Rows, Vitals,
+    adoption::Lost,
+};
 use crate::metrics::HistoryMeters;
 
 mod coding;
@@ -46,6 +49,7 @@ mod parts;
 mod peers;
 mod questions;
 mod registry;
+mod restored;
 mod roster;
 mod schema;
 mod sealed;
@@ -58,6 +62,7 @@ pub use self::{
     copy::verify,
     database::{Locked, OpenError},
     parts::Keeping,
+    restored::{Carried, note_restore},
     sealed::Sealing,
 };
 
@@ -108,6 +113,8 @@ pub struct SqliteHistory {
     standings: Readers,
     options: Options,
     files: Files,
+    /// What is not in this history because it was restored, if certificates are taken up from it.
+    lost: Option<Lost>,
     sealer: Mutex<Option<Sealer>>,
     work: Mutex<Option<mpsc::Sender<Work>>>,
     writer: Mutex<Option<JoinHandle<Result<(), HistoryError>>>>,
@@ -125,6 +132,7 @@ impl SqliteHistory {
         let database = Database::open(folder, options.keeping, (options.clock)())?;
         let roster =
             Arc::new(Roster::load(&database.main, &database.day, options.stale_after).map_err(|e| database.failed(e))?);
+        let lost = restored::lost(&database.main).map_err(|error| database.failed(error))?;
         let files = database.files();
         let (work, orders) = mpsc::channel(QUEUE);
         let writer = Writer::new(database, Arc::clone(&roster), options.clone());
@@ -138,6 +146,7 @@ impl SqliteHistory {
             questions: Readers::new(files.clone(), QUESTIONS),
             standings: Readers::new(files.clone(), STANDINGS),
             files,
+            lost,
             options,
             sealer: Mutex::new(Some(sealer)),
             work: Mutex::new(Some(work)),

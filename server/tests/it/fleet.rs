@@ -1,6 +1,10 @@
 //! A server with a fleet of its own, in this process, over real TLS.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use fleetsock_proto::{
     client::{OperatorClient, Target, enroll},
@@ -95,11 +99,17 @@ impl Fleet {
 
     /// Stops the server and starts another one on what it left.
     pub(crate) async fn restart(self) -> Fleet {
+        self.restart_after(|_| {}).await
+    }
+
+    /// The same after something was done to the state folder.
+    pub(crate) async fn restart_after(self, between: impl FnOnce(&Path)) -> Fleet {
         let Fleet { folder, config, address, store, stop, serving, .. } = self;
         stop.cancel();
         serving.await.unwrap().unwrap();
         store.close().await.unwrap();
         drop(store);
+        between(&folder.path().join("server"));
         let authority = Authority::load(&config.ca, &config.trust_domain, Timestamp::now()).unwrap();
         let listener = TcpListener::bind(address).await.unwrap();
         Fleet::serve(folder, config, authority, listener).await

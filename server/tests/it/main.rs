@@ -20,6 +20,7 @@ mod keeping;
 mod model;
 mod rates;
 mod renewal;
+mod restores;
 mod revocation;
 mod roots;
 mod scene;

@@ -323,6 +323,11 @@ fn lock(folder: &Path) -> Result<File, OpenError> {
     Ok(file)
 }
 
+/// Opens a `main.db` by itself, with the newest schema.
+pub(super) fn open_main_for_writing(path: &Path) -> Result<Connection, OpenError> {
+    open_for_writing(path, Kind::Main.runner())
+}
+
 fn open_for_writing(path: &Path, runner: refinery::Runner) -> Result<Connection, OpenError> {
     // First by a connection that cannot write, because even closing one that can would fold the log into the file. What
     // else that one meets (a creation that was broken off) is for the one that can write.
@@ -348,7 +353,7 @@ fn open_for_writing(path: &Path, runner: refinery::Runner) -> Result<Connection,
     Ok(connection)
 }
 
-fn open_for_reading(path: &Path) -> Result<Connection, rusqlite::Error> {
+pub(super) fn open_for_reading(path: &Path) -> Result<Connection, rusqlite::Error> {
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.pragma_update(None, "query_only", true)?;

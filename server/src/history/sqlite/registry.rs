@@ -20,6 +20,7 @@ use super::{
 };
 use crate::history::{
     Actor, AuditEntry, Claim, Contact, HistoryError, Issue, IssuedCertificate, Labels, Registry, Serial, Standing,
+    Subject, adoption::Shown,
 };
 
 mod audit;
@@ -93,6 +94,16 @@ pub(super) fn note_order(
     let transaction = main.transaction_with_behavior(TransactionBehavior::Immediate)?;
     audit::order(&transaction, by, action, detail)?;
     Ok(transaction.commit()?)
+}
+
+/// The same within a transaction.
+pub(super) fn note_order_in(
+    transaction: &Transaction<'_>,
+    by: &Actor,
+    action: &'static str,
+    detail: &str,
+) -> Result<(), rusqlite::Error> {
+    audit::order(transaction, by, action, detail)
 }
 
 /// The one host that a name or an id means. An id means its host, whatever others call themselves.
@@ -233,6 +244,26 @@ impl Registry for SqliteHistory {
         self.standings
             .ask(STANDING_TIME, move |reader| Ok(certificates::operator_standing(&reader.main, &operator, &serial)?))
             .await
+    }
+
+    async fn adopt(&self, holder: Subject, shown: Shown, by: Actor) -> Result<Standing, HistoryError> {
+        let Some(lost) = self.lost else { return Ok(Standing::Unknown) };
+        match holder {
+            Subject::Host(host) => {
+                let Ok(entry) = self.roster.find(host) else { return Ok(Standing::Unknown) };
+                self.transact_with_news(move |transaction| {
+                    let (standing, warning) = certificates::adopt_host(transaction, &entry, lost, &shown, &by)?;
+                    Ok((standing, warning.map_or(News::Nothing, |warning| News::Warned(host, warning))))
+                })
+                .await
+            }
+            Subject::Operator(operator) => {
+                self.transact(move |transaction| {
+                    certificates::adopt_operator(transaction, &operator, lost, &shown, &by)
+                })
+                .await
+            }
+        }
     }
 
     async fn renew_expired(

@@ -1,7 +1,7 @@
 //! Certificates in `main.db`: which of them are good, and what ends them.
 
 use fleetsock_proto::{
-    host::HostId,
+    host::{HostId, Warning},
     time::Timestamp,
     token::{Operator, OperatorCertificate, RevokedOperator, Role},
 };
@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use super::audit;
 use crate::history::{
     Actor, HistoryError, IssuedCertificate, Serial, Standing,
+    adoption::{Adoption, Holder, Lost, Shown, decide},
     sqlite::{coding, roster::HostEntry},
 };
 
@@ -116,6 +117,136 @@ pub(super) fn renew_expired(
         Some(_) => Ok(Standing::Superseded),
         None => Ok(Standing::Unknown),
     }
+}
+
+/// Takes up a certificate of a host that the lost part of the history made, if it can be one and is the newest.
+pub(super) fn adopt_host(
+    transaction: &Transaction<'_>,
+    entry: &HostEntry,
+    lost: Lost,
+    shown: &Shown,
+    by: &Actor,
+) -> Result<(Standing, Option<Warning>), HistoryError> {
+    // Another connection was faster.
+    if let Some(state) = host_certificate_state(transaction, entry.id, &shown.serial)? {
+        return Ok((if state == RETIRED { Standing::Superseded } else { Standing::Good }, None));
+    }
+    let holder = match (is_revoked(transaction, entry.host_id)?, newest_of_host(transaction, entry.id)?) {
+        (true, _) => Holder::Revoked,
+        (false, None) => Holder::Unknown,
+        (false, Some((issued_at, _))) => Holder::Known(issued_at),
+    };
+    let standing = match decide(lost, shown, holder) {
+        Adoption::TakeUp => Standing::Good,
+        Adoption::Superseded => return Ok((Standing::Superseded, None)),
+        Adoption::Revoked => return Ok((Standing::Revoked, None)),
+        Adoption::Unknown => return Ok((Standing::Unknown, None)),
+    };
+    let again = newest_of_host(transaction, entry.id)?.is_some_and(|(_, adopted)| adopted);
+    transaction.execute(
+        "UPDATE host_certificates SET state = ?2 WHERE host_id = ?1 AND state <> ?2",
+        params![entry.id, RETIRED],
+    )?;
+    transaction.execute(
+        "INSERT INTO host_certificates (serial, host_id, state, issued_at_us, expires_at_us, adopted_at_us)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![
+            shown.serial,
+            entry.id,
+            CURRENT,
+            shown.made_at.as_micros(),
+            shown.expires_at.as_micros(),
+            by.at.as_micros()
+        ],
+    )?;
+    let text = adopted_text(&by.address, again);
+    transaction.execute(
+        "UPDATE hosts SET warning = ?2, warned_at_us = ?3 WHERE id = ?1",
+        params![entry.id, text, by.at.as_micros()],
+    )?;
+    let detail = format!("{} ({}), serial {}", entry.name, entry.host_id, hexadecimal(&shown.serial));
+    audit::order(transaction, by, if again { "adopt another certificate" } else { "adopt certificate" }, &detail)?;
+    Ok((standing, Some(Warning { text, at: by.at })))
+}
+
+/// What a person is told of a host whose certificate was taken up.
+fn adopted_text(from: &str, again: bool) -> String {
+    if again {
+        format!(
+            "after the restore a second certificate of it was taken up, from {from}: either it was renewed more than once \
+             since the backup and one of them was copied, or its state folder was; if in doubt revoke it and enrol it anew"
+        )
+    } else {
+        format!(
+            "its certificate was made after the backup that was restored, and was taken up from {from}; if it was revoked \
+             since the backup, revoke it again, otherwise: fleetctl hosts approve"
+        )
+    }
+}
+
+/// When the newest certificate of a host was made, and whether it was taken up.
+fn newest_of_host(main: &Connection, host: i64) -> Result<Option<(Timestamp, bool)>, rusqlite::Error> {
+    main.prepare_cached(
+        "SELECT issued_at_us, adopted_at_us IS NOT NULL AS adopted FROM host_certificates WHERE host_id = ?1
+         ORDER BY issued_at_us DESC LIMIT 1",
+    )?
+    .query_row([host], |row| Ok((coding::time(row, "issued_at_us")?, row.get("adopted")?)))
+    .optional()
+}
+
+/// The same for an operator, who may have one on each of several machines: only those that the history made count as
+/// newer. One whose newest certificate is revoked stays revoked.
+pub(super) fn adopt_operator(
+    transaction: &Transaction<'_>,
+    operator: &Operator,
+    lost: Lost,
+    shown: &Shown,
+    by: &Actor,
+) -> Result<Standing, HistoryError> {
+    let newest = transaction
+        .query_row(
+            "SELECT issued_at_us, revoked_at_us FROM operator_certificates
+             WHERE name = ?1 AND role = ?2 AND adopted_at_us IS NULL ORDER BY issued_at_us DESC LIMIT 1",
+            params![operator.name(), operator.role().number()],
+            |row| Ok((coding::time(row, "issued_at_us")?, coding::time_or_null(row, "revoked_at_us")?)),
+        )
+        .optional()?;
+    let revoked_since = "SELECT EXISTS (SELECT 1 FROM operator_certificates
+                             WHERE name = ?1 AND revoked_at_us > ?2) AS revoked";
+    let revoked_since: bool =
+        transaction.query_row(revoked_since, params![operator.name(), lost.restored_at.as_micros()], |row| {
+            row.get("revoked")
+        })?;
+    let holder = match newest {
+        _ if revoked_since => Holder::Revoked,
+        None => Holder::Unknown,
+        Some((_, Some(_))) => Holder::Revoked,
+        Some((issued_at, None)) => Holder::Known(issued_at),
+    };
+    match decide(lost, shown, holder) {
+        Adoption::TakeUp => {}
+        Adoption::Superseded => return Ok(Standing::Superseded),
+        Adoption::Revoked => return Ok(Standing::Revoked),
+        Adoption::Unknown => return Ok(Standing::Unknown),
+    }
+    transaction.execute(
+        "INSERT INTO operator_certificates (serial, name, role, issued_at_us, expires_at_us, adopted_at_us)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (serial) DO NOTHING",
+        params![
+            shown.serial,
+            operator.name(),
+            operator.role().number(),
+            shown.made_at.as_micros(),
+            shown.expires_at.as_micros(),
+            by.at.as_micros()
+        ],
+    )?;
+    audit::order(transaction, by, "adopt certificate", &format!("{operator}, serial {}", hexadecimal(&shown.serial)))?;
+    Ok(Standing::Good)
+}
+
+fn hexadecimal(serial: &[u8]) -> String {
+    serial.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn is_revoked(transaction: &Transaction<'_>, host: HostId) -> Result<bool, rusqlite::Error> {
