@@ -35,6 +35,8 @@ use tokio::{
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::turned::Turned;
+use self::turned::{Refusal, refusal};
 use crate::{
     authority::Authority,
     config::Limits,
@@ -42,6 +44,8 @@ use crate::{
     metrics::Meters,
     peer::{Caller, Peer, PeerStream},
 };
+
+mod turned;
 
 /// How long to wait when the system has no descriptors left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -74,62 +78,6 @@ pub struct Incoming {
     /// Those who want to enrol.
     pub newcomers: mpsc::Receiver<io::Result<Accepted>>,
 }
-
-/// Why a connection was turned away before it was served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turned {
-    /// There are too many, or too many from its address.
-    Full,
-    /// There are too many of its kind, or of its agent.
-    NoSeat,
-    /// The handshake took too long.
-    Slow,
-    /// It asked for a name that is not served.
-    Name,
-    /// It showed no certificate where one is needed.
-    NoCertificate,
-    /// Its certificate is over.
-    Expired,
-    /// Its certificate is not one of ours.
-    Certificate,
-    /// Anything else that TLS does not like.
-    Tls,
-    /// It broke off.
-    Broken,
-}
-
-impl Turned {
-    /// Every reason.
-    pub const ALL: [Turned; 9] = [
-        Turned::Full,
-        Turned::NoSeat,
-        Turned::Slow,
-        Turned::Name,
-        Turned::NoCertificate,
-        Turned::Expired,
-        Turned::Certificate,
-        Turned::Tls,
-        Turned::Broken,
-    ];
-
-    /// In a word.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Turned::Full => "too-many",
-            Turned::NoSeat => "too-many-of-its-kind",
-            Turned::Slow => "timeout",
-            Turned::Name => "name",
-            Turned::NoCertificate => "no-certificate",
-            Turned::Expired => "certificate-expired",
-            Turned::Certificate => "certificate",
-            Turned::Tls => "tls",
-            Turned::Broken => "broken-off",
-        }
-    }
-}
-
-/// A connection that was turned away, with words for the log.
-type Refusal = (Turned, String);
 
 /// Accepts connections.
 #[derive(Debug)]
@@ -304,20 +252,6 @@ impl Acceptor {
             Peer::of_certificate(certificate, address).map_err(|error| (Turned::Certificate, error.to_string()))?;
         Ok((tls, peer))
     }
-}
-
-/// Why a handshake failed.
-fn refusal(error: &io::Error) -> Refusal {
-    let turned = match error.get_ref().and_then(|cause| cause.downcast_ref::<Error>()) {
-        Some(Error::NoCertificatesPresented) => Turned::NoCertificate,
-        Some(Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
-            Turned::Expired
-        }
-        Some(Error::InvalidCertificate(_)) => Turned::Certificate,
-        Some(_) => Turned::Tls,
-        None => Turned::Broken,
-    };
-    (turned, error.to_string())
 }
 
 /// Lets a refused caller read the alert: closing with bytes unread would reset the connection and lose it.
