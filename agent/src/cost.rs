@@ -47,10 +47,11 @@ fn clock(id: ClockId) -> Duration {
 /// Pages that are resident, the second field of /proc/self/statm (proc_pid_statm(5)).
 fn resident_pages() -> io::Result<u64> {
     let text = fs::read_to_string("/proc/self/statm")?;
-    text.split_whitespace()
-        .nth(1)
-        .and_then(|pages| pages.parse().ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("`{}`", text.trim())))
+    resident(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("`{}`", text.trim())))
+}
+
+fn resident(statm: &str) -> Option<u64> {
+    statm.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Thousandths of a percent of one core.
@@ -72,7 +73,7 @@ impl Meter {
         });
         AgentCost {
             cpu,
-            rss_bytes: pages * u64::try_from(page_size()).unwrap_or(0),
+            rss_bytes: pages.saturating_mul(u64::try_from(page_size()).unwrap_or(0)),
             cpu_millipercent: millipercent(cpu.saturating_sub(cpu_before), now.saturating_sub(before)),
             losses,
         }
@@ -81,6 +82,8 @@ impl Meter {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -94,6 +97,14 @@ mod tests {
     fn sockets_share_the_memory_that_an_idle_agent_leaves() {
         for (mib, sockets) in [(0, 0), (24, 0), (32, 8 * 1024), (512, 488 * 1024)] {
             assert_eq!(sockets_within(mib * 1024 * 1024), sockets);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_reading_fail(text in "\\PC{0,60}", pages in any::<u64>()) {
+            prop_assert!(resident(&text).is_none_or(|_| text.split_whitespace().count() > 1));
+            prop_assert_eq!(resident(&format!("1 {pages} 3 {text}")), Some(pages));
         }
     }
 

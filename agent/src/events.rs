@@ -169,20 +169,35 @@ fn ranges(text: &str) -> Option<Vec<u32>> {
             return None;
         }
         numbers.extend(first..=last);
+        // Each is named once.
+        if numbers.len() > PROCESSORS_LIMIT as usize {
+            return None;
+        }
     }
     Some(numbers)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn lists_of_processors_are_read() {
         assert_eq!(ranges("0"), Some(vec![0]));
         assert_eq!(ranges("0-2,5,7-8"), Some(vec![0, 1, 2, 5, 7, 8]));
-        for wrong in ["", "a", "0-", "0-4294967295"] {
+        for wrong in ["", "a", "0-", "0-4294967295", "0-8191,0"] {
             assert_eq!(ranges(wrong), None, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_more_processors_than_there_can_be(text in "\\PC{0,60}", list in "([0-9]{1,4}(-[0-9]{1,10})?,){0,20}[0-9]") {
+            for text in [text, list] {
+                prop_assert!(ranges(&text).is_none_or(|numbers| numbers.len() <= PROCESSORS_LIMIT as usize));
+            }
         }
     }
 }

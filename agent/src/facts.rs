@@ -258,6 +258,8 @@ mod tests {
             prop_assert!(!host_name(&text).is_empty());
             let name = format!("PRETTY_NAME={}", text.repeat(3));
             prop_assert!(os(&name).len() <= HOST_TEXT_LIMIT);
+            prop_assert!(boot_id(&text) == NO_BOOT_ID || text.trim().len() >= 32);
+            prop_assert!(port_range(&text).is_none_or(|range| range.first() <= range.last()));
         }
     }
 }

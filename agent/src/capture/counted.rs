@@ -71,6 +71,8 @@ fn version(release: &str) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -91,6 +93,15 @@ mod tests {
             }
             Telling::of(release).sum(&mut total, &census, counted);
             assert_eq!(total, TcpCounts { time_wait: 3, syn_received: 1, bound }, "{release}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_release_of_any_text_has_a_version_or_none(text in "\\PC{0,40}", release in "[0-9]{0,12}\\.[0-9]{0,12}[.-]?") {
+            prop_assert!(version(&text).is_none_or(|_| text.contains(|character: char| character.is_ascii_digit())));
+            let written = |(major, minor): (u32, u32)| release.contains(&major.to_string()) && release.contains(&minor.to_string());
+            prop_assert!(version(&release).is_none_or(written));
         }
     }
 }

@@ -4,7 +4,8 @@
 //! cookie and, for TCP, its counters; no inode, user, process or time. Who has those joins them by the cookie.
 
 use std::{
-    fs,
+    fs::File,
+    io::Read,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
@@ -37,6 +38,9 @@ const RECEIVE_BYTES: usize = 4 << 20;
 const DATAGRAM_LIMIT: usize = 4096;
 /// Most messages that are taken out at once; the others come next time.
 pub const DRAIN_LIMIT: usize = 256 * 1024;
+
+/// Longest list of netlink sockets that is read, some 40,000 of them.
+const LIST_LIMIT: u64 = 4 * 1024 * 1024;
 
 /// Attribute: struct tcp_info.
 const INFO: u16 = 2;
@@ -195,7 +199,10 @@ impl Destructions {
     /// namespace of the calling thread only), at least one.
     fn newly_dropped(&mut self) -> u64 {
         let inode = fstat(&self.socket).map(|socket| socket.st_ino);
-        let list = fs::read("/proc/thread-self/net/netlink");
+        let list = File::open("/proc/thread-self/net/netlink").and_then(|file| {
+            let mut list = Vec::new();
+            file.take(LIST_LIMIT).read_to_end(&mut list).map(|_| list)
+        });
         let told = match (inode, list) {
             (Ok(inode), Ok(list)) => dropped(&list, inode),
             (Err(_), _) | (_, Err(_)) => None,

@@ -66,6 +66,8 @@ fn parse(bytes: &[u8]) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -82,5 +84,15 @@ mod tests {
     #[test]
     fn no_loopback_address_is_told() {
         assert_eq!(addresses().unwrap().into_iter().find(|address| address.is_loopback()), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_reading_fail(bytes in proptest::collection::vec(any::<u8>(), 0..120), kind in 0_u16..4, length in 0_u16..24) {
+            let attribute = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &bytes].concat();
+            for body in [bytes, [&[0; ENTRY][..], &attribute].concat()] {
+                prop_assert!(address(&body).is_none_or(|address| address == normalise(address)));
+            }
+        }
     }
 }

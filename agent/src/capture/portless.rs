@@ -405,6 +405,13 @@ mod tests {
 
     proptest! {
         #[test]
+        fn a_name_of_any_bytes_is_text_that_travels(name in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let readable = readable(&name);
+            prop_assert!(readable.len() <= SOCKET_PATH_LIMIT);
+            prop_assert_eq!(readable.starts_with('@'), matches!(name.first(), Some(0 | b'@')));
+        }
+
+        #[test]
         fn no_bytes_make_reading_fail(mut bytes in proptest::collection::vec(any::<u8>(), 0..120), text in "[0-9A-F: ]{0,120}") {
             for family in [AF_PACKET, AF_UNIX] {
                 if let Some(first) = bytes.first_mut() {
@@ -412,6 +419,8 @@ mod tests {
                 }
                 for row in [packet(&bytes, 9), unix(&bytes, 9)].into_iter().flatten() {
                     prop_assert_eq!(row.key.netns, 9);
+                    let is_long = matches!(row.kind, PortlessKind::Unix { name, .. } if name.len() > SOCKET_PATH_LIMIT);
+                    prop_assert!(!is_long);
                 }
             }
             for line in [text.clone(), format!("1: {text}"), RAW.replace("0100007F", &text)] {

@@ -26,6 +26,8 @@ const TRAILER: usize = 16;
 const IN_INTERRUPT: u8 = 0x18;
 const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u16 = 6;
+/// Bytes of a process's name at most (TASK_COMM_LEN less the zero): more is not from the kernel.
+const NAME_LIMIT: usize = 15;
 /// The state of a socket that is no more, or not yet (TCP_CLOSE).
 const CLOSE: i32 = 7;
 
@@ -172,7 +174,7 @@ fn named(body: &[u8], misc: u16) -> Option<Record> {
     let trailer = body.len().checked_sub(TRAILER).filter(|trailer| *trailer >= 8)?;
     let at_ns = u64_at(body, trailer + 8)?;
     let name = body[8..trailer].split(|byte| *byte == 0).next().unwrap_or_default();
-    let name = String::from_utf8_lossy(name).into_owned();
+    let name = String::from_utf8_lossy(&name[..name.len().min(NAME_LIMIT)]).into_owned();
     Some(Record { at_ns, what: What::Named { pid: u32_at(body, 0)?, name, exec: misc & MISC_COMM_EXEC != 0 } })
 }
 
@@ -397,6 +399,32 @@ mod tests {
             let bytes: Vec<u8> = frames.iter().flat_map(|(kind, misc, body)| framed(*kind, *misc, body)).collect();
             let drained = read_all(&bytes);
             prop_assert!(drained.records.len() as u64 + drained.unreadable <= frames.len() as u64);
+        }
+
+        #[test]
+        fn a_name_of_any_length_is_as_short_as_the_kernels(body in vec(any::<u8>(), 24..400), flags in any::<u16>()) {
+            let body = [&[1, 0, 0, 0, 1, 0, 0, 0], &body[..]].concat();
+            let drained = read_all(&framed(COMM, flags, &body));
+            let Some(Record { what: What::Named { name, .. }, .. }) = drained.records.first() else {
+                return Err(TestCaseError::fail("the name is not read"));
+            };
+            // A byte that is no UTF-8 takes three.
+            prop_assert!(name.len() <= 3 * NAME_LIMIT);
+        }
+
+        #[test]
+        fn fields_that_lie_anywhere_make_no_reading_fail(
+            offsets in vec(prop_oneof![0..80_usize, any::<usize>()], 6), raw in vec(any::<u8>(), 0..120), which in any::<bool>()
+        ) {
+            let at = |index: usize| field(offsets[index], 16);
+            let ends = EndsFormat { flags: at(0), family: at(1), local_port: at(2), peer_port: at(3), local: at(4), peer: at(5) };
+            let mut formats = formats();
+            (formats.state.ends, formats.destroy.ends, formats.state.socket) = (ends, ends, at(0));
+            let id = if which { formats.state.id } else { formats.destroy.id };
+            let raw = [&u16::try_from(id).unwrap().to_ne_bytes()[..], &raw].concat();
+            let mut drained = Drained::default();
+            read(&sampled(1, 1, &raw), &formats, &mut drained);
+            prop_assert!(drained.records.len() as u64 + drained.unreadable <= 1);
         }
     }
 }

@@ -190,6 +190,8 @@ fn field(declared: &str) -> Option<(String, Field)> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// As Linux 6.18 describes it.
@@ -229,5 +231,19 @@ format:
         assert_eq!(description.field("sport", 4), Err("sport has 2 bytes and not 4".to_owned()));
         assert!(Description::parse("name: x\n").is_err());
         assert!(Description::parse("ID: 1\n\tfield:int x; size:4;\n").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_reading_fail_and_fields_are_as_many_as_lines(
+            text in "(\\PC|\n){0,200}", line in "ID:[ 0-9]{0,24}\n|\tfield:[a-z0-9\\[\\] *;:]{0,60}\n", cut in 0..STATE_TEXT.len()
+        ) {
+            for text in [text.clone(), format!("{line}{text}"), format!("{}{line}", &STATE_TEXT[..cut])] {
+                if let Ok(description) = Description::parse(&text) {
+                    prop_assert!(description.fields.len() <= text.lines().count());
+                    prop_assert!(EndsFormat::of(&description).is_err() || text.contains("daddr_v6"));
+                }
+            }
+        }
     }
 }

@@ -144,6 +144,7 @@ mod tests {
             for text in [text, format!("0::{path}"), format!("0::/docker/{path}{A}")] {
                 let found = Placement::parse(&text);
                 prop_assert!(found.container.is_empty() || found.container.len() == SHORT_ID);
+                prop_assert!(found.unit.len() <= text.len());
             }
         }
     }
