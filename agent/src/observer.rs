@@ -15,6 +15,7 @@ mod occasion;
 pub mod orders;
 mod round;
 pub mod schedule;
+mod unseen;
 
 /// Reads the time.
 pub type Clock = fn() -> Timestamp;

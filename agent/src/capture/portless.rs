@@ -277,13 +277,20 @@ fn unix(body: &[u8], netns: u64) -> Option<Portless> {
     Some(Portless { key: key(fixed, netns)?, inode: u32_at(fixed, 4)?.into(), uid, kind })
 }
 
-/// An abstract name begins with a zero byte, which is shown as `@`; a path may end with one.
+/// An abstract name begins with a zero byte, which is shown as `@`, as are others in it (as in /proc/net/unix); a path may
+/// end with one. Other control characters cannot be read.
 fn readable(name: &[u8]) -> String {
     let (mark, name) = match name {
         [0, name @ ..] => ("@", name),
         path => ("", path.strip_suffix(b"\0").unwrap_or(path)),
     };
-    cut(format!("{mark}{}", String::from_utf8_lossy(name)), SOCKET_PATH_LIMIT)
+    let name = String::from_utf8_lossy(name);
+    let readable = name.chars().map(|character| match character {
+        '\0' => '@',
+        character if character.is_control() => char::REPLACEMENT_CHARACTER,
+        character => character,
+    });
+    cut(mark.chars().chain(readable).collect(), SOCKET_PATH_LIMIT)
 }
 
 fn key(fixed: &[u8], netns: u64) -> Option<SocketKey> {
@@ -395,9 +402,15 @@ mod tests {
 
     #[test]
     fn names_of_unix_sockets_are_made_readable() {
-        for (name, expected) in
-            [(&b"/run/x.sock\0"[..], "/run/x.sock"), (b"/run/x", "/run/x"), (b"\0abc", "@abc"), (b"", ""), (b"\0", "@")]
-        {
+        for (name, expected) in [
+            (&b"/run/x.sock\0"[..], "/run/x.sock"),
+            (b"/run/x", "/run/x"),
+            (b"\0abc", "@abc"),
+            (b"", ""),
+            (b"\0", "@"),
+            (b"\0a\0b", "@a@b"),
+            (b"/a\nb", "/a\u{fffd}b"),
+        ] {
             assert_eq!(readable(name), expected);
         }
         assert!(readable(&[0xff; 400]).len() <= SOCKET_PATH_LIMIT);
@@ -408,6 +421,7 @@ mod tests {
         fn a_name_of_any_bytes_is_text_that_travels(name in proptest::collection::vec(any::<u8>(), 0..600)) {
             let readable = readable(&name);
             prop_assert!(readable.len() <= SOCKET_PATH_LIMIT);
+            prop_assert!(!readable.contains(char::is_control));
             prop_assert_eq!(readable.starts_with('@'), matches!(name.first(), Some(0 | b'@')));
         }
 

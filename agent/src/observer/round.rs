@@ -16,6 +16,7 @@ use super::{
     continuity::{Break, Clocks, Continuity, Told as Said},
     occasion::{Plan, Whereabouts, plan, referee, states_due},
     schedule::{Begun, Schedule},
+    unseen::remarks,
 };
 use crate::{
     capture::{Connections, Coverage, SocketRow, SurveyReport, WalkReport},
@@ -258,11 +259,9 @@ impl Round {
         losses.add(Loss::Walk, report.unreadable.saturating_sub(self.report.unreadable));
         losses.add(Loss::Walk, report.interrupted);
         self.report = report;
-        let portless = survey.portless_unseen().map(|error| format!("raw and packet sockets are not seen: {error}"));
-        self.observer.remarks.make(Topic::Portless, portless);
-        self.observer.remarks.make(Topic::Transports, self.transports(survey));
-        let unix = survey.unix_unseen().map(|error| format!("UNIX sockets are not seen: {error}"));
-        self.observer.remarks.make(Topic::Unix, unix);
+        for (topic, remark) in remarks(survey, &self.observer.surveyor.unsupported()) {
+            self.observer.remarks.make(topic, remark);
+        }
         if let Some(error) = &survey.stranded {
             losses.add(Loss::Walk, 1);
             tracing::warn!(%error, "there is no thread to walk other network namespaces");
@@ -280,16 +279,6 @@ impl Round {
             // The referee sees the same owners again and again.
             losses.add(Loss::Detail, scan.owners_cut);
         }
-    }
-
-    /// What is not seen of SCTP and DCCP.
-    fn transports(&self, survey: &SurveyReport) -> Option<String> {
-        if let Some(error) = survey.others_unseen() {
-            return Some(format!("SCTP and DCCP sockets are not seen: {error}"));
-        }
-        let names: Vec<String> =
-            self.observer.surveyor.unsupported().iter().map(|protocol| protocol.as_str().to_uppercase()).collect();
-        (!names.is_empty()).then(|| format!("{}: not supported by the kernel", names.join(", ")))
     }
 
     /// What changed, by the walk and by what was told before it; and whether something is missing.

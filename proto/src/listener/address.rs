@@ -21,7 +21,7 @@ pub const SOCKET_PATH_LIMIT: usize = 255;
 pub enum ListenAddress {
     /// Normalised.
     Ip(IpAddr),
-    /// A path, or `@` and an abstract name; empty when it is not known.
+    /// A path, or `@` and an abstract name, without control characters; empty when it is not known.
     Path(String),
 }
 
@@ -66,6 +66,10 @@ impl ListenAddress {
 /// The path in a field.
 pub(crate) fn path_from_wire(field: &'static str, bytes: Vec<u8>) -> Result<String, InvalidMessage> {
     let path = String::from_utf8(bytes).map_err(|_| InvalidMessage::new(field, "is no UTF-8"))?;
+    // They would end a line where one line is one name.
+    if path.contains(char::is_control) {
+        return Err(InvalidMessage::new(field, "has a control character"));
+    }
     bounded(field, path, SOCKET_PATH_LIMIT)
 }
 
@@ -96,7 +100,7 @@ mod tests {
         assert_eq!(read(Protocol::Tcp, b"/run"), Ok(IpAddr::from(*b"/run").into()));
         assert_eq!(read(Protocol::Unix, b"@x"), Ok(path("@x")));
         assert!(read(Protocol::Tcp, b"@x").is_err());
-        assert!(read(Protocol::Unix, &[0xff]).is_err());
+        assert!(read(Protocol::Unix, &[0xff]).is_err() && read(Protocol::Unix, b"/a\nweb1/tcp/0.0.0.0:22").is_err());
         assert!(read(Protocol::Unix, &[b'/'; SOCKET_PATH_LIMIT]).is_ok());
         assert!(read(Protocol::Unix, &[b'/'; SOCKET_PATH_LIMIT + 1]).is_err());
         assert_eq!((path("/run/x").with_port(1), path("/run/x").scope()), ("/run/x".to_owned(), Scope::Loopback));
