@@ -1,7 +1,10 @@
-//! What a command that only asks can still do: read files, and speak to a server. It writes none and runs none.
+//! What a command that only asks can still do: read files, and speak to a server. It writes none but its own identity,
+//! which a server may want to be renewed, and runs none.
 //!
 //! Landlock (landlock(7)) and an empty set of capabilities, for the one thread that there is and all that it starts. What
 //! a kernel does not know it does not keep; the command runs all the same.
+
+use std::path::Path;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, Scope, path_beneath_rules,
@@ -16,13 +19,13 @@ use crate::{
 /// The newest rules that this program knows.
 const RULES: ABI = ABI::V6;
 
-/// Gives up what the command does not need, for good.
-pub fn confine(command: &What) -> Result<(), Failure> {
+/// Gives up what the command does not need, for good; `identity` is the folder of the identity that it uses.
+pub fn confine(command: &What, identity: Option<&Path>) -> Result<(), Failure> {
     if !only_asks(command) {
         return Ok(());
     }
     let failed = |problem: String| Failure::new(Exit::Failed, format!("cannot give up what is not needed: {problem}"));
-    restrict().map_err(|error| failed(format!("Landlock: {error}")))?;
+    restrict(identity).map_err(|error| failed(format!("Landlock: {error}")))?;
     let none = CapabilitySet::empty();
     let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
     rustix::thread::set_capabilities(None, sets).map_err(|error| failed(format!("capabilities: {error}")))
@@ -52,14 +55,17 @@ fn only_asks(command: &What) -> bool {
 }
 
 /// Reading stays possible everywhere: the name service reads what the system's settings say, and that may be anywhere.
-fn restrict() -> Result<(), RulesetError> {
+fn restrict(identity: Option<&Path>) -> Result<(), RulesetError> {
     let reading = AccessFs::ReadFile | AccessFs::ReadDir;
+    // Files are written under another name and renamed.
+    let renewing = reading | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::Truncate;
     Ruleset::default()
         .handle_access(AccessFs::from_all(RULES))?
         .handle_access(AccessNet::BindTcp)?
         .scope(Scope::Signal)?
         .create()?
         .add_rules(path_beneath_rules(["/"], reading))?
+        .add_rules(path_beneath_rules(identity, renewing))?
         .restrict_self()
         .map(drop)
 }
@@ -77,12 +83,15 @@ mod tests {
     #[test]
     fn a_command_that_asks_reads_and_connects_and_neither_writes_nor_runs_anything() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("file");
+        let (file, identity) = (folder.path().join("file"), folder.path().join("identity"));
         fs::write(&file, "x").unwrap();
+        fs::create_dir(&identity).unwrap();
         let server = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         // A thread is confined for itself, so the rest of the tests is not.
         let confined = std::thread::spawn(move || {
-            confine(&What::Version).unwrap();
+            confine(&What::Version, Some(&identity)).unwrap();
+            fleetsock_proto::private::write(&identity.join("identity.pem"), b"x").unwrap();
+            fleetsock_proto::private::write(&identity.join("identity.pem"), b"y").unwrap();
             assert_eq!(fs::read_to_string(&file).unwrap(), "x");
             let status = fs::read_to_string("/proc/thread-self/status").unwrap();
             assert!(status.contains("CapEff:\t0000000000000000") && status.contains("NoNewPrivs:\t1"), "{status}");

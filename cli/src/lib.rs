@@ -3,11 +3,11 @@
 //! One file per noun (`ports`, `sessions`, `hosts`, ...): each turns what was typed into a question, asks it with the
 //! typed client, and hands the answer to a [`listing`]. Rendering is apart ([`render`], [`record`]).
 
-use std::{ffi::OsString, io::Write, process::ExitCode};
+use std::{ffi::OsString, io::Write, process::ExitCode, sync::OnceLock};
 
 use anstream::ColorChoice;
 use clap::{FromArgMatches, error::ErrorKind};
-use fleetsock_proto::time::Timestamp;
+use fleetsock_proto::{client::RenewalWatch, time::Timestamp};
 use jiff::tz::TimeZone;
 
 use crate::{
@@ -65,6 +65,8 @@ pub struct Invocation {
     pub clock: Clock,
     /// Options of every command.
     pub options: Options,
+    /// What the server's answers say of our certificate.
+    pub renewals: OnceLock<RenewalWatch>,
 }
 
 /// Does what the arguments say; the first of them is the program's name.
@@ -80,8 +82,8 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     };
     let chatter = if options.quiet { Chatter::Off } else { Chatter::On };
     let zone = if options.utc { TimeZone::UTC } else { TimeZone::system() };
-    let mut invocation =
-        Invocation { console: Console::new(options.color, chatter), clock: Clock::at(Timestamp::now(), zone), options };
+    let (console, clock) = (Console::new(options.color, chatter), Clock::at(Timestamp::now(), zone));
+    let mut invocation = Invocation { console, clock, options, renewals: OnceLock::new() };
     match perform(&mut invocation, command) {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(Ended::ReaderGone) => ExitCode::from(Exit::Done.code()),
@@ -95,14 +97,14 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn perform(invocation: &mut Invocation, command: What) -> Result<Exit, Ended> {
-    confinement::confine(&command)?;
+    confinement::confine(&command, server::identity_folder(invocation).ok().as_deref())?;
     // One thread does it all; the children of `dev` live as long as the thread that began them.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot begin: {error}")))?;
     runtime.block_on(async {
-        match command {
+        let done = match command {
             What::Hosts(arguments) => hosts::run(invocation, arguments).await,
             What::Ports(arguments) => ports::run(invocation, arguments).await,
             What::Sessions(arguments) => sessions::run(invocation, arguments).await,
@@ -123,7 +125,9 @@ fn perform(invocation: &mut Invocation, command: What) -> Result<Exit, Ended> {
             What::Version => version::run(invocation),
             What::Completions(arguments) => completions::run(invocation, arguments),
             What::Help(arguments) => topics::run(invocation, arguments),
-        }
+        };
+        server::keep_up(invocation).await;
+        done
     })
 }
 

@@ -19,7 +19,6 @@ use crate::{
     join::JoinString,
     listener::Listener,
     question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
-    root::Root,
     session::Session,
     stream::{Outgoing, PackedRequest, ServerMessage},
     summary::Sum,
@@ -33,8 +32,12 @@ use crate::{
 };
 
 mod backups;
+mod roots;
 
-pub use self::backups::Backup;
+pub use self::{
+    backups::Backup,
+    roots::{RenewalWatch, renew_operator},
+};
 
 /// The method whose batches travel as they lie in the agent's spool, so that no generated client calls it.
 static SESSION: LazyLock<PathAndQuery> = LazyLock::new(|| PathAndQuery::from_static("/fleetsock.v1.Agent/Session"));
@@ -58,7 +61,10 @@ pub async fn enroll(join: &JoinString, host_name: &str, key: Key) -> Result<Iden
         .await
         .map_err(|status| connection.call_error(status))?
         .into_inner();
-    if pin_of(&response.root_der)? != join.pin {
+    // While a root takes the place of another, the join string may be of either.
+    let told = std::iter::once(&response.root_der).chain(&response.roots_der);
+    let pins = told.map(|root| pin_of(root)).collect::<Result<Vec<_>, _>>()?;
+    if !pins.contains(&join.pin) {
         let field = "EnrollResponse.root_der";
         return Err(CallError::from(InvalidMessage::new(field, "is not the CA of the join string")).into());
     }
@@ -186,6 +192,7 @@ pub struct OperatorClient {
     connection: Connection,
     inventory: InventoryClient<tonic::transport::Channel>,
     admin: AdminClient<tonic::transport::Channel>,
+    renewals: RenewalWatch,
 }
 
 impl OperatorClient {
@@ -197,7 +204,7 @@ impl OperatorClient {
         };
         let inventory = InventoryClient::new(connection.channel.clone()).max_decoding_message_size(ANSWER_BYTES_LIMIT);
         let admin = AdminClient::new(connection.channel.clone()).max_decoding_message_size(ANSWER_BYTES_LIMIT);
-        Ok(OperatorClient { connection, inventory, admin })
+        Ok(OperatorClient { connection, inventory, admin, renewals: RenewalWatch::default() })
     }
 
     /// The hosts, by name.
@@ -321,28 +328,16 @@ impl OperatorClient {
         Ok(AuditVerdict::try_from(self.answered(response)?)?)
     }
 
-    /// The root CAs of the fleet, the one in use first.
-    pub async fn list_roots(&mut self) -> Result<Vec<Root>, CallError> {
-        let response = self.admin.list_roots(wire::ListRootsRequest {}).await;
-        Ok(self.answered(response)?.roots.into_iter().map(Root::try_from).collect::<Result<_, _>>()?)
-    }
-
-    /// Makes the root that is to take the place of the one in use.
-    pub async fn prepare_root(&mut self) -> Result<Root, CallError> {
-        let response = self.admin.prepare_root(wire::PrepareRootRequest {}).await;
-        let root = self.answered(response)?.root.ok_or_else(|| InvalidMessage::missing("PrepareRootResponse.root"))?;
-        Ok(Root::try_from(root)?)
-    }
-
-    /// Drops the prepared root.
-    pub async fn abort_root(&mut self) -> Result<Root, CallError> {
-        let response = self.admin.abort_root(wire::AbortRootRequest {}).await;
-        let root = self.answered(response)?.root.ok_or_else(|| InvalidMessage::missing("AbortRootResponse.root"))?;
-        Ok(Root::try_from(root)?)
-    }
-
     fn answered<T>(&self, response: Result<tonic::Response<T>, Status>) -> Result<T, CallError> {
-        response.map(tonic::Response::into_inner).map_err(|status| self.connection.call_error(status))
+        let (metadata, answered) = match response {
+            Ok(response) => {
+                let (metadata, message, _) = response.into_parts();
+                (metadata, Ok(message))
+            }
+            Err(status) => (status.metadata().clone(), Err(self.connection.call_error(status))),
+        };
+        self.renewals.note(&metadata);
+        answered
     }
 
     fn answer<P, T>(&self, response: Result<tonic::Response<Streaming<P>>, Status>) -> Result<Answer<T>, CallError>

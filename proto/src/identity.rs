@@ -235,6 +235,12 @@ impl Identity {
         Ok(renewed)
     }
 
+    /// The same once more, to be given away.
+    pub fn duplicate(&self) -> Result<Identity, IdentityError> {
+        let chain_der = self.chain.iter().map(|certificate| certificate.to_vec()).collect();
+        self.renewed(chain_der, Key::from_pkcs8(self.key.pkcs8_der())?)
+    }
+
     /// Trusts these roots from now on, the one in use first, in place of those before; none leaves those. Tells whether
     /// anything changed. They must come from a server that proved itself by a root that is trusted now.
     pub fn trust(&mut self, roots_der: &[Vec<u8>]) -> Result<bool, IdentityError> {

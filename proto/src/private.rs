@@ -12,6 +12,9 @@ use std::{
 /// Largest private file that is read, bytes: some certificates and a key.
 pub const PRIVATE_FILE_LIMIT: u64 = 256 * 1024;
 
+/// How the name of a file ends that [`write`] did not bring to its end, in place of the file's own ending.
+pub const UNFINISHED: &str = ".partial";
+
 /// Why a private file or folder is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateFileError {
@@ -124,7 +127,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, PrivateFileError> {
 
 /// Puts a file in place whole, with mode 0600, and returns when it would survive a power cut.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), PrivateFileError> {
-    let partial = path.with_extension("partial");
+    let partial = path.with_extension(UNFINISHED.trim_start_matches('.'));
     match fs::remove_file(&partial) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(&partial)(error)),
         _ => {}

@@ -7,6 +7,7 @@ use crate::{
     answer::GapReason,
     batch::Batch,
     host::{HostFacts, bounded},
+    root::Renewal,
     tcp::TcpCounts,
     time,
     time::Timestamp,
@@ -49,6 +50,8 @@ pub enum ServerMessage {
     Credit(u32),
     /// The server ends the stream.
     Bye(Bye),
+    /// The roots have changed.
+    Roots(Roots),
 }
 
 /// The number of a batch. Ordered by epoch, then by sequence.
@@ -133,6 +136,17 @@ pub struct Welcome {
     pub sent_at: Timestamp,
     /// The roots to trust from now on, DER, the one in use first; none means those before.
     pub roots_der: Vec<Vec<u8>>,
+    /// Certificates that are to be renewed before their time.
+    pub renewal: Option<Renewal>,
+}
+
+/// The roots have changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roots {
+    /// The roots to trust from now on, DER, the one in use first; none means those before.
+    pub roots_der: Vec<Vec<u8>>,
+    /// Certificates that are to be renewed before their time.
+    pub renewal: Option<Renewal>,
 }
 
 /// A batch was not stored.
@@ -271,6 +285,7 @@ impl From<ServerMessage> for wire::SessionResponse {
                 credit: welcome.credit,
                 sent_at: Some(welcome.sent_at.into()),
                 roots_der: welcome.roots_der,
+                renewal: welcome.renewal.map(Into::into),
             }),
             ServerMessage::Ack(number) => Message::Ack(wire::Ack { epoch: number.epoch, seq: number.seq }),
             ServerMessage::Nack(nack) => Message::Nack(wire::Nack {
@@ -282,6 +297,9 @@ impl From<ServerMessage> for wire::SessionResponse {
             ServerMessage::Credit(batches) => Message::Credit(wire::Credit { batches }),
             ServerMessage::Bye(bye) => {
                 Message::Bye(wire::Bye { reason: bye.reason, reconnect_after_ms: millis(bye.reconnect_after) })
+            }
+            ServerMessage::Roots(Roots { roots_der, renewal }) => {
+                Message::Roots(wire::Roots { roots_der, renewal: renewal.map(Into::into) })
             }
         };
         wire::SessionResponse { message: Some(message) }
@@ -302,6 +320,7 @@ impl TryFrom<wire::SessionResponse> for ServerMessage {
                 credit: welcome.credit,
                 sent_at: time::required("Welcome.sent_at", welcome.sent_at)?,
                 roots_der: welcome.roots_der,
+                renewal: welcome.renewal.map(Renewal::try_from).transpose()?,
             })),
             Message::Ack(ack) => Ok(ServerMessage::Ack(BatchNumber { epoch: ack.epoch, seq: ack.seq })),
             Message::Nack(nack) => Ok(ServerMessage::Nack(Nack {
@@ -314,6 +333,10 @@ impl TryFrom<wire::SessionResponse> for ServerMessage {
                 reason: bounded("Bye.reason", bye.reason, REASON_LIMIT)?,
                 reconnect_after: Duration::from_millis(bye.reconnect_after_ms.into()),
             })),
+            Message::Roots(wire::Roots { roots_der, renewal }) => {
+                let renewal = renewal.map(Renewal::try_from).transpose()?;
+                Ok(ServerMessage::Roots(Roots { roots_der, renewal }))
+            }
         }
     }
 }

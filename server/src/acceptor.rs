@@ -38,7 +38,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::turned::Turned;
 use self::turned::{Refusal, refusal};
 use crate::{
-    authority::Authority,
+    authority::{Authority, ShownChains},
     config::Limits,
     gate::{Gate, Place, counted},
     metrics::Meters,
@@ -123,7 +123,7 @@ impl Acceptor {
         let shown = Shown::new(authority)?;
         let acceptor = Acceptor {
             trust_domain: authority.trust_domain().clone(),
-            identified: Arc::new(identified_config(authority, &shown)?),
+            identified: Arc::new(identified_config(&shown)?),
             newcomers: Arc::new(newcomers_config(&shown)?),
             ready: Ready { agents: to_agents, operators: to_operators, newcomers: to_newcomers },
             shown,
@@ -280,31 +280,35 @@ fn hardened(mut config: ServerConfig) -> ServerConfig {
 pub struct Shown {
     identified: Arc<Current>,
     newcomers: Arc<Current>,
+    trusted: Arc<RoleVerifier>,
 }
 
 impl Shown {
     fn new(authority: &Authority) -> Result<Shown, Error> {
         let (identified, newcomers) = certified(authority)?;
-        Ok(Shown { identified: Arc::new(Current::new(identified)), newcomers: Arc::new(Current::new(newcomers)) })
+        Ok(Shown {
+            identified: Arc::new(Current::new(identified)),
+            newcomers: Arc::new(Current::new(newcomers)),
+            trusted: Arc::new(RoleVerifier::new(authority)?),
+        })
     }
 
-    /// From now on new connections are shown what the authority has now.
+    /// From now on new connections are shown what the authority has now, and held against what it trusts now.
     pub fn exchange(&self, authority: &Authority) -> Result<(), Error> {
         let (identified, newcomers) = certified(authority)?;
         self.identified.set(identified);
         self.newcomers.set(newcomers);
+        self.trusted.exchange(Roles::new(authority)?);
         Ok(())
     }
 }
 
-/// The chains for callers with a certificate and for newcomers, who get the root as well, to find the one that their pin
+/// The chains for callers with a certificate and for newcomers, who get the roots as well, to find the one that their pin
 /// is of.
 fn certified(authority: &Authority) -> Result<(CertifiedKey, CertifiedKey), Error> {
-    let leaf = authority.server_leaf();
-    let mut with_root = leaf.chain.clone();
-    with_root.push(authority.root().clone());
+    let ShownChains { leaf, identified, newcomers } = authority.shown_chains();
     let certified = |chain| CertifiedKey::from_der(chain, leaf.key.clone_key().into(), &provider());
-    Ok((certified(leaf.chain.clone())?, certified(with_root)?))
+    Ok((certified(identified)?, certified(newcomers)?))
 }
 
 /// A certificate that can be exchanged.
@@ -327,10 +331,10 @@ impl ResolvesServerCert for Current {
     }
 }
 
-fn identified_config(authority: &Authority, shown: &Shown) -> Result<ServerConfig, Error> {
+fn identified_config(shown: &Shown) -> Result<ServerConfig, Error> {
     let config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(RoleVerifier::new(authority)?))
+        .with_client_cert_verifier(Arc::clone(&shown.trusted) as _)
         .with_cert_resolver(Arc::clone(&shown.identified) as _);
     Ok(hardened(config))
 }
@@ -348,24 +352,43 @@ fn newcomers_config(shown: &Shown) -> Result<ServerConfig, Error> {
 #[derive(Debug)]
 struct RoleVerifier {
     trust_domain: TrustDomain,
+    roles: RwLock<Arc<Roles>>,
+}
+
+/// Whose certificates are accepted, by role.
+#[derive(Debug)]
+struct Roles {
     agents: Arc<dyn ClientCertVerifier>,
     operators: Arc<dyn ClientCertVerifier>,
 }
 
-impl RoleVerifier {
-    fn new(authority: &Authority) -> Result<RoleVerifier, Error> {
-        let under = |ca: &CertificateDer<'static>| -> Result<Arc<dyn ClientCertVerifier>, Error> {
+impl Roles {
+    fn new(authority: &Authority) -> Result<Roles, Error> {
+        let under = |cas: Vec<CertificateDer<'static>>| -> Result<Arc<dyn ClientCertVerifier>, Error> {
             let mut roots = RootCertStore::empty();
-            roots.add(ca.clone())?;
+            for ca in cas {
+                roots.add(ca)?;
+            }
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
                 .build()
                 .map_err(|error| Error::General(error.to_string()))
         };
-        Ok(RoleVerifier {
-            trust_domain: authority.trust_domain().clone(),
-            agents: under(authority.agents_ca())?,
-            operators: under(authority.operators_ca())?,
-        })
+        Ok(Roles { agents: under(authority.agents_cas())?, operators: under(authority.operators_cas())? })
+    }
+}
+
+impl RoleVerifier {
+    fn new(authority: &Authority) -> Result<RoleVerifier, Error> {
+        let roles = RwLock::new(Arc::new(Roles::new(authority)?));
+        Ok(RoleVerifier { trust_domain: authority.trust_domain().clone(), roles })
+    }
+
+    fn roles(&self) -> Arc<Roles> {
+        Arc::clone(&self.roles.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn exchange(&self, roles: Roles) {
+        *self.roles.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(roles);
     }
 }
 
@@ -385,9 +408,10 @@ impl ClientCertVerifier for RoleVerifier {
         if leaf.spiffe_id.trust_domain != self.trust_domain {
             return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
         }
+        let roles = self.roles();
         let verifier = match leaf.spiffe_id.subject {
-            Subject::Agent(_) => &self.agents,
-            Subject::Operator(_) => &self.operators,
+            Subject::Agent(_) => &roles.agents,
+            Subject::Operator(_) => &roles.operators,
         };
         // Directly under its CA, whatever else the caller put into the chain.
         verifier.verify_client_cert(end_entity, &[], now)
@@ -408,10 +432,10 @@ impl ClientCertVerifier for RoleVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.agents.verify_tls13_signature(message, certificate, signature)
+        self.roles().agents.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.agents.supported_verify_schemes()
+        self.roles().agents.supported_verify_schemes()
     }
 }

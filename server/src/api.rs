@@ -7,7 +7,7 @@ mod backups;
 pub mod enrollment;
 pub mod health;
 pub mod inventory;
-mod roots;
+pub mod roots;
 pub(crate) mod status;
 mod wording;
 

@@ -12,9 +12,10 @@ use std::{
 
 use aws_lc_rs::rand;
 use fleetsock_proto::{
-    identity::{self, IdentityError, Key, pem, pin_of},
+    identity::{self, IdentityError, Key, pem},
     join::Pin,
     private::{self, PrivateFileError},
+    root::RootState,
     spiffe::{self, SpiffeId, TrustDomain},
     time::Timestamp,
 };
@@ -24,13 +25,16 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
-pub use self::{leaf::ServerLeaf, prepared::Prepared, proof::Proven, request::RequestedKey};
+use self::{generation::Generation, rotation::Rotation};
+pub use self::{leaf::ServerLeaf, proof::Proven, request::RequestedKey, rotation::Step};
 use crate::history::{HistoryError, IssuedCertificate, Subject};
 
+mod exchange;
+mod generation;
 mod leaf;
-mod prepared;
 mod proof;
 mod request;
+pub(crate) mod rotation;
 
 /// Life of the root.
 pub const ROOT_LIFE: Duration = days(3650);
@@ -64,9 +68,9 @@ impl Role {
 
     const fn file(self) -> &'static str {
         match self {
-            Role::Agents => "agents.pem",
-            Role::Operators => "operators.pem",
-            Role::Servers => "servers.pem",
+            Role::Agents => "agents",
+            Role::Operators => "operators",
+            Role::Servers => "servers",
         }
     }
 
@@ -78,8 +82,6 @@ impl Role {
         }
     }
 }
-
-const ROOT_FILE: &str = "root.pem";
 
 /// Why the CA cannot be used, or did not issue.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +111,14 @@ pub enum AuthorityError {
     /// What was ordered does not fit the roots that there are; for whoever ordered it.
     #[error("{0}")]
     Order(&'static str),
+    /// Where the exchange of the root stands cannot be read.
+    #[error("{}: {problem}", path.display())]
+    Rotation {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// An order that was not written down is not carried out.
     #[error("the audit log: {0}")]
     Unrecorded(#[from] HistoryError),
@@ -123,6 +133,13 @@ pub enum AuthorityError {
     Crypto(String),
 }
 
+/// From when on a certificate that is made at a moment is valid, in whole seconds, not before that moment's own.
+pub(crate) fn begins_at(made_at: Timestamp) -> Timestamp {
+    let micros = made_at.minus(BACKDATED).as_micros();
+    // Certificates know no parts of a second.
+    Timestamp::from_micros(micros.saturating_add(999_999).div_euclid(1_000_000).saturating_mul(1_000_000))
+}
+
 fn crypto(error: impl fmt::Display) -> AuthorityError {
     AuthorityError::Crypto(error.to_string())
 }
@@ -133,19 +150,53 @@ struct Ca {
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// The CA of a fleet.
+/// The CA of a fleet: the one that issues, and while it is exchanged another one that is trusted as well.
 pub struct Authority {
     trust_domain: TrustDomain,
-    root: CertificateDer<'static>,
-    pin: Pin,
-    agents: Ca,
-    operators: Ca,
     folder: PathBuf,
-    leaf: RwLock<Arc<ServerLeaf>>,
-    ca_ends: Vec<(&'static str, Timestamp)>,
-    prepared: RwLock<Option<Prepared>>,
-    /// Held by whoever changes which roots there are.
+    current: RwLock<Current>,
+    /// Held by whoever makes a step.
     changing: Mutex<()>,
+}
+
+/// What there is now.
+#[derive(Clone)]
+struct Current {
+    rotation: Rotation,
+    active: Arc<Generation>,
+    other: Option<Arc<Generation>>,
+}
+
+impl Current {
+    fn all(&self) -> impl Iterator<Item = &Arc<Generation>> {
+        std::iter::once(&self.active).chain(&self.other)
+    }
+
+    fn retiring(&self) -> Option<&Arc<Generation>> {
+        self.other.as_ref().filter(|other| self.rotation.retiring() == Some(other.number))
+    }
+}
+
+/// A root that is handed out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownRoot {
+    /// What it is used for.
+    pub state: RootState,
+    /// What it is known by.
+    pub pin: Pin,
+    /// End of its validity.
+    pub expires_at: Timestamp,
+}
+
+/// What a server shows in a handshake: its certificate, and what callers need to trust it.
+#[derive(Debug, Clone)]
+pub struct ShownChains {
+    /// Its certificate and key.
+    pub leaf: Arc<ServerLeaf>,
+    /// For callers who have roots: leaf, issuing CA, and while the root before is trusted that CA as signed by it.
+    pub identified: Vec<CertificateDer<'static>>,
+    /// For callers who have a pin: the same and the roots.
+    pub newcomers: Vec<CertificateDer<'static>>,
 }
 
 impl fmt::Debug for Authority {
@@ -157,30 +208,24 @@ impl fmt::Debug for Authority {
 impl Authority {
     /// Makes the CA of a new fleet in a folder that has none.
     pub fn create(folder: &Path, trust_domain: &TrustDomain, now: Timestamp) -> Result<(), AuthorityError> {
-        let root_path = folder.join(ROOT_FILE);
-        if root_path.exists() {
-            return Err(AuthorityError::Exists(root_path));
-        }
-        make(folder, trust_domain, now)
+        generation::refuse_existing(folder)?;
+        Rotation::refuse_existing(folder)?;
+        private::make_folder(folder)?;
+        generation::make(folder, Rotation::FIRST, None, trust_domain, now)
     }
 
-    /// Reads the CA of a folder, and sees to it that the server has a certificate with time left.
+    /// Reads the CA of a folder, and sees to it that the server has a certificate with time left. What a step that was cut
+    /// off left behind is removed.
     pub fn load(folder: &Path, trust_domain: &TrustDomain, now: Timestamp) -> Result<Authority, AuthorityError> {
         private::check_folder(folder)?;
-        let root = certificate(&folder.join(ROOT_FILE))?;
-        let pin = pin_of(&root).map_err(|source| AuthorityError::Content { path: folder.join(ROOT_FILE), source })?;
-        let ca = |role: Role| load_ca(&folder.join(role.file()));
-        let leaf = leaf::load_or_make(folder, &ca(Role::Servers)?, trust_domain, now)?;
-        let (agents, operators) = (ca(Role::Agents)?, ca(Role::Operators)?);
-        let prepared = RwLock::new(prepared::load(folder)?);
-        let (trust_domain, folder, leaf) = (trust_domain.clone(), folder.to_owned(), RwLock::new(Arc::new(leaf)));
-        let changing = Mutex::default();
-        let ca_ends = vec![
-            ("root", end_of(&root)?),
-            ("agents-ca", end_of(&agents.certificate)?),
-            ("operators-ca", end_of(&operators.certificate)?),
-        ];
-        Ok(Authority { trust_domain, root, pin, agents, operators, folder, leaf, ca_ends, prepared, changing })
+        let rotation = Rotation::read(folder)?;
+        let load = |number| Generation::load(folder, number, trust_domain, now).map(Arc::new);
+        let (active, other) = (load(rotation.active)?, rotation.other().map(load).transpose()?);
+        generation::tidy(folder)?;
+        generation::sweep(folder, rotation)?;
+        let current = RwLock::new(Current { rotation, active, other });
+        let (trust_domain, folder, changing) = (trust_domain.clone(), folder.to_owned(), Mutex::default());
+        Ok(Authority { trust_domain, folder, current, changing })
     }
 
     /// The fleet.
@@ -188,91 +233,84 @@ impl Authority {
         &self.trust_domain
     }
 
-    /// The root's certificate.
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+    fn current(&self) -> Current {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What newcomers know the root by.
+    /// The certificate of the root that is active.
+    pub fn root(&self) -> CertificateDer<'static> {
+        self.current().active.root.clone()
+    }
+
+    /// What newcomers know the active root by.
     pub fn pin(&self) -> Pin {
-        self.pin
+        self.current().active.pin
     }
 
-    /// The root that is to take the place of the one in use.
-    pub fn prepared(&self) -> Option<Prepared> {
-        self.prepared.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The roots that are handed out, the active one first.
+    pub fn roots(&self) -> Vec<KnownRoot> {
+        let current = self.current();
+        let known = |generation: &Arc<Generation>| KnownRoot {
+            state: current.rotation.state(generation.number),
+            pin: generation.pin,
+            expires_at: generation.expires_at,
+        };
+        current.all().map(known).collect()
     }
 
-    /// The roots that are handed out, DER, the one in use first.
+    /// The certificates of the roots that are handed out, DER, the active one first.
     pub fn roots_der(&self) -> Vec<Vec<u8>> {
-        let prepared = self.prepared().map(|prepared| prepared.root.to_vec());
-        std::iter::once(self.root.to_vec()).chain(prepared).collect()
+        self.current().all().map(|generation| generation.root.to_vec()).collect()
     }
 
-    /// Makes a root that is to take the place of the one in use, once `record` has written down which it is. Without
-    /// that, and after an end in between, there is none. Takes a while: it writes files.
-    pub fn prepare(
-        &self,
-        now: Timestamp,
-        record: impl FnOnce(&Prepared) -> Result<(), HistoryError>,
-    ) -> Result<Prepared, AuthorityError> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.prepared().is_some() {
-            return Err(AuthorityError::Order("a root is prepared already; fleetctl ca abort drops it"));
-        }
-        let prepared = prepared::draft(&self.folder, &self.trust_domain, now)?;
-        record(&prepared)?;
-        prepared::keep(&self.folder)?;
-        *self.prepared.write().unwrap_or_else(PoisonError::into_inner) = Some(prepared.clone());
-        Ok(prepared)
+    /// While two roots are handed out: certificates that were made before this moment are to be renewed.
+    pub fn renew_before(&self) -> Option<Timestamp> {
+        self.current().rotation.renew_before()
     }
 
-    /// Drops the prepared root, once `record` has written that down. Takes a while: it removes files.
-    pub fn abort(
-        &self,
-        record: impl FnOnce(&Prepared) -> Result<(), HistoryError>,
-    ) -> Result<Prepared, AuthorityError> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let prepared = self.prepared().ok_or(AuthorityError::Order("no root is prepared"))?;
-        record(&prepared)?;
-        prepared::discard(&self.folder)?;
-        *self.prepared.write().unwrap_or_else(PoisonError::into_inner) = None;
-        Ok(prepared)
+    /// The CAs under which the certificates of agents are valid.
+    pub fn agents_cas(&self) -> Vec<CertificateDer<'static>> {
+        self.current().all().map(|generation| generation.agents.certificate.clone()).collect()
     }
 
-    /// The CA under which the certificates of agents are valid.
-    pub fn agents_ca(&self) -> &CertificateDer<'static> {
-        &self.agents.certificate
-    }
-
-    /// The CA under which the certificates of operators are valid.
-    pub fn operators_ca(&self) -> &CertificateDer<'static> {
-        &self.operators.certificate
+    /// The CAs under which the certificates of operators are valid.
+    pub fn operators_cas(&self) -> Vec<CertificateDer<'static>> {
+        self.current().all().map(|generation| generation.operators.certificate.clone()).collect()
     }
 
     /// The server's own certificate.
     pub fn server_leaf(&self) -> Arc<ServerLeaf> {
-        Arc::clone(&self.leaf.read().unwrap_or_else(PoisonError::into_inner))
+        self.current().active.leaf()
     }
 
-    /// When the certificates are over that the fleet hangs on, by whose they are. Those of the CA do not change while the
-    /// server runs.
+    /// When the certificates are over that the fleet hangs on, by whose they are.
     pub fn ends(&self) -> Vec<(&'static str, Timestamp)> {
-        let mut ends = self.ca_ends.clone();
-        ends.push(("server", self.server_leaf().expires_at));
+        let active = self.current().active;
+        let mut ends = active.ca_ends.to_vec();
+        ends.push(("server", active.leaf().expires_at));
         ends
     }
 
-    /// Makes the server's next certificate when less than a third of this one's life is left; whether it did. The key of
-    /// the CA is read from its file for that and is not kept.
+    /// What the server shows in a handshake. Whoever trusts either of two roots of which one retires, accepts it.
+    pub fn shown_chains(&self) -> ShownChains {
+        let current = self.current();
+        let leaf = current.active.leaf();
+        let retiring = current.retiring();
+        let cross = retiring.and_then(|_| current.active.servers_cross.clone());
+        let identified: Vec<_> = leaf.chain.iter().cloned().chain(cross).collect();
+        let roots = std::iter::once(&current.active).chain(retiring).map(|generation| generation.root.clone());
+        let newcomers = identified.iter().cloned().chain(roots).collect();
+        ShownChains { leaf, identified, newcomers }
+    }
+
+    /// Makes the server's next certificate under each root where less than a third of this one's life is left; tells of
+    /// the one under the active root.
     pub fn renew_server_leaf(&self, now: Timestamp) -> Result<Option<Arc<ServerLeaf>>, AuthorityError> {
-        if self.server_leaf().has_time_left(now) {
-            return Ok(None);
+        let current = self.current();
+        if let Some(other) = &current.other {
+            other.renew_leaf(&self.trust_domain, now)?;
         }
-        let ca = load_ca(&self.folder.join(Role::Servers.file()))?;
-        let leaf = Arc::new(leaf::load_or_make(&self.folder, &ca, &self.trust_domain, now)?);
-        *self.leaf.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&leaf);
-        Ok(Some(leaf))
+        current.active.renew_leaf(&self.trust_domain, now)
     }
 
     /// Makes a certificate for a subject and the key of a request.
@@ -282,10 +320,11 @@ impl Authority {
         key: &RequestedKey,
         now: Timestamp,
     ) -> Result<IssuedCertificate, AuthorityError> {
+        let active = self.current().active;
         let (ca, life, subject) = match subject {
-            Subject::Host(host) => (&self.agents, AGENT_LIFE, spiffe::Subject::Agent(*host)),
+            Subject::Host(host) => (&active.agents, AGENT_LIFE, spiffe::Subject::Agent(*host)),
             Subject::Operator(operator) => {
-                (&self.operators, OPERATOR_LIFE, spiffe::Subject::Operator(operator.clone()))
+                (&active.operators, OPERATOR_LIFE, spiffe::Subject::Operator(operator.clone()))
             }
         };
         let spiffe_id = SpiffeId { trust_domain: self.trust_domain.clone(), subject }.to_string();
@@ -302,29 +341,6 @@ impl Authority {
             spiffe_id,
         })
     }
-}
-
-/// When a certificate is over.
-fn end_of(certificate: &CertificateDer<'_>) -> Result<Timestamp, AuthorityError> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(crypto)?;
-    Ok(Timestamp::from_micros(parsed.validity().not_after.timestamp().saturating_mul(1_000_000)))
-}
-
-/// Makes a root and its issuing CAs in a folder.
-fn make(folder: &Path, trust_domain: &TrustDomain, now: Timestamp) -> Result<(), AuthorityError> {
-    private::make_folder(folder)?;
-    let root_key = new_key()?;
-    let root_params = ca_params(&format!("Fleetsock {trust_domain} root"), now, ROOT_LIFE, 1)?;
-    let root = root_params.self_signed(&root_key).map_err(crypto)?;
-    let root_issuer = Issuer::from_params(&root_params, &root_key);
-    for role in Role::ALL {
-        let key = new_key()?;
-        let params = ca_params(&format!("Fleetsock {trust_domain} {}", role.name()), now, ISSUING_LIFE, 0)?;
-        let certificate = params.signed_by(&key, &root_issuer).map_err(crypto)?;
-        write_pair(&folder.join(role.file()), &[&certificate], &key)?;
-    }
-    // Last, because its presence says that the CA is whole.
-    write_pair(&folder.join(ROOT_FILE), &[&root], &root_key)
 }
 
 fn new_key() -> Result<KeyPair, AuthorityError> {

@@ -24,7 +24,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use self::manifest::{Manifest, ManifestFile};
 use crate::{
-    authority::Authority,
+    authority::{Authority, rotation},
     config::{CA_FOLDER, CONFIG_FILE, Config, HISTORY_FOLDER},
     history::{Actor, CopyOrder, Heard, Hearer, History, HistoryError},
 };
@@ -173,12 +173,18 @@ impl Backups {
     fn copy_fleet(&self, folder: &Path) -> Result<Vec<String>, BackupError> {
         let to = folder.join(CA_FOLDER);
         DirBuilder::new().mode(0o700).create(&to).map_err(io_error(&to))?;
-        let mut paths = Vec::new();
+        let stands = || fs::read(self.ca.join(rotation::FILE)).ok();
+        let (stood, mut paths) = (stands(), Vec::new());
         for found in fs::read_dir(&self.ca).map_err(io_error(&self.ca))? {
             let name = found.map_err(io_error(&self.ca))?.file_name();
-            let Some(name) = name.to_str().filter(|name| name.ends_with(".pem")) else { continue };
+            let kept = |name: &&str| name.ends_with(".pem") || *name == rotation::FILE;
+            let Some(name) = name.to_str().filter(kept) else { continue };
             private::write(&to.join(name), &private::read(&self.ca.join(name))?)?;
             paths.push(format!("{CA_FOLDER}/{name}"));
+        }
+        if stands() != stood {
+            let meanwhile = io::Error::other("the root was exchanged meanwhile; try again");
+            return Err(io_error(&self.ca)(meanwhile));
         }
         paths.sort();
         private::write(&folder.join(CONFIG_FILE), self.settings.as_bytes())?;

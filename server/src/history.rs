@@ -15,6 +15,7 @@ use fleetsock_proto::{
     host::{Host, HostFacts, HostId, HostSelector, HostState, Warning},
     listener::Listener,
     question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
+    root::Behind,
     session::Session,
     stream::{AgentCost, BatchNumber, GapReport},
     summary::Sum,
@@ -322,6 +323,14 @@ pub trait Registry: Send + Sync + 'static {
     /// The certificates of operators that are not over for longer than 30 days, by name.
     async fn list_operators(&self) -> Result<Vec<OperatorCertificate>, HistoryError>;
 
+    /// Whose certificate in use was made before a moment, of those who could still come back with it: hosts whose
+    /// certificate was not over by `over`, operators whose certificate is not over by `now` and who have no newer one.
+    async fn made_before(&self, at: Timestamp, over: Timestamp, now: Timestamp) -> Result<Behind, HistoryError>;
+
+    /// Writes down an operator's certificate in place of the one that he showed, which is good and was made before a
+    /// moment; otherwise nothing is written.
+    async fn renew_operator(&self, renewal: OperatorRenewal, by: Actor) -> Result<(), HistoryError>;
+
     /// Refuses every certificate and every unused token of an operator from now on.
     async fn revoke_operator(&self, name: String, reason: String, by: Actor) -> Result<RevokedOperator, HistoryError>;
 
@@ -337,6 +346,19 @@ pub trait Registry: Send + Sync + 'static {
 
     /// Whether each row of the audit log follows from the one before, and the row of `mark` is the one it was.
     async fn verify_audit(&self, mark: Option<AuditMark>) -> Result<AuditVerdict, HistoryError>;
+}
+
+/// A certificate for an operator in place of the one that he showed.
+#[derive(Debug, Clone)]
+pub struct OperatorRenewal {
+    /// Who.
+    pub operator: Operator,
+    /// Serial number of the certificate that he showed.
+    pub shown: Serial,
+    /// That one must have been made before this.
+    pub made_before: Timestamp,
+    /// The next one.
+    pub certificate: IssuedCertificate,
 }
 
 /// Most rows of one answer about the audit log, whatever the question says.

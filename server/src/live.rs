@@ -12,6 +12,7 @@ use std::{
 
 use fleetsock_proto::{
     host::{BootId, HostId},
+    stream::Roots,
     time::Timestamp,
 };
 use tokio::sync::watch;
@@ -54,6 +55,8 @@ impl Spot {
 #[derive(Debug, Default)]
 pub struct Live {
     streams: Mutex<Streams>,
+    /// What was last told to every stream.
+    told: watch::Sender<Option<Roots>>,
 }
 
 #[derive(Debug, Default)]
@@ -135,6 +138,16 @@ impl Live {
         for stream in self.streams().by_host.get(&host).into_iter().flatten() {
             stream.end.send_replace(Some(why));
         }
+    }
+
+    /// Tells every stream that is there.
+    pub fn tell(&self, roots: Roots) {
+        self.told.send_replace(Some(roots));
+    }
+
+    /// What is told to every stream from now on.
+    pub fn told(&self) -> watch::Receiver<Option<Roots>> {
+        self.told.subscribe()
     }
 
     /// Ends every stream, also those that will begin.

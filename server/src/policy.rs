@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use fleetsock_proto::token::Role;
+use fleetsock_proto::{root::RENEW_BEFORE, token::Role};
 use http::{Request, Response};
 use tokio::time::Instant;
 use tonic::Status;
@@ -16,6 +16,7 @@ use tower::{Layer, Service};
 
 use crate::{
     api::{Clock, status},
+    authority::{self, Authority},
     history::{Registry, Standing, Subject},
     metrics::{
         Meters,
@@ -44,7 +45,7 @@ const RENEWAL: &str = "/fleetsock.v1.Agent/RenewCertificate";
 const SESSION: &str = "/fleetsock.v1.Agent/Session";
 
 /// Every call, and who may make it.
-const TABLE: [(&str, &[Who]); 26] = [
+const TABLE: [(&str, &[Who]); 29] = [
     ("/fleetsock.v1.Enrollment/Enroll", &[Anonymous]),
     ("/fleetsock.v1.Enrollment/RenewExpired", &[Anonymous]),
     ("/fleetsock.v1.Agent/Session", &[Agent]),
@@ -55,6 +56,7 @@ const TABLE: [(&str, &[Who]); 26] = [
     ("/fleetsock.v1.Inventory/ListCoverage", &[Viewer, Admin, Local]),
     ("/fleetsock.v1.Inventory/ListChanges", &[Viewer, Admin, Local]),
     ("/fleetsock.v1.Inventory/Summarize", &[Viewer, Admin, Local]),
+    ("/fleetsock.v1.Inventory/RenewOperator", &[Viewer, Admin, Local]),
     ("/fleetsock.v1.Admin/CreateToken", &[Admin, Local]),
     ("/fleetsock.v1.Admin/ListTokens", &[Admin, Local]),
     ("/fleetsock.v1.Admin/RevokeToken", &[Admin, Local]),
@@ -68,6 +70,8 @@ const TABLE: [(&str, &[Who]); 26] = [
     ("/fleetsock.v1.Admin/Backup", &[Admin, Local]),
     ("/fleetsock.v1.Admin/ListRoots", &[Admin, Local]),
     ("/fleetsock.v1.Admin/PrepareRoot", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/ActivateRoot", &[Admin, Local]),
+    ("/fleetsock.v1.Admin/RetireRoot", &[Admin, Local]),
     ("/fleetsock.v1.Admin/AbortRoot", &[Admin, Local]),
     // Who may ask may also ask whether there will be an answer (grpc.health.v1).
     ("/grpc.health.v1.Health/Check", &[Viewer, Admin, Local]),
@@ -121,6 +125,7 @@ pub struct Policy {
     rates: Arc<Rates>,
     warnings: Arc<Warnings>,
     meters: Meters,
+    authority: Arc<Authority>,
     clock: Clock,
 }
 
@@ -143,9 +148,18 @@ impl Policy {
         rates: Arc<Rates>,
         warnings: Arc<Warnings>,
         meters: Meters,
+        authority: Arc<Authority>,
         clock: Clock,
     ) -> Policy {
-        Policy { registry, rates, warnings, meters, clock }
+        Policy { registry, rates, warnings, meters, authority, clock }
+    }
+
+    /// Tells an operator with his answer which certificates are to be renewed.
+    fn remind<R>(&self, peer: Option<&Peer>, answer: &mut Response<R>) {
+        let before = self.authority.renew_before().map(authority::begins_at);
+        if let (Some(Caller::Operator { .. }), Some(before)) = (peer.map(|peer| &peer.caller), before) {
+            answer.headers_mut().insert(RENEW_BEFORE, before.as_micros().into());
+        }
     }
 
     async fn check(&self, path: &str, peer: Option<&Peer>) -> Result<(), Status> {
@@ -266,7 +280,11 @@ where
             let meter = CallMeter::new(policy.meters.clone(), method);
             let peer = request.extensions().get::<Peer>().cloned();
             match policy.check(&path, peer.as_ref()).await {
-                Ok(()) => Ok(meter.watch(ready.call(request).await?)),
+                Ok(()) => {
+                    let mut answer = ready.call(request).await?;
+                    policy.remind(peer.as_ref(), &mut answer);
+                    Ok(meter.watch(answer))
+                }
                 Err(status) => {
                     let caller = peer.map(|peer| peer.caller.to_string()).unwrap_or_default();
                     tracing::info!(%caller, path, reason = status.message(), "call refused");

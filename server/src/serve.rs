@@ -30,7 +30,7 @@ use crate::{
     acceptor::{Acceptor, Shown},
     api::{
         Clock, admin::AdminService, agent::AgentService, answering::Answering, enrollment::EnrollmentService,
-        health::HealthService, inventory::InventoryService,
+        health::HealthService, inventory::InventoryService, roots::Exchange,
     },
     authority::Authority,
     backup::{Backups, Fleet},
@@ -119,8 +119,9 @@ pub async fn serve<S: History + Registry>(
         clock: foundation.clock,
     };
     let health = Arc::new(Health::new(sources, &meters));
+    let watched = Watched { meters, health: Arc::clone(&health) };
     let Services { agents, operators, newcomers, asking, keeper } =
-        services(&foundation, &tasks, &live, &Watched { meters, health: Arc::clone(&health) });
+        services(&foundation, &tasks, &live, acceptor.shown(), &watched);
     let Foundation { config, authority, health: watchers, clock, .. } = foundation;
 
     let drain = CancellationToken::new();
@@ -191,6 +192,7 @@ fn services<S: History + Registry>(
     foundation: &Foundation<S>,
     tasks: &TaskTracker,
     live: &Arc<Live>,
+    shown: Shown,
     Watched { meters, health }: &Watched,
 ) -> Services {
     let Foundation { config, authority, store, clock, .. } = foundation;
@@ -198,7 +200,14 @@ fn services<S: History + Registry>(
     let history: Arc<dyn History> = Arc::clone(store) as _;
     let warnings = Warnings::new(Arc::clone(&registry));
     let rates = Arc::new(Rates::new(&config.limits.rates));
-    let policy = Policy::new(Arc::clone(&registry), Arc::clone(&rates), Arc::clone(&warnings), meters.clone(), *clock);
+    let policy = Policy::new(
+        Arc::clone(&registry),
+        Arc::clone(&rates),
+        Arc::clone(&warnings),
+        meters.clone(),
+        Arc::clone(authority),
+        *clock,
+    );
     let (ledger, keeper) = Ledger::open(Arc::clone(&registry));
     let answers = Arc::new(Answers::default());
     let answering = Answering {
@@ -222,7 +231,9 @@ fn services<S: History + Registry>(
         clock: *clock,
     };
     let backups = Arc::new(Backups::new(Arc::clone(&history), config, Fleet::of(authority)));
-    let inventory = InventoryService { history, answering: answering.clone() };
+    let exchange =
+        Exchange::new(Arc::clone(authority), Arc::clone(&registry), Arc::clone(live), shown, config.renewable, *clock);
+    let inventory = InventoryService { history, answering: answering.clone(), authority: Arc::clone(authority) };
     let admin = AdminService {
         authority: Arc::clone(authority),
         registry: Arc::clone(&registry),
@@ -230,6 +241,7 @@ fn services<S: History + Registry>(
         answers,
         backups,
         answering,
+        exchange,
         address: config.address.clone(),
         clock: *clock,
     };

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use fleetsock_proto::{
     client::{AgentClient, CallError, ServerMessages},
     identity::{Identity, Key},
-    stream::{AgentMessage, BatchNumber, Bye, Heartbeat, Outgoing, ServerMessage, Welcome},
+    stream::{AgentMessage, BatchNumber, Bye, Heartbeat, Outgoing, Roots, ServerMessage, Welcome},
     time::Timestamp,
 };
 use tokio::{
@@ -103,7 +103,9 @@ impl Stream {
         let now = Instant::now();
         let mut beats = interval(welcome.heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()));
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let renew_in = renewal::due_in(identity.begins_at, identity.expires_at, clock(), dice());
+        let due_in = renewal::due_in(identity.begins_at, identity.expires_at, clock(), dice());
+        let hastened = renewal::hastened(welcome.renewal, identity.begins_at, dice());
+        let renew_in = hastened.map_or(due_in, |hastened| hastened.min(due_in));
         Stream {
             client,
             outgoing,
@@ -263,6 +265,7 @@ impl Stream {
             Ok(Some(ServerMessage::Bye(Bye { reason, reconnect_after: after }))) => {
                 return Err(Ending::Bye { reason, after });
             }
+            Ok(Some(ServerMessage::Roots(roots))) => return self.change_roots(uplink, roots).await,
             Ok(Some(ServerMessage::Welcome(_))) => return Err(Ending::Lost("a second Welcome".to_owned())),
             Ok(None) => return Err(Ending::Lost("the server closed the stream".to_owned())),
             Err(error) => return Err(self.broken(uplink, memory, error).await),
@@ -359,6 +362,16 @@ impl Stream {
         self.retell_at = Instant::now() + RETELL_PAUSE;
         let is_told = Sight::of(&uplink.facts_now().await?, uplink.outbox.clock_leaps()) == self.told;
         if is_told { Ok(()) } else { Err(Ending::Retold) }
+    }
+
+    /// Trusts other roots from now on, and gets a certificate before its time when that is wanted.
+    async fn change_roots(&mut self, uplink: &Uplink, Roots { roots_der, renewal }: Roots) -> Result<(), Ending> {
+        let identity = self.identity.duplicate().map_err(|error| Ending::Lost(error.to_string()))?;
+        self.identity = uplink.take_roots(identity, roots_der).await?;
+        if let Some(wait) = renewal::hastened(renewal, self.identity.begins_at, dice()) {
+            self.renew_at = self.renew_at.min(Instant::now() + wait);
+        }
+        Ok(())
     }
 
     /// Gets a certificate for a new key. The old one is used until the new one is on disk: its first use ends the old.

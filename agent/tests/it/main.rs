@@ -6,6 +6,7 @@ mod delivery;
 mod destroyed;
 mod distress;
 mod enrolment;
+mod exchange;
 mod fleet;
 mod listeners;
 mod load_walks;

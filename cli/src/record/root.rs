@@ -14,7 +14,22 @@ const FIELDS: &[Field<Root>] = &[
     Field { name: "pin", value: |root, _| pin(root).into() },
     Field { name: "state", value: |root, _| root.state.as_str().into() },
     Field { name: "expires_at", value: |root, _| moment(root.expires_at) },
+    Field { name: "behind_hosts", value: |root, _| root.behind.hosts.into() },
+    Field { name: "behind_operators", value: |root, _| root.behind.operators.into() },
+    Field { name: "behind_names", value: |root, _| names(root).into() },
 ];
+
+/// Those whom the next step waits for, hosts first.
+fn names(root: &Root) -> Vec<String> {
+    root.behind.host_names.iter().chain(&root.behind.operator_names).cloned().collect()
+}
+
+fn waits_for(root: &Root, _view: &View) -> Cell {
+    Cell::new(&match root.state {
+        RootState::Active => "-".to_owned(),
+        RootState::Prepared | RootState::Retiring => root.behind.to_string(),
+    })
+}
 
 fn state_cell(root: &Root, _view: &View) -> Cell {
     let tone = if root.state == RootState::Active { Tone::Good } else { Tone::Plain };
@@ -33,6 +48,7 @@ fn expires(root: &Root, view: &View) -> Cell {
 const COLUMNS: &[Column<Root>] = &[
     column("state", "STATE", &["state"], state_cell),
     column("expires", "EXPIRES", &["expires_at"], expires),
+    column("waits_for", "WAITS FOR", &["behind_hosts", "behind_operators", "behind_names"], waits_for),
     column("pin", "PIN", &["pin"], |root, _| Cell::new(&pin(root))),
 ];
 

@@ -7,6 +7,7 @@ use fleetsock_proto::{
     audit::{self, AuditQuestion},
     backup,
     join::{JoinString, ServerAddress, TokenSecret},
+    root::Stragglers,
     token::{self, Operator},
     wire::{self, admin_server::Admin},
 };
@@ -17,10 +18,12 @@ use super::{
     answering::{Answering, Asked, Messages},
     backups,
     inventory::{into, send_all},
-    peer, roots, status, wording,
+    peer,
+    roots::Exchange,
+    status, wording,
 };
 use crate::{
-    authority::{Authority, RequestedKey},
+    authority::{Authority, RequestedKey, Step},
     backup::{Backups, Wanted},
     history::{Registry, Subject},
     live::{Answers, End, Live},
@@ -43,6 +46,8 @@ pub struct AdminService {
     pub backups: Arc<Backups>,
     /// The way of its answers.
     pub answering: Answering,
+    /// Exchanges the root.
+    pub exchange: Exchange,
     /// How others reach this server.
     pub address: ServerAddress,
     /// The time.
@@ -229,7 +234,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::ListRootsRequest>,
     ) -> Result<Response<wire::ListRootsResponse>, Status> {
-        let roots = roots::list(&self.authority)?;
+        let roots = self.exchange.list().await?;
         self.answering.record(&peer(&request)?, "list roots", String::new(), roots.len()).await?;
         Ok(Response::new(wire::ListRootsResponse { roots: into(roots) }))
     }
@@ -239,8 +244,28 @@ impl Admin for AdminService {
         request: Request<wire::PrepareRootRequest>,
     ) -> Result<Response<wire::PrepareRootResponse>, Status> {
         let by = peer(&request)?.actor((self.clock)());
-        let root = roots::prepare(&self.authority, &self.registry, by).await?;
+        let (root, _) = self.exchange.turn(Step::Prepare, Stragglers::Protect, by).await?;
         Ok(Response::new(wire::PrepareRootResponse { root: Some(root.into()) }))
+    }
+
+    async fn activate_root(
+        &self,
+        request: Request<wire::ActivateRootRequest>,
+    ) -> Result<Response<wire::ActivateRootResponse>, Status> {
+        let by = peer(&request)?.actor((self.clock)());
+        let stragglers = Stragglers::of_wire(request.into_inner().strand);
+        let (root, stranded) = self.exchange.turn(Step::Activate, stragglers, by).await?;
+        Ok(Response::new(wire::ActivateRootResponse { root: Some(root.into()), stranded: Some(stranded.into()) }))
+    }
+
+    async fn retire_root(
+        &self,
+        request: Request<wire::RetireRootRequest>,
+    ) -> Result<Response<wire::RetireRootResponse>, Status> {
+        let by = peer(&request)?.actor((self.clock)());
+        let stragglers = Stragglers::of_wire(request.into_inner().strand);
+        let (root, stranded) = self.exchange.turn(Step::Retire, stragglers, by).await?;
+        Ok(Response::new(wire::RetireRootResponse { root: Some(root.into()), stranded: Some(stranded.into()) }))
     }
 
     async fn abort_root(
@@ -248,7 +273,7 @@ impl Admin for AdminService {
         request: Request<wire::AbortRootRequest>,
     ) -> Result<Response<wire::AbortRootResponse>, Status> {
         let by = peer(&request)?.actor((self.clock)());
-        let root = roots::abort(&self.authority, &self.registry, by).await?;
+        let (root, _) = self.exchange.turn(Step::Abort, Stragglers::Protect, by).await?;
         Ok(Response::new(wire::AbortRootResponse { root: Some(root.into()) }))
     }
 }

@@ -1,21 +1,24 @@
 //! The conversation with an agent. Which host speaks is decided by its certificate, never by what it says.
 
-use std::{convert::Infallible, error::Error as _, net::IpAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, error::Error as _, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
 use fleetsock_proto::{
     host::HostId,
-    stream::{AgentMessage, BatchNumber, Bye, Hello, Nack, PROTOCOL_VERSION, ServerMessage, Welcome},
+    stream::{AgentMessage, BatchNumber, Bye, Hello, Nack, PROTOCOL_VERSION, Roots, ServerMessage, Welcome},
     wire::{self, agent_server::Agent},
 };
 use tokio::{
-    sync::mpsc::{self, error::TrySendError},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
     time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Clock, peer, status};
+use super::{Clock, peer, roots::renewal, status};
 use crate::{
     authority::{Authority, RequestedKey},
     history::{Applied, Contact, History, HistoryError, Presence, Registry, Standing, Subject},
@@ -226,9 +229,11 @@ impl Conversation {
             return Err(self.introduce(hello).await?);
         }
         self.take_the_voice(&hello, live).await?;
+        // Before Welcome says which roots there are, so that no change falls between.
+        let mut told = self.service.live.told();
         self.welcome(hello).await?;
         loop {
-            let message = self.hear(incoming, SILENCE_LIMIT).await?;
+            let message = self.hear_while_telling(incoming, &mut told).await?;
             let now = (self.service.clock)();
             if let Some(rival) = live.heard(now) {
                 self.warn_of_copy(rival).await;
@@ -326,6 +331,24 @@ impl Conversation {
         }
     }
 
+    /// The next message; what every agent is told meanwhile is told.
+    async fn hear_while_telling(
+        &self,
+        incoming: &mut Streaming<wire::SessionRequest>,
+        told: &mut watch::Receiver<Option<Roots>>,
+    ) -> Result<AgentMessage, Over> {
+        let mut hearing = pin!(self.hear(incoming, SILENCE_LIMIT));
+        loop {
+            tokio::select! {
+                message = &mut hearing => return message,
+                Ok(()) = told.changed() => {
+                    let roots = told.borrow_and_update().clone();
+                    roots.map_or(Ok(()), |roots| self.say(ServerMessage::Roots(roots)))?;
+                }
+            }
+        }
+    }
+
     /// Says something without waiting: what an agent sends while nobody reads it would have to be kept.
     fn say(&self, message: ServerMessage) -> Result<(), Over> {
         self.outgoing.try_send(Ok(message.into())).map_err(|error| match error {
@@ -337,7 +360,7 @@ impl Conversation {
     }
 
     async fn welcome(&self, hello: Hello) -> Result<(), Over> {
-        let AgentService { authority, history, heartbeat, clock, .. } = &self.service;
+        let AgentService { authority, history, live, heartbeat, clock, .. } = &self.service;
         let contact = self.contact(hello);
         tracing::info!(host = %self.host, name = contact.facts.name, "agent connected");
         history.record_hello(self.host, contact).await?;
@@ -350,6 +373,7 @@ impl Conversation {
             credit: CREDIT,
             sent_at: clock(),
             roots_der: authority.roots_der(),
+            renewal: renewal(authority, live),
         }))
     }
 

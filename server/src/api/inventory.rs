@@ -1,6 +1,6 @@
 //! Questions of operators: rows in chunks, and what the answer covers at its end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use fleetsock_proto::{
     answer::AnswerMeta,
@@ -14,7 +14,11 @@ use super::{
     answering::{Answering, Asked},
     peer, status, wording,
 };
-use crate::history::{CHUNK_ROWS, History, HistoryError, Rows};
+use crate::{
+    authority::{Authority, RequestedKey},
+    history::{CHUNK_ROWS, History, HistoryError, OperatorRenewal, Rows, Subject},
+    peer::{Caller, Peer},
+};
 
 /// The inventory service.
 pub struct InventoryService {
@@ -22,6 +26,8 @@ pub struct InventoryService {
     pub history: Arc<dyn History>,
     /// The way of its answers.
     pub answering: Answering,
+    /// Makes the next certificates of operators.
+    pub authority: Arc<Authority>,
 }
 
 impl std::fmt::Debug for InventoryService {
@@ -45,6 +51,33 @@ pub(super) async fn send_all<T>(
 
 pub(super) fn into<A: Into<B>, B>(rows: Vec<A>) -> Vec<B> {
     rows.into_iter().map(Into::into).collect()
+}
+
+impl InventoryService {
+    /// The next certificate of whoever asks, with the name and the role of the one that he showed.
+    async fn renew(&self, peer: Peer, csr_der: &[u8]) -> Result<wire::RenewOperatorResponse, Status> {
+        let at = self.answering.now();
+        let by = peer.actor(at);
+        let Caller::Operator { operator, serial } = peer.caller else {
+            return Err(Status::failed_precondition("there is no certificate to renew"));
+        };
+        let Some(before) = self.authority.renew_before() else {
+            return Err(Status::failed_precondition("this certificate need not be renewed"));
+        };
+        let key = RequestedKey::of_request(csr_der).map_err(status::of_authority)?;
+        let subject = Subject::Operator(operator.clone());
+        let issued = self.authority.issue(&subject, &key, at).map_err(status::of_authority)?;
+        let certificate = issued.clone();
+        // Callers see whole seconds of when theirs was made.
+        let made_before = before.plus(Duration::from_secs(1));
+        let renewal = OperatorRenewal { operator, shown: serial, made_before, certificate };
+        self.answering.registry.renew_operator(renewal, by).await.map_err(status::of)?;
+        Ok(wire::RenewOperatorResponse {
+            certificate_chain_der: issued.chain_der,
+            expires_at: Some(issued.expires_at.into()),
+            roots_der: self.authority.roots_der(),
+        })
+    }
 }
 
 #[tonic::async_trait]
@@ -72,6 +105,14 @@ impl Inventory for InventoryService {
                 |rows, meta| wire::ListHostsResponse { hosts: into(rows), meta: meta.map(Into::into) },
             )
             .await
+    }
+
+    async fn renew_operator(
+        &self,
+        request: Request<wire::RenewOperatorRequest>,
+    ) -> Result<Response<wire::RenewOperatorResponse>, Status> {
+        let peer = peer(&request)?;
+        Ok(Response::new(self.renew(peer, &request.into_inner().csr_der).await?))
     }
 
     async fn list_ports(

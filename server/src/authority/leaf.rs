@@ -13,8 +13,6 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 use super::{AuthorityError, Ca, SERVER_LIFE, content, crypto, new_key, params};
 
-const LEAF_FILE: &str = "server-leaf.pem";
-
 /// The server's own certificate.
 pub struct ServerLeaf {
     /// Leaf and issuing CA.
@@ -40,17 +38,16 @@ impl fmt::Debug for ServerLeaf {
 
 /// The server's certificate: the one on disk while it has a third of its life left, else a new one.
 pub(super) fn load_or_make(
-    folder: &Path,
+    path: &Path,
     ca: &Ca,
     trust_domain: &TrustDomain,
     now: Timestamp,
 ) -> Result<ServerLeaf, AuthorityError> {
-    let path = folder.join(LEAF_FILE);
     if path.exists() {
-        let text = private::read(&path)?;
-        let chain = identity::certificates(&text).map_err(content(&path))?;
-        let key = identity::private_key(&text).map_err(content(&path))?;
-        let expires_at = identity::expiry(&chain[0]).map_err(content(&path))?;
+        let text = private::read(path)?;
+        let chain = identity::certificates(&text).map_err(content(path))?;
+        let key = identity::private_key(&text).map_err(content(path))?;
+        let expires_at = identity::expiry(&chain[0]).map_err(content(path))?;
         let made_by_this_ca = chain.get(1) == Some(&ca.certificate);
         let leaf = ServerLeaf { chain, key: key.pkcs8_der().to_vec().into(), expires_at };
         if made_by_this_ca && leaf.has_time_left(now) {
@@ -68,7 +65,7 @@ pub(super) fn load_or_make(
     let text =
         [pem("PRIVATE KEY", key.serialized_der()), pem("CERTIFICATE", leaf.der()), pem("CERTIFICATE", &ca.certificate)]
             .concat();
-    private::write(&path, text.as_bytes())?;
+    private::write(path, text.as_bytes())?;
     let chain = vec![leaf.der().clone(), ca.certificate.clone()];
     Ok(ServerLeaf { chain, key: key.serialize_der().into(), expires_at: now.plus(SERVER_LIFE) })
 }

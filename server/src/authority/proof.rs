@@ -57,10 +57,12 @@ impl Authority {
         Ok(Proven { host, serial: leaf.serial, expires_at: leaf.expires_at })
     }
 
-    /// Whether our CA of agents made the certificate.
+    /// Whether a CA of agents of ours made the certificate.
     fn check_issuer(&self, certificate_der: &[u8], expires_at: Timestamp) -> Result<(), AuthorityError> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.agents_ca().clone()).map_err(wrong)?;
+        for ca in self.agents_cas() {
+            roots.add(ca).map_err(wrong)?;
+        }
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build().map_err(wrong)?;
         let last = expires_at.minus(Duration::from_secs(1)).since(Timestamp::default());

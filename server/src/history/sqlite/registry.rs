@@ -7,6 +7,7 @@ use fleetsock_proto::{
     answer::AnswerMeta,
     audit::{AuditMark, AuditQuestion, AuditRow, AuditVerdict},
     host::{HostId, Warning},
+    root::Behind,
     time::Timestamp,
     token::{Conditions, NewToken, Operator, OperatorCertificate, RevokedOperator, Token, TokenPurpose},
 };
@@ -19,8 +20,8 @@ use super::{
     work::{Work, answer},
 };
 use crate::history::{
-    Actor, AuditEntry, Claim, Contact, HistoryError, Issue, IssuedCertificate, Labels, Registry, Serial, Standing,
-    Subject, adoption::Shown,
+    Actor, AuditEntry, Claim, Contact, HistoryError, Issue, IssuedCertificate, Labels, OperatorRenewal, Registry,
+    Serial, Standing, Subject, adoption::Shown,
 };
 
 mod audit;
@@ -340,6 +341,14 @@ impl Registry for SqliteHistory {
 
     async fn revoke_operator(&self, name: String, reason: String, by: Actor) -> Result<RevokedOperator, HistoryError> {
         self.transact(move |transaction| certificates::revoke_operator(transaction, &name, &reason, &by)).await
+    }
+
+    async fn made_before(&self, at: Timestamp, over: Timestamp, now: Timestamp) -> Result<Behind, HistoryError> {
+        self.transact(move |transaction| Ok(certificates::made_before(transaction, at, over, now)?)).await
+    }
+
+    async fn renew_operator(&self, renewal: OperatorRenewal, by: Actor) -> Result<(), HistoryError> {
+        self.transact(move |transaction| certificates::renew_operator(transaction, &renewal, &by)).await
     }
 
     async fn record(&self, entries: Vec<AuditEntry>) -> Result<(), HistoryError> {

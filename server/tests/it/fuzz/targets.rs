@@ -120,6 +120,9 @@ fn reader(message: &str) -> Option<Read> {
         "ListRootsRequest" => read!(ListRootsRequest),
         "PrepareRootRequest" => read!(PrepareRootRequest),
         "AbortRootRequest" => read!(AbortRootRequest),
+        "ActivateRootRequest" => read!(ActivateRootRequest),
+        "RetireRootRequest" => read!(RetireRootRequest),
+        "RenewOperatorRequest" => read!(RenewOperatorRequest, |it| drop(RequestedKey::of_request(&it.csr_der))),
         "BackupRequest" => read!(BackupRequest, |it| drop(backup::requested(&it))),
         _ => None,
     }

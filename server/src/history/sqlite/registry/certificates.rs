@@ -2,6 +2,7 @@
 
 use fleetsock_proto::{
     host::{HostId, Warning},
+    root::{Behind, NAMES_LIMIT},
     time::Timestamp,
     token::{Operator, OperatorCertificate, RevokedOperator, Role},
 };
@@ -9,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::audit;
 use crate::history::{
-    Actor, HistoryError, IssuedCertificate, Serial, Standing,
+    Actor, HistoryError, IssuedCertificate, OperatorRenewal, Serial, Standing,
     adoption::{Adoption, Holder, Lost, Shown, decide},
     sqlite::{coding, roster::HostEntry},
 };
@@ -254,6 +255,32 @@ fn is_revoked(transaction: &Transaction<'_>, host: HostId) -> Result<bool, rusql
     transaction.query_row(revoked, [host.as_bytes()], |row| row.get("revoked"))
 }
 
+/// Whose certificate in use was made before a moment; see [`crate::history::Registry::made_before`].
+pub(super) fn made_before(
+    main: &Connection,
+    at: Timestamp,
+    over: Timestamp,
+    now: Timestamp,
+) -> Result<Behind, rusqlite::Error> {
+    let hosts = "FROM host_certificates AS c JOIN hosts AS h ON h.id = c.host_id
+         WHERE h.revoked_at_us IS NULL AND c.state = ?3 AND c.issued_at_us < ?1 AND c.expires_at_us > ?2";
+    // An operator who has a newer one knows how to get it; the older one may be that of a machine that is gone.
+    let operators = "FROM (SELECT name FROM operator_certificates
+         WHERE revoked_at_us IS NULL AND expires_at_us > ?2
+         GROUP BY name HAVING max(issued_at_us) < ?1) WHERE ?3 > 0";
+    let counted = |from: &str, ended: Timestamp| -> Result<(u64, Vec<String>), rusqlite::Error> {
+        let asked = params![at.as_micros(), ended.as_micros(), CURRENT];
+        let sql = format!("SELECT count(*) AS number {from}");
+        let count = main.query_row(&sql, asked, |row| coding::unsigned(row, "number"))?;
+        let mut statement = main.prepare(&format!("SELECT name {from} ORDER BY name LIMIT {NAMES_LIMIT}"))?;
+        let names = statement.query_map(asked, |row| row.get("name"))?.collect::<Result<_, _>>()?;
+        Ok((count, names))
+    };
+    let (hosts, host_names) = counted(hosts, over)?;
+    let (operators, operator_names) = counted(operators, now)?;
+    Ok(Behind { hosts, operators, host_names, operator_names })
+}
+
 /// What a certificate of an operator is worth.
 pub(super) fn operator_standing(
     main: &Connection,
@@ -273,6 +300,25 @@ pub(super) fn operator_standing(
         Some(Some(_)) => Standing::Revoked,
         Some(None) => Standing::Good,
     })
+}
+
+/// The next certificate of an operator; see [`crate::history::Registry::renew_operator`].
+pub(super) fn renew_operator(
+    transaction: &Transaction<'_>,
+    renewal: &OperatorRenewal,
+    by: &Actor,
+) -> Result<(), HistoryError> {
+    let OperatorRenewal { operator, shown, made_before, certificate } = renewal;
+    if operator_standing(transaction, operator, shown)? != Standing::Good {
+        return Err(HistoryError::Revoked);
+    }
+    let made_at = "SELECT issued_at_us FROM operator_certificates WHERE serial = ?1";
+    let made_at: i64 = transaction.query_row(made_at, [shown], |row| row.get("issued_at_us"))?;
+    if made_at >= made_before.as_micros() {
+        return Err(HistoryError::Invalid("this certificate need not be renewed".to_owned()));
+    }
+    insert_operator(transaction, operator, certificate, by.at)?;
+    Ok(audit::order(transaction, by, "renew operator", &operator.to_string())?)
 }
 
 /// The certificates of operators that end after a moment, by name, the newest first.
