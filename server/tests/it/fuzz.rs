@@ -1,5 +1,5 @@
 //! No input makes a reader panic, hang or take more memory than it may: join strings, certificate requests, settings, and
-//! every message of the contract.
+//! every message of the contract, those that a server reads and those that it sends: it may be an attacker too.
 //!
 //! Inputs are made from a seed: messages from their descriptors, the rest from good examples, then changed at random. Each
 //! target runs in a process of its own, for a second; `FLEETSOCK_LONG=1` gives it ten minutes. A failure tells the target
@@ -16,6 +16,7 @@ use std::{
 
 use self::{mutation::Random, targets::Target};
 
+mod answers;
 mod messages;
 mod mutation;
 mod targets;

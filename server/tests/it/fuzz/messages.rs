@@ -3,7 +3,7 @@
 use fleetsock_proto::wire;
 use prost::{Message, encoding::encode_varint};
 use prost_types::{
-    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorSet,
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorSet, MethodDescriptorProto,
     field_descriptor_proto::{Label, Type},
 };
 
@@ -22,12 +22,14 @@ impl Contract {
         Contract(FileDescriptorSet::decode(wire::DESCRIPTORS).unwrap())
     }
 
-    /// What every call takes: the service and the name of the message.
-    pub(crate) fn requests(&self) -> Vec<(String, String)> {
+    /// What every call takes and gives: the service and the name of the message.
+    pub(crate) fn messages(&self) -> Vec<(String, String)> {
         let services = self.0.file.iter().flat_map(|file| &file.service);
         let mut all: Vec<(String, String)> = services
             .flat_map(|service| {
-                service.method.iter().map(|method| (service.name().to_owned(), last(method.input_type())))
+                let both = |method: &MethodDescriptorProto| [last(method.input_type()), last(method.output_type())];
+                let names = service.method.iter().flat_map(both);
+                names.map(|name| (service.name().to_owned(), name))
             })
             .collect();
         all.sort();

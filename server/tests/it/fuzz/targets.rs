@@ -5,9 +5,10 @@ use std::path::Path;
 use fleetsock_proto::{
     audit::{self, AuditQuestion},
     backup,
+    client::ANSWER_BYTES_LIMIT,
     join::JoinString,
     question::{self, ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
-    stream::{AgentMessage, ServerMessage},
+    stream::AgentMessage,
     token::{self, Operator},
     wire,
 };
@@ -15,11 +16,12 @@ use fleetsock_server::{authority::RequestedKey, config::Config};
 use prost::Message;
 
 use super::{
+    answers,
     messages::Contract,
     mutation::{Random, mutate},
 };
 
-type Read = Box<dyn Fn(&[u8])>;
+pub(crate) type Read = Box<dyn Fn(&[u8])>;
 type Make = Box<dyn Fn(&mut Random) -> Vec<u8>>;
 
 /// A reader, and how its input is made.
@@ -32,6 +34,10 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    pub(crate) fn new(name: &str, limit: usize, make: Make, read: Read) -> Target {
+        Target { name: name.to_owned(), limit, make, read }
+    }
+
     /// An input: one in eight is as it was made, the others are changed.
     pub(crate) fn input(&self, random: &mut Random) -> Vec<u8> {
         let made = (self.make)(random);
@@ -39,16 +45,17 @@ impl Target {
     }
 }
 
-/// All targets; a call of the contract without one is a panic.
+/// All targets, of what servers read and of what agents and operators read; a call of the contract without one is a panic.
 pub(crate) fn all() -> Vec<Target> {
-    let mut all = vec![join_string(), request(), settings()];
-    let requests = Contract::read().requests();
-    let answers = [("Agent".to_owned(), "SessionResponse".to_owned())];
-    for (service, message) in requests.into_iter().chain(answers) {
-        let read = reader(&message).unwrap_or_else(|| panic!("{message} has no target: add its reader"));
+    let mut all = vec![join_string(), request(), settings(), answers::certificate()];
+    for (service, message) in Contract::read().messages() {
+        let read = reader(&message)
+            .or_else(|| answers::reader(&message))
+            .unwrap_or_else(|| panic!("{message} has no target: add its reader"));
         let limit = match service.as_str() {
             "Enrollment" => 64 * 1024,
             "Agent" => 256 * 1024,
+            _ if message.ends_with("Response") => ANSWER_BYTES_LIMIT,
             _ => 1024 * 1024,
         };
         let (contract, name) = (Contract::read(), message.clone());
@@ -94,7 +101,6 @@ fn reader(message: &str) -> Option<Read> {
             drop(fleetsock_proto::identity::Leaf::parse(&it.certificate_der));
         }),
         "SessionRequest" => read!(SessionRequest, |it| drop(AgentMessage::try_from(it))),
-        "SessionResponse" => read!(SessionResponse, |it| drop(ServerMessage::try_from(it))),
         "RenewCertificateRequest" => {
             read!(RenewCertificateRequest, |it| drop(RequestedKey::of_request(&it.csr_der)))
         }
