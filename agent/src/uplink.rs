@@ -7,10 +7,10 @@ use std::{
 };
 
 use fleetsock_proto::{
-    client::{AgentClient, CallError, ConnectError, renew_expired},
+    client::{AgentClient, CallError, ConnectError, ServerMessages, renew_expired},
     host::{HostFacts, Tier},
     identity::{Identity, IdentityError},
-    stream::{AgentMessage, BatchNumber, Hello, PROTOCOL_VERSION, ServerMessage, Welcome},
+    stream::{AgentMessage, BatchNumber, Hello, Outgoing, PROTOCOL_VERSION, ServerMessage, Welcome},
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -82,6 +82,16 @@ impl Sight {
     fn of(facts: &HostFacts, clock_leaps: u64) -> Sight {
         Sight { tier: facts.tier, reason: facts.tier_reason.clone(), clock_leaps }
     }
+}
+
+/// A stream that was welcomed, before anything is sent on it.
+struct Greeted {
+    client: AgentClient,
+    outgoing: mpsc::Sender<Outgoing>,
+    incoming: ServerMessages,
+    identity: Identity,
+    welcome: Welcome,
+    told: Sight,
 }
 
 /// Counts how often the server refused one item as such.
@@ -171,16 +181,27 @@ impl Uplink {
 
     /// One connection, from its beginning to its end; tells also whether anything was committed.
     async fn connect(&self, memory: &mut Memory, leave: &CancellationToken) -> (Ending, bool) {
-        let opened = tokio::select! {
+        let mut greeted = tokio::select! {
             () = leave.cancelled() => return (Ending::Left, false),
-            opened = self.open() => opened,
+            greeted = self.greet() => greeted,
         };
-        let mut stream = match opened {
-            Ok(stream) => stream,
-            Err(ending) => return (ending, false),
-        };
-        let ending = stream.run(self, memory, leave).await;
-        (ending, stream.committed)
+        let mut committed = false;
+        loop {
+            let mut stream = match greeted {
+                Ok(greeted) => match self.begin(greeted).await {
+                    Ok(stream) => stream,
+                    Err(ending) => return (ending, committed),
+                },
+                Err(ending) => return (ending, committed),
+            };
+            let ending = stream.run(self, memory, leave).await;
+            committed |= stream.committed;
+            // The next stream was there before this one is let go.
+            match stream.next.take() {
+                Some(next) if ending == Ending::Renewed => greeted = Ok(next),
+                _ => return (ending, committed),
+            }
+        }
     }
 
     /// What the host proves itself with. Read anew each time: an operator may have given it another one meanwhile. One that
@@ -206,8 +227,8 @@ impl Uplink {
         Ok(renewed)
     }
 
-    /// Connects, says Hello and hears Welcome.
-    async fn open(&self) -> Result<Stream, Ending> {
+    /// Connects, says Hello and hears Welcome. From then on the server hears this host on this stream and on no other.
+    async fn greet(&self) -> Result<Greeted, Ending> {
         let identity = self.identity().await?;
         let mut client = AgentClient::connect(&identity).await.map_err(of_connect)?;
         let facts = self.facts_now().await?;
@@ -236,10 +257,15 @@ impl Uplink {
             }
             other => return Err(Ending::Lost(format!("the server began with {other:?} in place of Welcome"))),
         };
+        Ok(Greeted { client, outgoing, incoming, identity, welcome, told })
+    }
+
+    /// Goes on with what the server has, on a stream that was welcomed.
+    async fn begin(&self, greeted: Greeted) -> Result<Stream, Ending> {
+        let Greeted { client, outgoing, incoming, identity, welcome, told } = greeted;
         let identity = self.take_roots(identity, welcome.roots_der.clone()).await?;
         self.welcomed(&identity, &welcome).await?;
-        let stream = Stream::new(client, outgoing, incoming, identity, &welcome, told, self.clock);
-        Ok(stream)
+        Ok(Stream::new(client, outgoing, incoming, identity, &welcome, told, self.clock))
     }
 
     /// Trusts the roots that the server hands out, from the next connection on. What cannot be used or kept is told of,
@@ -299,7 +325,7 @@ fn report(before: &Ending, ending: &Ending, wait: Duration) {
     let wait_s = format!("{:.1}", wait.as_secs_f64());
     match ending {
         Ending::Left => {}
-        Ending::Renewed => tracing::info!("connecting again with the new certificate"),
+        Ending::Renewed => tracing::debug!("connecting again with the new certificate"),
         Ending::Retold => tracing::info!("connecting again to say what is not seen now"),
         Ending::Bye { reason, .. } => tracing::info!(reason, wait_s, "the server ended the stream"),
         Ending::Refused(reason) if !matches!(before, Ending::Refused(_)) => tracing::error!(

@@ -71,6 +71,8 @@ struct Streams {
 #[derive(Debug)]
 struct Stream {
     number: u64,
+    /// Serial number of the certificate that it was begun with.
+    serial: Vec<u8>,
     end: watch::Sender<Option<End>>,
     voice: Option<Voice>,
 }
@@ -116,8 +118,8 @@ impl Live {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A host begins a stream; whether it speaks for the host is decided by its Hello.
-    pub fn begin(self: &Arc<Live>, host: HostId) -> LiveStream {
+    /// A host begins a stream with the certificate of that serial number; whether it speaks for the host is decided by its Hello.
+    pub fn begin(self: &Arc<Live>, host: HostId, serial: Vec<u8>) -> LiveStream {
         let mut streams = self.streams();
         streams.begun += 1;
         let number = streams.begun;
@@ -129,7 +131,7 @@ impl Live {
         {
             oldest.end.send_replace(Some(End::Replaced));
         }
-        of_host.push(Stream { number, end: sender, voice: None });
+        of_host.push(Stream { number, serial, end: sender, voice: None });
         LiveStream { live: Arc::clone(self), host, number, end }
     }
 
@@ -187,6 +189,7 @@ impl LiveStream {
         let mut streams = self.live.streams();
         let streams = &mut *streams;
         let of_host = streams.by_host.entry(self.host).or_default();
+        let own_serial = of_host.iter().find(|stream| stream.number == self.number).map(|own| own.serial.clone());
         let mut replaced = false;
         for stream in of_host.iter_mut().filter(|stream| stream.number != self.number) {
             let Some(voice) = &mut stream.voice else { continue };
@@ -194,7 +197,8 @@ impl LiveStream {
                 voice.rival = Some(spot);
                 return Hearing::Occupied { by: voice.spot };
             }
-            replaced |= voice.spot.is_same_machine(spot);
+            // With the next certificate comes the next stream, before the one before is let go.
+            replaced |= voice.spot.is_same_machine(spot) && own_serial.as_ref() == Some(&stream.serial);
             stream.voice = None;
             stream.end.send_replace(Some(End::Replaced));
         }
@@ -313,9 +317,9 @@ mod tests {
     async fn a_second_stream_of_a_machine_ends_the_first_when_it_says_hello() {
         let live = Arc::new(Live::default());
         let host = HostId::random();
-        let first = live.begin(host);
+        let first = live.begin(host, vec![1]);
         assert_eq!(first.speak(spot(1), at(0), PATIENCE), Hearing::Taken);
-        let second = live.begin(host);
+        let second = live.begin(host, vec![1]);
         assert_eq!(*first.end.borrow(), None, "it did not say Hello yet");
         assert_eq!(second.speak(spot(1), at(1), PATIENCE), Hearing::Taken);
         assert_eq!(first.ended().await, End::Replaced);
@@ -331,7 +335,7 @@ mod tests {
     fn of_two_machines_the_first_keeps_the_voice_and_hears_of_the_second() {
         let live = Arc::new(Live::default());
         let host = HostId::random();
-        let (first, second) = (live.begin(host), live.begin(host));
+        let (first, second) = (live.begin(host, vec![1]), live.begin(host, vec![1]));
         assert_eq!(first.speak(spot(1), at(0), PATIENCE), Hearing::Taken);
         assert_eq!(first.heard(at(10)), None);
         assert_eq!(second.speak(spot(2), at(20), PATIENCE), Hearing::Occupied { by: spot(1) });
@@ -344,7 +348,7 @@ mod tests {
     fn a_machine_that_started_again_gets_the_voice_when_the_old_one_is_silent_for_long_enough() {
         let live = Arc::new(Live::default());
         let host = HostId::random();
-        let (before, after) = (live.begin(host), live.begin(host));
+        let (before, after) = (live.begin(host, vec![1]), live.begin(host, vec![1]));
         before.speak(spot(1), at(0), PATIENCE);
         assert_eq!(after.speak(spot(2), at(34), PATIENCE), Hearing::Occupied { by: spot(1) });
         assert_eq!(after.speak(spot(2), at(35), PATIENCE), Hearing::Taken);
@@ -355,10 +359,10 @@ mod tests {
     fn streams_that_replace_each_other_again_and_again_are_noticed() {
         let live = Arc::new(Live::default());
         let host = HostId::random();
-        let mut streams = vec![live.begin(host)];
+        let mut streams = vec![live.begin(host, vec![1])];
         streams[0].speak(spot(1), at(0), PATIENCE);
         let mut next = |second| {
-            streams.push(live.begin(host));
+            streams.push(live.begin(host, vec![1]));
             let hearing = streams[streams.len() - 1].speak(spot(1), at(second), PATIENCE);
             streams.remove(0);
             hearing
@@ -369,12 +373,26 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_with_the_next_certificate_takes_the_voice_and_is_nothing_odd() {
+        let live = Arc::new(Live::default());
+        let host = HostId::random();
+        let mut before = live.begin(host, vec![0]);
+        before.speak(spot(1), at(0), PATIENCE);
+        for serial in 1..10 {
+            let next = live.begin(host, vec![serial]);
+            assert_eq!(next.speak(spot(1), at(serial.into()), PATIENCE), Hearing::Taken);
+            assert_eq!(*before.end.borrow(), Some(End::Replaced));
+            before = next;
+        }
+    }
+
+    #[test]
     fn streams_that_say_nothing_cannot_pile_up() {
         let live = Arc::new(Live::default());
         let host = HostId::random();
-        let speaks = live.begin(host);
+        let speaks = live.begin(host, vec![1]);
         speaks.speak(spot(1), at(0), PATIENCE);
-        let silent: Vec<LiveStream> = (0..10).map(|_| live.begin(host)).collect();
+        let silent: Vec<LiveStream> = (0..10).map(|_| live.begin(host, vec![1])).collect();
         assert_eq!((*speaks.end.borrow(), *silent[0].end.borrow()), (None, Some(End::Replaced)));
         assert_eq!(*silent[9].end.borrow(), None);
     }
@@ -383,7 +401,7 @@ mod tests {
     async fn streams_that_begin_while_the_server_stops_end_at_once() {
         let live = Arc::new(Live::default());
         live.stop();
-        assert_eq!(live.begin(HostId::random()).ended().await, End::Stopping);
+        assert_eq!(live.begin(HostId::random(), vec![1]).ended().await, End::Stopping);
     }
 
     #[tokio::test]

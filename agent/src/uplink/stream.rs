@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CALL_TIMEOUT, Memory, Sight, Uplink,
+    CALL_TIMEOUT, Greeted, Memory, Sight, Uplink,
     delivery::{Delivery, Reaction},
     dice, of_call,
     patience::Ending,
@@ -88,6 +88,8 @@ pub(super) struct Stream {
     last: BatchNumber,
     /// Whether anything was committed.
     pub(super) committed: bool,
+    /// The stream that takes the place of this one.
+    pub(super) next: Option<Greeted>,
 }
 
 impl Stream {
@@ -126,6 +128,7 @@ impl Stream {
             farewell: false,
             last: welcome.last,
             committed: false,
+            next: None,
             identity,
         }
     }
@@ -374,10 +377,19 @@ impl Stream {
         Ok(())
     }
 
-    /// Gets a certificate for a new key. The old one is used until the new one is on disk: its first use ends the old.
+    /// Gets a certificate for a new key, and a stream that speaks with it, while this one is still there. The old one is
+    /// used until the new one is on disk: its first use ends the old.
     async fn renew(&mut self, uplink: &Uplink) -> Result<(), Ending> {
         match self.try_renew(uplink).await {
-            Ok(()) => Err(Ending::Renewed),
+            Ok(()) => {
+                match uplink.greet().await {
+                    Ok(next) => self.next = Some(next),
+                    Err(ending) => {
+                        tracing::info!(?ending, "no second stream with the new certificate: one after the other")
+                    }
+                }
+                Err(Ending::Renewed)
+            }
             Err(problem) => {
                 tracing::warn!(problem, "the certificate was not renewed; it is tried again");
                 self.renew_at = Instant::now() + renewal::RETRY;

@@ -3,7 +3,10 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -56,9 +59,21 @@ pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask:
     answered.await.unwrap_or_else(|_| panic!("never: {what}"))
 }
 
+/// The connections through the wire.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    /// Those that there were.
+    pub(crate) begun: AtomicUsize,
+    /// Those that there are.
+    pub(crate) open: AtomicUsize,
+    /// The fewest that there were at once since this was set to what there are.
+    pub(crate) fewest: AtomicUsize,
+}
+
 /// The wire between agents and the server. Cutting it is what they notice first of a server that stops, so that they
 /// come back by their own patience and not after the longer pause that a stopping server asks for.
 struct Wire {
+    traffic: Arc<Traffic>,
     whole: watch::Sender<bool>,
     carrying: JoinHandle<()>,
 }
@@ -66,10 +81,15 @@ struct Wire {
 impl Wire {
     fn new(listener: TcpListener, server: SocketAddr) -> Wire {
         let (whole, watched) = watch::channel(true);
+        let traffic = Arc::new(Traffic::default());
+        let counted = Arc::clone(&traffic);
         let carrying = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((mut near, _)) = listener.accept().await {
                 let mut watched = watched.clone();
+                let counted = Arc::clone(&counted);
+                counted.begun.fetch_add(1, Ordering::SeqCst);
+                counted.open.fetch_add(1, Ordering::SeqCst);
                 connections.spawn(async move {
                     let carry = async {
                         let mut far = TcpStream::connect(server).await?;
@@ -79,10 +99,12 @@ impl Wire {
                         _ = watched.wait_for(|whole| !whole) => {}
                         _ = carry => {}
                     }
+                    let open = counted.open.fetch_sub(1, Ordering::SeqCst) - 1;
+                    counted.fewest.fetch_min(open, Ordering::SeqCst);
                 });
             }
         });
-        Wire { whole, carrying }
+        Wire { traffic, whole, carrying }
     }
 }
 
@@ -130,6 +152,11 @@ impl Fleet {
         let mut fleet = Fleet { folder, wire: Wire::new(wire, address), address, clock, running: None };
         fleet.serve(listener).await;
         fleet
+    }
+
+    /// What there is between agents and the server.
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.wire.traffic
     }
 
     pub(crate) fn server_state(&self) -> PathBuf {

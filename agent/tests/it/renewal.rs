@@ -1,8 +1,14 @@
-//! A host whose certificate is over comes back by itself, as long as nobody revoked it.
+//! A certificate is renewed without anybody seeing it; a host whose certificate is over comes back by itself, as long as
+//! nobody revoked it.
 
-use std::{net::TcpListener, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{TcpListener, TcpStream},
+    sync::atomic::Ordering,
+    time::Duration,
+};
 
-use fleetsock_proto::time::Timestamp;
+use fleetsock_proto::{host::HostState, time::Timestamp};
 
 use super::fleet::{Agent, Fleet, eager, identity, until};
 
@@ -44,4 +50,52 @@ async fn a_host_that_was_revoked_does_not_come_back_when_its_certificate_is_over
     for agent in agents {
         agent.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_is_seen_by_nobody_no_gap_no_stale_moment_no_row_twice() {
+    let fleet = Fleet::start().await;
+    let state = fleet.enrol("web1").await;
+    let agent = Agent::start(&state, eager("web1"), Timestamp::now);
+    let service = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = service.local_addr().unwrap();
+    until("the service is known", async || fleet.listener(address.port()).await.map(drop)).await;
+    until("the host is heard", async || fleet.online().await.then_some(())).await;
+    let traffic = fleet.traffic();
+    until("nothing but the agent's stream is there", async || (traffic.open.load(Ordering::SeqCst) == 1).then_some(()))
+        .await;
+    traffic.fewest.store(1, Ordering::SeqCst);
+    let begun = traffic.begun.load(Ordering::SeqCst);
+    let before = identity(&state);
+    fleet.local().await.prepare_root().await.unwrap();
+
+    // Something happens all the time, and an operator asks all the time; for a while after the renewal too.
+    let (mut clients, mut after) = (Vec::new(), 0);
+    while after < 20 {
+        clients.push((TcpStream::connect(address).unwrap(), service.accept().unwrap()));
+        let host = fleet.host().await.unwrap();
+        assert_eq!(host.state, HostState::Online);
+        let (ports, _) = fleet.local().await.list_ports(Default::default()).await.unwrap().collect().await.unwrap();
+        assert_eq!(ports.iter().filter(|row| row.port == address.port()).count(), 1);
+        after += usize::from(traffic.begun.load(Ordering::SeqCst) > begun);
+        assert!(clients.len() < 5_000, "it is never renewed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_ne!(identity(&state).serial, before.serial);
+    // The second stream was there before the first was let go, and there was no third.
+    assert_eq!((traffic.begun.load(Ordering::SeqCst), traffic.fewest.load(Ordering::SeqCst)), (begun + 1, 1));
+
+    let ends: BTreeSet<u16> = clients.iter().map(|(client, _)| client.local_addr().unwrap().port()).collect();
+    let rows = until("every session is known", async || {
+        let sessions = fleet.sessions(address.port()).await;
+        let known: BTreeSet<u16> = sessions.iter().flat_map(|row| [row.local.port(), row.peer.port()]).collect();
+        ends.is_subset(&known).then_some(sessions)
+    })
+    .await;
+    let keys: BTreeSet<_> = rows.iter().map(|row| (row.local, row.peer)).collect();
+    assert_eq!(keys.len(), rows.len(), "a session is there twice");
+    let gaps = fleet.gaps().await;
+    assert!(gaps.is_empty(), "{gaps:?}");
+    assert_eq!(fleet.host().await.unwrap().warning, None);
+    agent.stop().await;
 }

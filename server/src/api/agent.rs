@@ -97,7 +97,7 @@ impl Agent for AgentService {
         let peer = peer(&request)?;
         let address = peer.address;
         let (host, serial) = agent(peer)?;
-        let live = self.live.begin(host);
+        let live = self.live.begin(host, serial.clone());
         // Between the policy's look and the line above the host may have been revoked, and nobody would end the stream.
         let admission = match self.registry.host_standing(host, serial).await.map_err(status::of)? {
             Standing::Good => Admission::Free,
