@@ -4,7 +4,8 @@ use std::{env, fs, io::Write, net::SocketAddr, path::PathBuf, time::Duration};
 
 use fleetsock_proto::{
     answer::AnswerMeta,
-    client::{CONNECT_TIMEOUT, OperatorClient},
+    client::{CONNECT_TIMEOUT, CallError, OperatorClient},
+    condition::Condition,
     host::{Host, HostSelector, Tier},
     identity::Identity,
     time::Timestamp,
@@ -202,9 +203,24 @@ async fn check_everything(report: &mut Report<'_>) -> Result<(), Ended> {
             report
                 .add(Check::good("call", format!("context {name} may ask about {}", counted(hosts.len(), "host"))))?;
             report.add(clock)?;
+            report.add(server_itself(client.show_server().await))?;
             fleet(report, &hosts, &meta)
         }
         Err(failure) => report.add(Check::failed("call", &failure)),
+    }
+}
+
+/// What the server says of itself.
+fn server_itself(answer: Result<Condition, CallError>) -> Check {
+    match answer {
+        Ok(Condition { unready, version }) if unready.is_empty() => {
+            Check::good("server", format!("it does its work (version {version})"))
+        }
+        Ok(Condition { unready, .. }) => {
+            let hint = "look at the server: its log, and the room on its disk";
+            Check::wrong("server", unready.join("; "), hint)
+        }
+        Err(error) => Check::warning("server", format!("it does not say how it is: {error}"), ""),
     }
 }
 

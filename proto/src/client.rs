@@ -13,6 +13,7 @@ use crate::{
     answer::{AnswerMeta, Gap},
     audit::{AuditMark, AuditQuestion, AuditRow, AuditVerdict},
     change::ChangeRecord,
+    condition::Condition,
     connection::{Connection, check_expiry},
     host::{Host, HostId, HostSelector},
     identity::{Identity, Key, pin_of},
@@ -326,6 +327,12 @@ impl OperatorClient {
     pub async fn verify_audit(&mut self, mark: Option<AuditMark>) -> Result<AuditVerdict, CallError> {
         let response = self.admin.verify_audit(wire::VerifyAuditRequest::from(mark)).await;
         Ok(AuditVerdict::try_from(self.answered(response)?)?)
+    }
+
+    /// Whether the server does its work.
+    pub async fn show_server(&mut self) -> Result<Condition, CallError> {
+        let response = self.inventory.show_server(wire::ShowServerRequest {}).await;
+        Ok(self.answered(response)?.into())
     }
 
     fn answered<T>(&self, response: Result<tonic::Response<T>, Status>) -> Result<T, CallError> {

@@ -10,6 +10,7 @@ pub mod backup;
 pub mod batch;
 pub mod change;
 pub mod client;
+pub mod condition;
 mod connection;
 pub mod host;
 pub mod identity;

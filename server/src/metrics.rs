@@ -94,6 +94,11 @@ impl HistoryMeters {
         self.full.set(1);
     }
 
+    /// There is room.
+    pub fn found_room(&self) {
+        self.full.set(0);
+    }
+
     /// Whether the disk took nothing when it was last tried.
     pub fn is_full(&self) -> bool {
         self.full.get() == 1

@@ -45,7 +45,7 @@ const RENEWAL: &str = "/fleetsock.v1.Agent/RenewCertificate";
 const SESSION: &str = "/fleetsock.v1.Agent/Session";
 
 /// Every call, and who may make it.
-const TABLE: [(&str, &[Who]); 29] = [
+const TABLE: [(&str, &[Who]); 30] = [
     ("/fleetsock.v1.Enrollment/Enroll", &[Anonymous]),
     ("/fleetsock.v1.Enrollment/RenewExpired", &[Anonymous]),
     ("/fleetsock.v1.Agent/Session", &[Agent]),
@@ -57,6 +57,7 @@ const TABLE: [(&str, &[Who]); 29] = [
     ("/fleetsock.v1.Inventory/ListChanges", &[Viewer, Admin, Local]),
     ("/fleetsock.v1.Inventory/Summarize", &[Viewer, Admin, Local]),
     ("/fleetsock.v1.Inventory/RenewOperator", &[Viewer, Admin, Local]),
+    ("/fleetsock.v1.Inventory/ShowServer", &[Viewer, Admin, Local]),
     ("/fleetsock.v1.Admin/CreateToken", &[Admin, Local]),
     ("/fleetsock.v1.Admin/ListTokens", &[Admin, Local]),
     ("/fleetsock.v1.Admin/RevokeToken", &[Admin, Local]),

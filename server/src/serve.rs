@@ -233,7 +233,12 @@ fn services<S: History + Registry>(
     let backups = Arc::new(Backups::new(Arc::clone(&history), config, Fleet::of(authority)));
     let exchange =
         Exchange::new(Arc::clone(authority), Arc::clone(&registry), Arc::clone(live), shown, config.renewable, *clock);
-    let inventory = InventoryService { history, answering: answering.clone(), authority: Arc::clone(authority) };
+    let inventory = InventoryService {
+        history,
+        answering: answering.clone(),
+        authority: Arc::clone(authority),
+        health: Arc::clone(health),
+    };
     let admin = AdminService {
         authority: Arc::clone(authority),
         registry: Arc::clone(&registry),

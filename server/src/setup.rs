@@ -12,7 +12,7 @@ use crate::{
     config::{CONFIG_FILE, Config, ConfigError, NewFleet},
     history::{
         Bounds,
-        sqlite::{Keeping, OpenError, Options, SqliteHistory},
+        sqlite::{Keeping, OpenError, Options, Reserve, SqliteHistory},
     },
 };
 
@@ -57,7 +57,8 @@ pub fn init(state: &Path, fleet: &NewFleet, now: Timestamp) -> Result<String, Se
 pub fn history_options(config: &Config) -> Options {
     let bounds = Bounds { rows: config.limits.answer_rows, time: config.limits.question };
     let keeping = Keeping { kept: Some(config.kept), ..Keeping::default() };
-    Options { stale_after: config.stale_after, bounds, keeping, ..Options::default() }
+    let reserve = Some(Reserve::default());
+    Options { stale_after: config.stale_after, bounds, keeping, reserve, ..Options::default() }
 }
 
 /// What this machine calls itself.

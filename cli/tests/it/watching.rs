@@ -83,6 +83,9 @@ fn every_metric_that_the_dashboard_and_the_readme_name_is_in_a_scrape_of_a_real_
         names.iter().filter(|name| !shown.contains(&family(name)) && **name != "fleetsock_history_files").collect();
     assert!(left_out.is_empty(), "the dashboard does not show {left_out:?}");
 
+    let doctor = fleet.ask(&["doctor"]);
+    assert!(doctor.out.contains("it does its work (version "), "{doctor:?}");
+
     // The agent goes: it is counted as stale when it is.
     fleet.stop_agent("web1");
     until("it is counted as stale", || {

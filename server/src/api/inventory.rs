@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use fleetsock_proto::{
     answer::AnswerMeta,
+    condition::Condition,
     question::{self, ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
     wire::{self, inventory_server::Inventory},
 };
@@ -16,6 +17,7 @@ use super::{
 };
 use crate::{
     authority::{Authority, RequestedKey},
+    health::Health,
     history::{CHUNK_ROWS, History, HistoryError, OperatorRenewal, Rows, Subject},
     peer::{Caller, Peer},
 };
@@ -28,6 +30,8 @@ pub struct InventoryService {
     pub answering: Answering,
     /// Makes the next certificates of operators.
     pub authority: Arc<Authority>,
+    /// How the server is.
+    pub health: Arc<Health>,
 }
 
 impl std::fmt::Debug for InventoryService {
@@ -88,6 +92,15 @@ impl Inventory for InventoryService {
     type ListCoverageStream = Messages<wire::ListCoverageResponse>;
     type ListChangesStream = Messages<wire::ListChangesResponse>;
     type SummarizeStream = Messages<wire::SummarizeResponse>;
+
+    // Like the health service it tells nothing of the fleet, and is not in the audit log.
+    async fn show_server(
+        &self,
+        _request: Request<wire::ShowServerRequest>,
+    ) -> Result<Response<wire::ShowServerResponse>, Status> {
+        let unready = self.health.unready().await.iter().map(ToString::to_string).collect();
+        Ok(Response::new(Condition { unready, version: env!("CARGO_PKG_VERSION").to_owned() }.into()))
+    }
 
     async fn list_hosts(
         &self,

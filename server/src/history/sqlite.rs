@@ -29,6 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    ballast::Ballast,
     database::{Database, Files},
     questions::{Readers, changes, coverage, ports, sessions, summary},
     roster::Roster,
@@ -42,6 +43,7 @@ use super::{
 };
 use crate::metrics::HistoryMeters;
 
+mod ballast;
 mod coding;
 mod copy;
 mod database;
@@ -59,6 +61,7 @@ mod work;
 mod writer;
 
 pub use self::{
+    ballast::Reserve,
     copy::verify,
     database::{Locked, OpenError},
     parts::Keeping,
@@ -88,6 +91,8 @@ pub struct Options {
     pub clock: fn() -> Timestamp,
     /// Cancelled when the disk failed in a way that leaves unknown what is stored: the process must not go on.
     pub failure: CancellationToken,
+    /// Room that is kept for the end; absent when nothing is.
+    pub reserve: Option<Reserve>,
     /// What is counted.
     pub meters: HistoryMeters,
 }
@@ -101,6 +106,7 @@ impl Default for Options {
             sealing: Sealing::default(),
             clock: Timestamp::now,
             failure: CancellationToken::new(),
+            reserve: None,
             meters: HistoryMeters::default(),
         }
     }
@@ -129,13 +135,17 @@ impl std::fmt::Debug for SqliteHistory {
 impl SqliteHistory {
     /// Opens the history in a folder, which is made if it is not there. Nobody else can open it meanwhile.
     pub fn open(folder: &Path, options: Options) -> Result<SqliteHistory, OpenError> {
+        let mut ballast = Ballast::of(folder, options.reserve);
         let database = Database::open(folder, options.keeping, (options.clock)())?;
         let roster =
             Arc::new(Roster::load(&database.main, &database.day, options.stale_after).map_err(|e| database.failed(e))?);
         let lost = restored::lost(&database.main).map_err(|error| database.failed(error))?;
         let files = database.files();
         let (work, orders) = mpsc::channel(QUEUE);
-        let writer = Writer::new(database, Arc::clone(&roster), options.clone());
+        let writer = {
+            ballast.put();
+            Writer::new(database, Arc::clone(&roster), ballast, options.clone())
+        };
         let thread = std::thread::Builder::new()
             .name("history-writer".to_owned())
             .spawn(move || writer.run(orders))

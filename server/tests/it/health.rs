@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Asks over plain HTTP; the status and the body.
-async fn get(from: SocketAddr, request: &str) -> (u16, String) {
+pub(crate) async fn get(from: SocketAddr, request: &str) -> (u16, String) {
     let mut tcp = TcpStream::connect(from).await.unwrap();
     tcp.write_all(format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
     let mut answer = Vec::new();

@@ -22,7 +22,9 @@ use self::{
     sessions::Sessions,
 };
 use super::{
-    Options, coding,
+    Options,
+    ballast::{Ballast, Room},
+    coding,
     database::{Database, is_fatal},
     roster::{Roster, store_hello},
     work::{Reply, Work, answer},
@@ -54,6 +56,7 @@ pub(super) struct Writer {
     /// When it was last looked what is too old.
     swept_at: Option<Timestamp>,
     failure: CancellationToken,
+    ballast: Ballast,
     meters: HistoryMeters,
 }
 
@@ -82,10 +85,10 @@ struct Group {
 }
 
 impl Writer {
-    pub(super) fn new(database: Database, roster: Arc<Roster>, options: Options) -> Writer {
+    pub(super) fn new(database: Database, roster: Arc<Roster>, ballast: Ballast, options: Options) -> Writer {
         let Options { clock, failure, meters, .. } = options;
         let (cursors, programs) = (HashMap::new(), Programs::default());
-        Writer { database, roster, cursors, programs, clock, swept_at: None, failure, meters }
+        Writer { database, roster, cursors, programs, clock, swept_at: None, failure, ballast, meters }
     }
 
     /// Works until nobody can bring more work.
@@ -103,7 +106,9 @@ impl Writer {
 
     /// Does one piece of work, and for a batch as many of those that follow as fit; gives back what did not.
     fn handle(&mut self, work: Work, orders: &mut mpsc::Receiver<Work>) -> Result<Option<Work>, HistoryError> {
+        let room = self.look_for_room();
         match work {
+            Work::Batch { reply, .. } if room == Room::Low => answer(reply, Err(HistoryError::Full)),
             Work::Batch { host, batch, reply } => return self.group(host, *batch, reply, orders),
             Work::Gap { host, gap, reply } => answer(reply, self.store_gap(host, gap)),
             Work::LastBatch { host, reply } => {
@@ -115,6 +120,17 @@ impl Writer {
             Work::Main(transaction) => transaction(&mut self.database.main, &self.roster),
         }
         Ok(None)
+    }
+
+    fn look_for_room(&mut self) -> Room {
+        let room = self.ballast.room(Instant::now());
+        match room {
+            Room::Low => self.meters.found_full(),
+            // Without a ballast it is a full disk until something is stored.
+            Room::Enough if self.ballast.watches() => self.meters.found_room(),
+            Room::Enough => {}
+        }
+        room
     }
 
     fn group(
@@ -160,6 +176,7 @@ impl Writer {
                 let why = if fatal { HistoryError::Closed } else { HistoryError::from(error) };
                 if matches!(why, HistoryError::Full) {
                     self.meters.found_full();
+                    self.ballast.found_full();
                 }
                 for (reply, _) in group.replies {
                     answer(reply, Err(why.clone()));

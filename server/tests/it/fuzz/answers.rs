@@ -116,6 +116,7 @@ pub(crate) fn reader(message: &str) -> Option<Read> {
         "ListCoverageResponse" => rows!(ListCoverageResponse, gaps, Gap),
         "ListChangesResponse" => rows!(ListChangesResponse, changes, ChangeRecord),
         "SummarizeResponse" => rows!(SummarizeResponse, sums, Sum),
+        "ShowServerResponse" => read!(ShowServerResponse, |it| drop(fleetsock_proto::condition::Condition::from(it))),
         "ListAuditResponse" => rows!(ListAuditResponse, rows, AuditRow),
         "CreateTokenResponse" => read!(CreateTokenResponse, |it| drop(it.token.map(Token::try_from))),
         "ListTokensResponse" => {

@@ -124,6 +124,7 @@ fn reader(message: &str) -> Option<Read> {
         "ListAuditRequest" => read!(ListAuditRequest, |it| drop(AuditQuestion::try_from(it))),
         "VerifyAuditRequest" => read!(VerifyAuditRequest, |it| drop(audit::mark(&it))),
         "ListRootsRequest" => read!(ListRootsRequest),
+        "ShowServerRequest" => read!(ShowServerRequest),
         "PrepareRootRequest" => read!(PrepareRootRequest),
         "AbortRootRequest" => read!(AbortRootRequest),
         "ActivateRootRequest" => read!(ActivateRootRequest),
