@@ -285,6 +285,8 @@ impl Agent {
                 match incoming.next().await.ok()?? {
                     ServerMessage::Ack(ack) if ack == number => break,
                     ServerMessage::Credit(_) => {}
+                    // The server is stopped and started again.
+                    ServerMessage::Bye(_) => return None,
                     other => {
                         eprintln!("agent {}: {other:?}", self.number);
                         return None;
