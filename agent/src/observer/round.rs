@@ -259,7 +259,7 @@ impl Round {
         losses.add(Loss::Walk, report.unreadable.saturating_sub(self.report.unreadable));
         losses.add(Loss::Walk, report.interrupted);
         self.report = report;
-        for (topic, remark) in remarks(survey, &self.observer.surveyor.unsupported()) {
+        for (topic, remark) in remarks(survey) {
             self.observer.remarks.make(topic, remark);
         }
         if let Some(error) = &survey.stranded {

@@ -1,17 +1,14 @@
 //! What a survey did not see, in words for the remarks. Pure.
 
-use fleetsock_proto::socket::Protocol;
-
 use crate::{capture::SurveyReport, remarks::Topic};
 
-/// What is to be said on each topic; nothing where nothing is missing. `unsupported` are protocols that the kernel has not.
-pub(super) fn remarks(survey: &SurveyReport, unsupported: &[Protocol]) -> [(Topic, Option<String>); 3] {
+/// What is to be said on each topic; nothing where nothing is missing. A protocol that the kernel has not is not missing: no
+/// socket of it can be there.
+pub(super) fn remarks(survey: &SurveyReport) -> [(Topic, Option<String>); 3] {
     let portless = survey.portless_unseen().map(|error| format!("raw and packet sockets are not seen: {error}"));
     let unix = survey.unix_unseen().map(|error| format!("UNIX sockets are not seen: {error}"));
     let unlisted = survey.others_unseen().map(|error| format!("SCTP and DCCP sockets are not seen: {error}"));
-    let missing: Vec<String> = unsupported.iter().map(|protocol| protocol.as_str().to_uppercase()).collect();
-    let missing = (!missing.is_empty()).then(|| format!("{}: not supported by the kernel", missing.join(", ")));
-    [(Topic::Portless, portless), (Topic::Unix, unix), (Topic::Transports, unlisted.or(missing))]
+    [(Topic::Portless, portless), (Topic::Unix, unix), (Topic::Transports, unlisted)]
 }
 
 #[cfg(test)]
@@ -21,9 +18,9 @@ mod tests {
     use super::*;
     use crate::capture::{CaptureError, Coverage, WalkReport, Walked};
 
-    fn told(walked: Walked, unsupported: &[Protocol]) -> Vec<String> {
+    fn told(walked: Walked) -> Vec<String> {
         let survey = SurveyReport { walked: [(1, walked)].into(), ..SurveyReport::default() };
-        remarks(&survey, unsupported).into_iter().filter_map(|(_, remark)| remark).collect()
+        remarks(&survey).into_iter().filter_map(|(_, remark)| remark).collect()
     }
 
     #[test]
@@ -37,15 +34,13 @@ mod tests {
             unix: Ok(()),
         };
         let nothing: [&str; 0] = [];
-        assert_eq!(told(whole, &[]), nothing);
-        let both = [Protocol::Sctp, Protocol::Dccp];
-        assert_eq!(told(whole, &both), ["SCTP, DCCP: not supported by the kernel"]);
+        assert_eq!(told(whole), nothing);
         for (walked, begins) in [
             (Walked { portless: refused, ..whole }, "raw and packet sockets are not seen: "),
             (Walked { unix: refused, ..whole }, "UNIX sockets are not seen: "),
             (Walked { others: refused, ..whole }, "SCTP and DCCP sockets are not seen: "),
         ] {
-            let told = told(walked, &[]);
+            let told = told(walked);
             assert!(told.len() == 1 && told[0].starts_with(begins), "{told:?}");
         }
     }
