@@ -1,6 +1,6 @@
 //! `fleetctl export`: every session of a time into a file, however many they are, for those who look further elsewhere.
 //!
-//! A server bounds its answers, so that it is asked for one page after the other ([`pages`]). The file gets its name when
+//! A server bounds its answers, so that it is asked for one page after the other (`pages`). The file gets its name when
 //! it is whole.
 
 use std::{

@@ -12,7 +12,7 @@ use std::{
 /// Largest private file that is read, bytes: some certificates and a key.
 pub const PRIVATE_FILE_LIMIT: u64 = 256 * 1024;
 
-/// How the name of a file ends that [`write`] did not bring to its end, in place of the file's own ending.
+/// How the name of a file ends that [`write()`] did not bring to its end, in place of the file's own ending.
 pub const UNFINISHED: &str = ".partial";
 
 /// Why a private file or folder is not used.
