@@ -46,6 +46,10 @@ static SESSION: LazyLock<PathAndQuery> = LazyLock::new(|| PathAndQuery::from_sta
 /// Largest message that an operator's client takes, bytes. A server's chunks stay far below.
 pub const ANSWER_BYTES_LIMIT: usize = 4 * 1024 * 1024;
 
+/// Largest message that an agent takes, and that anybody takes of which certificates are a part, bytes: a few of them, and
+/// a word. Within a larger one a hostile server could pack millions of empty ones, each of which takes room.
+pub const CERTIFICATES_BYTES_LIMIT: usize = 64 * 1024;
+
 /// Trades a token for an identity. The key never leaves this process.
 ///
 /// `host_name` is what the host calls itself; operators leave it empty.
@@ -57,11 +61,8 @@ pub async fn enroll(join: &JoinString, host_name: &str, key: Key) -> Result<Iden
         csr_der: key.request_der()?,
         host_name: host_name.to_owned(),
     };
-    let response = EnrollmentClient::new(connection.channel.clone())
-        .enroll(request)
-        .await
-        .map_err(|status| connection.call_error(status))?
-        .into_inner();
+    let response =
+        enrollment(&connection).enroll(request).await.map_err(|status| connection.call_error(status))?.into_inner();
     // While a root takes the place of another, the join string may be of either.
     let told = std::iter::once(&response.root_der).chain(&response.roots_der);
     let pins = told.map(|root| pin_of(root)).collect::<Result<Vec<_>, _>>()?;
@@ -87,7 +88,7 @@ pub async fn renew_expired(identity: &Identity) -> Result<Identity, ConnectError
         signature: identity.sign_renewal(&csr_der)?,
         csr_der,
     };
-    let response = EnrollmentClient::new(connection.channel.clone())
+    let response = enrollment(&connection)
         .renew_expired(request)
         .await
         .map_err(|status| connection.call_error(status))?
@@ -95,6 +96,10 @@ pub async fn renew_expired(identity: &Identity) -> Result<Identity, ConnectError
     let mut renewed = identity.renewed(response.certificate_chain_der, key)?;
     renewed.trust(&response.roots_der)?;
     Ok(renewed)
+}
+
+fn enrollment(connection: &Connection) -> EnrollmentClient<tonic::transport::Channel> {
+    EnrollmentClient::new(connection.channel.clone()).max_decoding_message_size(CERTIFICATES_BYTES_LIMIT)
 }
 
 async fn identified(identity: &Identity) -> Result<Connection, ConnectError> {
@@ -125,7 +130,8 @@ impl AgentClient {
     /// Connects with the identity of an agent.
     pub async fn connect(identity: &Identity) -> Result<AgentClient, ConnectError> {
         let connection = identified(identity).await?;
-        let client = agent_client::AgentClient::new(connection.channel.clone());
+        let client = agent_client::AgentClient::new(connection.channel.clone())
+            .max_decoding_message_size(CERTIFICATES_BYTES_LIMIT);
         Ok(AgentClient { connection, client })
     }
 
@@ -136,7 +142,8 @@ impl AgentClient {
     ) -> Result<ServerMessages, CallError> {
         let outgoing = ReceiverStream::new(outgoing).map(|message| PackedRequest::from(message.into()));
         let opened = async {
-            let mut grpc = Grpc::new(self.connection.channel.clone());
+            let channel = self.connection.channel.clone();
+            let mut grpc = Grpc::new(channel).max_decoding_message_size(CERTIFICATES_BYTES_LIMIT);
             grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
             let codec = ProstCodec::<PackedRequest, wire::SessionResponse>::default();
             grpc.streaming(outgoing.into_streaming_request(), SESSION.clone(), codec).await
@@ -279,7 +286,8 @@ impl OperatorClient {
     pub async fn issue_operator(&mut self, operator: Operator) -> Result<Identity, ConnectError> {
         let key = Key::generate()?;
         let request = wire::IssueOperatorRequest { operator: Some(operator.into()), csr_der: key.request_der()? };
-        let response = self.admin.issue_operator(request).await;
+        let admin = self.admin.clone();
+        let response = admin.max_decoding_message_size(CERTIFICATES_BYTES_LIMIT).issue_operator(request).await;
         let response = self.answered(response)?;
         let address = response.address.parse().map_err(|error: crate::join::InvalidServerAddress| {
             CallError::from(InvalidMessage::new("IssueOperatorResponse.address", error.to_string()))

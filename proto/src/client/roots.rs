@@ -7,7 +7,7 @@ use std::sync::{
 
 use tonic::metadata::MetadataMap;
 
-use super::{CallError, ConnectError, OperatorClient, Target};
+use super::{CERTIFICATES_BYTES_LIMIT, CallError, ConnectError, OperatorClient, Target};
 use crate::{
     InvalidMessage,
     identity::{Identity, Key},
@@ -39,8 +39,9 @@ pub async fn renew_operator(identity: &Identity) -> Result<Identity, ConnectErro
     let key = Key::generate()?;
     let request = wire::RenewOperatorRequest { csr_der: key.request_der()? };
     let copy = identity.duplicate()?;
-    let mut client = OperatorClient::connect(Target::Remote(Box::new(copy))).await?;
-    let response = client.inventory.renew_operator(request).await;
+    let client = OperatorClient::connect(Target::Remote(Box::new(copy))).await?;
+    let inventory = client.inventory.clone();
+    let response = inventory.max_decoding_message_size(CERTIFICATES_BYTES_LIMIT).renew_operator(request).await;
     let response = client.answered(response)?;
     let mut renewed = identity.renewed(response.certificate_chain_der, key)?;
     if renewed.spiffe_id != identity.spiffe_id {

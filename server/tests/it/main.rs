@@ -16,6 +16,7 @@ mod fuzz;
 mod greed;
 mod health;
 mod history;
+mod impostors;
 mod keeping;
 mod model;
 mod rates;

@@ -5,7 +5,7 @@ use std::path::Path;
 use fleetsock_proto::{
     audit::{self, AuditQuestion},
     backup,
-    client::ANSWER_BYTES_LIMIT,
+    client::{ANSWER_BYTES_LIMIT, CERTIFICATES_BYTES_LIMIT},
     join::JoinString,
     question::{self, ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
     stream::AgentMessage,
@@ -54,7 +54,11 @@ pub(crate) fn all() -> Vec<Target> {
             .unwrap_or_else(|| panic!("{message} has no target: add its reader"));
         let limit = match service.as_str() {
             "Enrollment" => 64 * 1024,
+            "Agent" if message.ends_with("Response") => CERTIFICATES_BYTES_LIMIT,
             "Agent" => 256 * 1024,
+            _ if ["RenewOperatorResponse", "IssueOperatorResponse"].contains(&message.as_str()) => {
+                CERTIFICATES_BYTES_LIMIT
+            }
             _ if message.ends_with("Response") => ANSWER_BYTES_LIMIT,
             _ => 1024 * 1024,
         };

@@ -1,0 +1,122 @@
+//! A server that is not the one it seems to be gets nothing out of a client.
+
+use std::{sync::Arc, time::Duration};
+
+use fleetsock_proto::{
+    client::{AgentClient, ConnectError, OperatorClient, Target, enroll},
+    identity::{Identity, Key},
+    join::JoinString,
+    time::Timestamp,
+    tls,
+    token::Role,
+};
+use rustls::ServerConfig;
+use tokio::{io::AsyncReadExt, net::TcpListener, task::JoinHandle};
+use tokio_rustls::TlsAcceptor;
+
+use crate::fleet::Fleet;
+
+/// Serves with the certificate of a client of the fleet, its root beside it; gives how many bytes it was told in the end.
+fn impostor(listener: TcpListener, stolen: &Identity) -> JoinHandle<usize> {
+    let mut chain = stolen.chain().to_vec();
+    chain.extend(stolen.roots().iter().cloned());
+    let mut config = ServerConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, stolen.private_key())
+        .unwrap();
+    config.alpn_protocols = vec![tls::ALPN_H2.to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let Ok(mut stream) = acceptor.accept(tcp).await else { return 0 };
+        let mut told = Vec::new();
+        stream.read_to_end(&mut told).await.ok();
+        told.len()
+    })
+}
+
+#[tokio::test]
+async fn the_certificate_of_an_agent_or_an_operator_makes_no_server_and_no_secret_is_told() {
+    let fleet = Fleet::start().await;
+    let (agent, admin) = (fleet.agent("web1").await, fleet.operator("root", Role::Admin).await);
+    let join: JoinString = fleet.join(1).await.parse().unwrap();
+    for (what, stolen) in [("an agent's", &agent), ("an admin's", &admin)] {
+        for (who, attempt) in [("a newcomer", 0), ("an agent", 1), ("an operator", 2)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let astray: fleetsock_proto::join::ServerAddress =
+                listener.local_addr().unwrap().to_string().parse().unwrap();
+            let served = impostor(listener, stolen);
+            let lured = |identity: &Identity| {
+                let mut lured = identity.duplicate().unwrap();
+                lured.address = astray.clone();
+                lured
+            };
+            let error = match attempt {
+                0 => {
+                    let join = JoinString { address: astray.clone(), ..join.clone() };
+                    enroll(&join, "web2", Key::generate().unwrap()).await.map(drop).unwrap_err()
+                }
+                1 => AgentClient::connect(&lured(&agent)).await.map(drop).unwrap_err(),
+                _ => {
+                    let target = Target::Remote(Box::new(lured(&admin)));
+                    OperatorClient::connect(target).await.map(drop).unwrap_err()
+                }
+            };
+            assert!(matches!(error, ConnectError::NotTrusted { .. }), "{who} with {what} certificate: {error:?}");
+            assert_eq!(served.await.unwrap(), 0, "{who} with {what} certificate");
+        }
+    }
+    // The token was shown to nobody.
+    enroll(&join, "web2", Key::generate().unwrap()).await.unwrap();
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn a_newcomer_whose_clock_is_a_year_off_is_told_that_it_may_be_his_clock() {
+    let year = Duration::from_secs(365 * 86_400);
+    for (at, words) in [
+        (Timestamp::now().plus(year), "not valid yet (or this machine's clock is wrong)"),
+        (Timestamp::now().minus(year), "expired (or this machine's clock is wrong)"),
+    ] {
+        let fleet = Fleet::start_as_of(at, |_| {}).await;
+        let join: JoinString = fleet.join(1).await.parse().unwrap();
+        let error = enroll(&join, "web1", Key::generate().unwrap()).await.unwrap_err();
+        assert!(matches!(&error, ConnectError::NotTrusted { problem, .. } if problem.contains(words)), "{error:?}");
+        fleet.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_thousand_silent_connections_are_closed_within_five_seconds_while_an_agent_is_heard() {
+    let fleet = Fleet::start().await;
+    let identity = fleet.agent("web1").await;
+    let mut speaker = crate::speaker::Speaker::welcomed(&identity, "web1", 1).await;
+    let mut silent = tokio::task::JoinSet::new();
+    for number in 0..2_000_u32 {
+        // From many addresses, so that the limit of one is not what closes them; one after the other, so that none waits
+        // where the server does not see it, in the kernel's queue.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        let [_, _, high, low] = (number / 8 + 2).to_be_bytes();
+        socket.bind(std::net::SocketAddr::from(([127, 1, high, low], 0))).unwrap();
+        let mut stream = socket.connect(fleet.address).await.unwrap();
+        silent.spawn(async move {
+            let begun = tokio::time::Instant::now();
+            let read = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut [0; 16])).await;
+            assert_eq!(read.expect("it is closed").unwrap_or(0), 0);
+            // Five, and what a machine that is busy adds.
+            assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        });
+    }
+    while !silent.is_empty() {
+        assert!(speaker.send(16).await);
+        speaker.acknowledged().await.unwrap();
+        tokio::select! {
+            Some(closed) = silent.join_next() => closed.unwrap(),
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        }
+    }
+    drop(fleet.agent("web2").await);
+    fleet.stop().await;
+}
