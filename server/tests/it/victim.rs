@@ -33,6 +33,11 @@ const DOMAIN: &str = "fleetsock.internal";
 impl Victim {
     /// None when there is no Python.
     pub(crate) async fn start() -> Option<Victim> {
+        Victim::start_with(20_000).await
+    }
+
+    /// One that may have so many files and connections open.
+    pub(crate) async fn start_with(descriptors: u32) -> Option<Victim> {
         if Command::new("python3").arg("--version").output().is_err() {
             crate::tell("skipped: there is no python3");
             return None;
@@ -48,8 +53,9 @@ impl Victim {
         };
         setup::init(&state, &fleet, fleetsock_proto::time::Timestamp::now()).unwrap();
         let config = Config::load(&state, None).unwrap();
-        let mut server = Command::new(env!("CARGO_BIN_EXE_fleetsock-server"))
-            .args(["serve", "--state"])
+        let mut server = Command::new("sh")
+            .args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &descriptors.to_string()])
+            .args([env!("CARGO_BIN_EXE_fleetsock-server"), "serve", "--state"])
             .arg(&state)
             .env("FLEETSOCK_LOG", "warn")
             .stderr(Stdio::null())
@@ -99,6 +105,11 @@ impl Victim {
             line.trim().trim_end_matches(" kB").trim().parse().unwrap()
         };
         (kib("VmHWM:"), kib("VmRSS:"))
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        self.config.listen
     }
 
     pub(crate) async fn local(&self) -> OperatorClient {
