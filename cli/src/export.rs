@@ -257,14 +257,18 @@ impl Export {
         render: &mut dyn Render<Session>,
     ) -> Result<Page, Told> {
         let mut answer = self.client.list_sessions(pages.ask(&self.question)).await?;
+        let mut begun = false;
         loop {
             let rows = match answer.next().await {
                 Ok(Some(rows)) => pages.take(rows),
                 Ok(None) if answer.meta().is_some_and(|meta| meta.truncated) => return Ok(Page::BrokeOff),
                 Ok(None) => return Ok(Page::Last),
                 Err(CallError::TooSlow(_)) => return Ok(Page::BrokeOff),
+                // Not the same page again: a part of it is written.
+                Err(CallError::TooMuch(_)) if begun => return Ok(Page::BrokeOff),
                 Err(error) => return Err(error.into()),
             };
+            begun = true;
             self.sessions += rows.len() as u64;
             render.rows(&rows, target.out(invocation)).map_err(Ended::from)?;
             invocation.console.progress(&self.progress(pages.at()));

@@ -12,7 +12,7 @@ use crate::{
     config::{CONFIG_FILE, Config, ConfigError, NewFleet},
     history::{
         Bounds,
-        sqlite::{Keeping, OpenError, Options, Reserve, SqliteHistory},
+        sqlite::{Keeping, OpenError, Options, Reserve, Sealing, SqliteHistory},
     },
 };
 
@@ -58,7 +58,8 @@ pub fn history_options(config: &Config) -> Options {
     let bounds = Bounds { rows: config.limits.answer_rows, time: config.limits.question };
     let keeping = Keeping { kept: Some(config.kept), ..Keeping::default() };
     let reserve = Some(Reserve::default());
-    Options { stale_after: config.stale_after, bounds, keeping, reserve, ..Options::default() }
+    let sealing = Sealing::beside(config.limits.question);
+    Options { stale_after: config.stale_after, bounds, keeping, sealing, reserve, ..Options::default() }
 }
 
 /// What this machine calls itself.

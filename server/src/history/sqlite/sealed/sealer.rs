@@ -40,6 +40,15 @@ pub struct Sealing {
     pub stays: Duration,
 }
 
+impl Sealing {
+    /// The usual way, where questions take at most so long.
+    pub fn beside(question: Duration) -> Sealing {
+        let usual = Sealing::default();
+        // A question that began just before the exchange opens the file late, and more than once.
+        Sealing { stays: usual.stays.max(question.saturating_mul(2)), ..usual }
+    }
+}
+
 impl Default for Sealing {
     fn default() -> Sealing {
         Sealing { pause: Duration::from_secs(1), stays: Duration::from_secs(90) }
@@ -166,5 +175,19 @@ impl Turns {
                 }
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_stays_for_longer_than_any_question_takes() {
+        for seconds in [1, 30, 90, 3600] {
+            let question = Duration::from_secs(seconds);
+            assert!(Sealing::beside(question).stays > question, "{seconds}");
+        }
+        assert_eq!(Sealing::beside(Duration::from_secs(30)), Sealing::default());
     }
 }
