@@ -15,7 +15,7 @@ use clap::Args;
 use fleetsock_proto::{
     answer::AnswerMeta,
     client::{CallError, OperatorClient},
-    question::{SessionQuestion, SessionTime},
+    question::{Pairing, SessionQuestion, SessionTime},
     session::Session,
     time::Timestamp,
 };
@@ -59,6 +59,9 @@ pub struct Arguments {
     /// ... and until then [default: now].
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, help_heading = "Filters")]
     until: Option<String>,
+    /// Find the process at the other end where that is in the fleet, which takes longer.
+    #[arg(long, hide_short_help = true)]
+    both_ends: bool,
     /// Overwrite the file.
     #[arg(long)]
     force: bool,
@@ -84,8 +87,9 @@ pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Ex
     let selection = Selection::new(&invocation.options.columns, format, arguments.sessions.filter.left_out())?;
     refuse_what_is_there(&arguments.file, arguments.force)?;
     let time = SessionTime::Within { since, until: Some(until) };
-    let (client, question) =
-        arguments.sessions.ask(invocation, SessionQuestion { time, ..SessionQuestion::default() }).await?;
+    let pairing = if arguments.both_ends { Pairing::Always } else { Pairing::Never };
+    let asked = SessionQuestion { time, pairing, ..SessionQuestion::default() };
+    let (client, question) = arguments.sessions.ask(invocation, asked).await?;
     let target = Target::open(&arguments.file)?;
     let mut export = Export { client, question, since, until, sessions: 0 };
     let style = Style {

@@ -1,13 +1,17 @@
 //! What an answer covers and what it does not, in a line or two for people.
 
-use fleetsock_proto::answer::{AnswerMeta, Gap};
+use fleetsock_proto::answer::{AnswerMeta, Gap, OtherEnds};
 
 use crate::{
     Invocation,
     clock::{self, Clock},
     failure::Exit,
+    render::Format,
     sanitise::sanitise,
 };
+
+/// What is said where the processes of peers are missing.
+const NOT_LOOKED_FOR: &str = "the other ends of these sessions were not looked for (--both-ends)";
 
 /// Names of stale hosts, and gaps, that are told; all are counted.
 const TOLD: usize = 3;
@@ -16,6 +20,10 @@ const TOLD: usize = 3;
 pub fn tell(meta: &AnswerMeta, invocation: &Invocation, limited: Option<u32>) -> Exit {
     for line in lines(meta, &invocation.clock) {
         invocation.console.note(&line);
+    }
+    // A table for people does not show them.
+    if invocation.options.output != Format::Table && meta.other_ends == Some(OtherEnds::NotLookedFor) {
+        invocation.console.note(NOT_LOOKED_FOR);
     }
     if invocation.options.fail_on_stale && is_partial(meta, limited) { Exit::Partial } else { Exit::Done }
 }

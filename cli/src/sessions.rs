@@ -2,7 +2,7 @@
 
 use clap::Args;
 use fleetsock_proto::{
-    question::{SessionQuestion, SessionTime},
+    question::{Pairing, SessionQuestion, SessionTime},
     session::Session,
 };
 
@@ -39,6 +39,9 @@ pub struct Arguments {
     /// Open at that moment.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, help_heading = "Filters")]
     at: Option<String>,
+    /// Find the process at the other end for however many sessions; without it, for at most 1,000.
+    #[arg(long, hide_short_help = true)]
+    both_ends: bool,
 }
 
 /// Lists sessions.
@@ -49,8 +52,9 @@ pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Ex
     let typed =
         Window { at: arguments.at.as_deref(), since: arguments.since.as_deref(), until: arguments.until.as_deref() };
     let time = window::of_sessions(invocation, typed)?;
-    let (mut client, question) =
-        arguments.sessions.ask(invocation, SessionQuestion { time, limit, ..SessionQuestion::default() }).await?;
+    let pairing = if arguments.both_ends { Pairing::Always } else { Pairing::OfFew };
+    let asked = SessionQuestion { time, limit, pairing, ..SessionQuestion::default() };
+    let (mut client, question) = arguments.sessions.ask(invocation, asked).await?;
     let until = match question.time {
         SessionTime::At(at) => at,
         SessionTime::Within { until: Some(until), .. } => until,

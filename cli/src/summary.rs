@@ -2,7 +2,7 @@
 
 use clap::Args;
 use fleetsock_proto::{
-    question::{SessionQuestion, SessionTime, SummaryQuestion},
+    question::{Pairing, SessionQuestion, SessionTime, SummaryQuestion},
     socket::{Direction, SocketState},
     summary::{Dimension, Sum},
 };
@@ -76,6 +76,7 @@ pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Ex
             peers: Vec::new(),
             time: window::of_sessions(invocation, typed)?,
             limit: None,
+            pairing: Pairing::Never,
         },
         limit: arguments.filter.limit,
     };

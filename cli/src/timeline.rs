@@ -6,7 +6,7 @@ use fleetsock_proto::{
     change::ChangeSubject,
     client::{Answer, CallError, OperatorClient},
     host::{Host, HostSelector},
-    question::{ChangeQuestion, CoverageQuestion, SessionQuestion, SessionTime, SocketFilter},
+    question::{ChangeQuestion, CoverageQuestion, Pairing, SessionQuestion, SessionTime, SocketFilter},
     time::Timestamp,
 };
 
@@ -130,6 +130,7 @@ async fn sessions(
     let question = SessionQuestion {
         filter: SocketFilter { hosts, ..SocketFilter::default() },
         time: SessionTime::Within { since, until },
+        pairing: Pairing::Never,
         ..SessionQuestion::default()
     };
     let mut answer = client.list_sessions(question).await?;

@@ -33,6 +33,16 @@ words! {
     }
 }
 
+words! {
+    /// Whether the other ends of sessions were looked for in the fleet.
+    pub enum OtherEnds is "word for other ends", or InvalidOtherEnds {
+        /// Of every session.
+        LookedFor = 1 "looked-for",
+        /// Of none: it was not wanted, there are too many sessions, or it would have taken too long.
+        NotLookedFor = 2 "not-looked-for",
+    }
+}
+
 /// How well a range was observed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cover {
@@ -128,6 +138,8 @@ pub struct AnswerMeta {
     pub gaps_total: u64,
     /// There were more rows than the limit.
     pub truncated: bool,
+    /// Of sessions, whether their other ends were looked for.
+    pub other_ends: Option<OtherEnds>,
 }
 
 impl From<Gap> for wire::Gap {
@@ -171,6 +183,7 @@ impl From<AnswerMeta> for wire::AnswerMeta {
             gaps: meta.gaps.into_iter().map(Into::into).collect(),
             gaps_total: meta.gaps_total,
             truncated: meta.truncated,
+            other_ends: meta.other_ends.map_or(0, OtherEnds::number),
         }
     }
 }
@@ -190,6 +203,10 @@ impl TryFrom<wire::AnswerMeta> for AnswerMeta {
             gaps: meta.gaps.into_iter().map(Gap::try_from).collect::<Result<_, _>>()?,
             gaps_total: meta.gaps_total,
             truncated: meta.truncated,
+            other_ends: match meta.other_ends {
+                0 => None,
+                word => Some(OtherEnds::from_wire("AnswerMeta.other_ends", word)?),
+            },
         })
     }
 }

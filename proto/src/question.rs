@@ -83,6 +83,38 @@ pub enum SessionTime {
     },
 }
 
+/// Whether the other ends of sessions are looked for in the fleet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Pairing {
+    /// When the answer has few sessions.
+    #[default]
+    OfFew,
+    /// However many there are.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+impl Pairing {
+    fn to_wire(self) -> i32 {
+        let word = match self {
+            Pairing::OfFew => wire::Pairing::Unspecified,
+            Pairing::Always => wire::Pairing::Always,
+            Pairing::Never => wire::Pairing::Never,
+        };
+        word.into()
+    }
+
+    fn from_wire(number: i32) -> Result<Pairing, InvalidMessage> {
+        match wire::Pairing::try_from(number) {
+            Ok(wire::Pairing::Unspecified) => Ok(Pairing::OfFew),
+            Ok(wire::Pairing::Always) => Ok(Pairing::Always),
+            Ok(wire::Pairing::Never) => Ok(Pairing::Never),
+            Err(_) => Err(InvalidMessage::new("pairing", format!("{number} has no meaning"))),
+        }
+    }
+}
+
 /// What `sessions` asks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SessionQuestion {
@@ -101,6 +133,8 @@ pub struct SessionQuestion {
     pub closed_before: Option<Timestamp>,
     /// At most so many rows; absent means the server's limit.
     pub limit: Option<u32>,
+    /// Whether their other ends are looked for.
+    pub pairing: Pairing,
 }
 
 /// What `hosts --coverage` asks.
@@ -218,6 +252,7 @@ impl From<SessionQuestion> for wire::ListSessionsRequest {
             at: at.map(Into::into),
             limit: question.limit.unwrap_or(0),
             closed_before: question.closed_before.map(Into::into),
+            pairing: question.pairing.to_wire(),
         }
     }
 }
@@ -246,6 +281,7 @@ impl TryFrom<wire::ListSessionsRequest> for SessionQuestion {
             time: session_time(at, since, until)?,
             closed_before: time::optional("closed_before", request.closed_before)?,
             limit: limit(request.limit),
+            pairing: Pairing::from_wire(request.pairing)?,
         })
     }
 }
@@ -322,8 +358,12 @@ mod tests {
             closed_before: Some(Timestamp::from_micros(7)),
             ..SessionQuestion::default()
         };
-        let wire = wire::ListSessionsRequest::from(question.clone());
-        assert_eq!(SessionQuestion::try_from(wire), Ok(question));
+        for pairing in [Pairing::OfFew, Pairing::Always, Pairing::Never] {
+            let question = SessionQuestion { pairing, ..question.clone() };
+            let wire = wire::ListSessionsRequest::from(question.clone());
+            assert_eq!(SessionQuestion::try_from(wire), Ok(question));
+        }
+        assert!(Pairing::from_wire(3).is_err());
     }
 
     #[test]

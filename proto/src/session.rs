@@ -15,6 +15,21 @@ use crate::{
     wire,
 };
 
+/// The session at the other end of a connection: that of the host of the fleet which is the peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherEnd {
+    /// Id of its host.
+    pub host_id: HostId,
+    /// Name of its host.
+    pub host: String,
+    /// Inode number of its network namespace.
+    pub netns: u64,
+    /// How its owners are known.
+    pub owner_known: OwnerKnown,
+    /// The process that owns it first, where one is known.
+    pub owner: Option<Owner>,
+}
+
 /// One life of a connected socket, from open to close.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
@@ -34,7 +49,8 @@ pub struct Session {
     pub local: SocketAddr,
     /// The other end, address normalised.
     pub peer: SocketAddr,
-    /// Name of the fleet's host that has the peer's address; empty when none or several have.
+    /// Name of the host of the other end where that was found, else of the fleet's host that has the peer's address; empty
+    /// when none or several have.
     pub peer_host: String,
     /// State when last seen.
     pub state: SocketState,
@@ -54,6 +70,8 @@ pub struct Session {
     pub bytes_sent: u64,
     /// Bytes received; 0 when not known.
     pub bytes_received: u64,
+    /// The other end, where it was looked for and is in the fleet.
+    pub other_end: Option<Box<OtherEnd>>,
 }
 
 impl Session {
@@ -109,7 +127,34 @@ impl From<Session> for wire::SessionRecord {
             closed_known: known_number(session.closed),
             bytes_sent: session.bytes_sent,
             bytes_received: session.bytes_received,
+            other_end: session.other_end.map(|other| (*other).into()),
         }
+    }
+}
+
+impl From<OtherEnd> for wire::OtherEnd {
+    fn from(other: OtherEnd) -> wire::OtherEnd {
+        wire::OtherEnd {
+            host_id: other.host_id.as_bytes().to_vec(),
+            host: other.host,
+            netns: other.netns,
+            owner_known: other.owner_known.number(),
+            owner: other.owner.map(Into::into),
+        }
+    }
+}
+
+impl TryFrom<wire::OtherEnd> for OtherEnd {
+    type Error = InvalidMessage;
+
+    fn try_from(other: wire::OtherEnd) -> Result<OtherEnd, InvalidMessage> {
+        Ok(OtherEnd {
+            host_id: HostId::from_wire("OtherEnd.host_id", &other.host_id)?,
+            host: other.host,
+            netns: other.netns,
+            owner_known: OwnerKnown::from_wire("OtherEnd.owner_known", other.owner_known)?,
+            owner: other.owner.map(Owner::try_from).transpose()?,
+        })
     }
 }
 
@@ -142,6 +187,7 @@ impl TryFrom<wire::SessionRecord> for Session {
             closed: closed("SessionRecord.closed_at", record.closed_at, record.closed_known)?,
             bytes_sent: record.bytes_sent,
             bytes_received: record.bytes_received,
+            other_end: record.other_end.map(OtherEnd::try_from).transpose()?.map(Box::new),
         })
     }
 }

@@ -31,6 +31,7 @@ use crate::metrics::HistoryMeters;
 pub mod adoption;
 pub mod cursor;
 pub mod matching;
+pub mod pairing;
 pub mod sqlite;
 pub mod summing;
 

@@ -93,6 +93,7 @@ mod tests {
             closed: closed.map(|closed| (Timestamp::from_micros(closed), Known::Event)),
             bytes_sent: 0,
             bytes_received: 0,
+            other_end: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! A session, as `sessions` shows it.
 
-use fleetsock_proto::{session::Session, socket::Known};
+use fleetsock_proto::{owner::Owner, session::Session, socket::Known};
 use serde_json::Value;
 
 use super::{
@@ -25,8 +25,7 @@ const FIELDS: &[Field<Session>] = &[
     Field { name: "peer_address", value: |row, _| row.peer.ip().to_string().into() },
     Field { name: "peer_port", value: |row, _| row.peer.port().into() },
     Field { name: "peer_host", value: |row, _| text(&row.peer_host) },
-    // Not asked of the server yet: the other end's process is known when the peer is a host of the fleet.
-    Field { name: "peer_process", value: |_, _| Value::Null },
+    Field { name: "peer_process", value: |row, _| of_other(row, |owner| text(&owner.process)) },
     Field { name: "service", value: |row, _| row.service().map_or(Value::Null, |service| service.name.into()) },
     Field { name: "class", value: |row, _| row.class().as_str().into() },
     Field { name: "state", value: |row, _| row.state.as_str().into() },
@@ -52,7 +51,22 @@ const FIELDS: &[Field<Session>] = &[
     Field { name: "owners", value: |row, _| owners(&row.owners) },
     Field { name: "host_state", value: |row, _| row.host_state.as_str().into() },
     Field { name: "command_line", value: |row, _| of_owner(&row.owners, |owner| text(&owner.command_line)) },
+    Field { name: "peer_pid", value: |row, _| of_other(row, |owner| owner.pid.into()) },
+    Field { name: "peer_user", value: |row, _| of_other(row, |owner| user(owner).into()) },
 ];
+
+/// A fact of the process at the other end, or null.
+fn of_other(row: &Session, fact: impl Fn(&Owner) -> Value) -> Value {
+    row.other_end.as_ref().and_then(|other| other.owner.as_ref()).map_or(Value::Null, fact)
+}
+
+/// The process at the other end.
+fn other_process(row: &Session, _: &View) -> Cell {
+    match &row.other_end {
+        Some(other) => process_cell(other.owner.as_slice(), other.owner_known),
+        None => Cell::new(""),
+    }
+}
 
 fn peer(row: &Session, _: &View) -> Cell {
     if row.peer_host.is_empty() {
@@ -106,6 +120,7 @@ const COLUMNS: &[Column<Session>] = &[
     column("process", "PROCESS", &["process", "pid", "owner_known"], Shown::Always, Side::Left, |row, _| {
         process_cell(&row.owners, row.owner_known)
     }),
+    column("peer_process", "PEER-PROCESS", &["peer_process", "peer_pid"], Shown::Wide, Side::Left, other_process),
     column("user", "USER", &["user"], Shown::Wide, Side::Left, |row, _| {
         Cell::new(&row.owners.first().map_or_else(String::new, user))
     }),

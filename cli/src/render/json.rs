@@ -80,7 +80,7 @@ pub(super) fn meta(meta: &AnswerMeta) -> Value {
             })
         })
         .collect();
-    json!({
+    let mut told = json!({
         "as_of": moment(meta.as_of),
         "since": moment_or_null(meta.since),
         "until": moment_or_null(meta.until),
@@ -91,5 +91,9 @@ pub(super) fn meta(meta: &AnswerMeta) -> Value {
         "hosts_stale_total": meta.hosts_stale_total,
         "stale_after_ms": u64::try_from(meta.stale_after.as_millis()).unwrap_or(u64::MAX),
         "gaps_total": meta.gaps_total,
-    })
+    });
+    if let Some(other_ends) = meta.other_ends {
+        told["other_ends"] = other_ends.as_str().into();
+    }
+    told
 }

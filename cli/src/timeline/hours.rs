@@ -112,6 +112,7 @@ mod tests {
             closed: None,
             bytes_sent: 3,
             bytes_received: 5,
+            other_end: None,
         }
     }
 

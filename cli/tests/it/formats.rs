@@ -16,7 +16,7 @@ use fleetsock_proto::{
     host::{BootId, Host, HostFacts, HostId, HostState, Tier, Warning},
     listener::Listener,
     owner::Owner,
-    session::Session,
+    session::{OtherEnd, Session},
     socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketState},
     tcp::TcpCounts,
     time::Timestamp,
@@ -112,6 +112,13 @@ fn session() -> Session {
         closed: None,
         bytes_sent: 0,
         bytes_received: 1_200,
+        other_end: Some(Box::new(OtherEnd {
+            host_id: HostId::from_array([2; 16]),
+            host: "web1".to_owned(),
+            netns: 4_026_531_840,
+            owner_known: OwnerKnown::Exact,
+            owner: Some(owner(4_711, "gunicorn")),
+        })),
     }
 }
 
@@ -126,6 +133,7 @@ fn sessions() -> Vec<Session> {
         opened_known: Known::BetweenWalks,
         opened_at: ago(60),
         closed: Some((ago(57), Known::BetweenWalks)),
+        other_end: None,
         ..session()
     };
     let lost = Session {

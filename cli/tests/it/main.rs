@@ -8,6 +8,7 @@ mod connections;
 mod contexts;
 mod coverage;
 mod dev;
+mod ends;
 mod export;
 mod fleet;
 mod formats;

@@ -6,7 +6,8 @@ use fleetsock_proto::{
     audit::AuditQuestion,
     host::HostSelector,
     question::{
-        ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SessionTime, SocketFilter, SummaryQuestion,
+        ChangeQuestion, CoverageQuestion, Pairing, PortQuestion, SessionQuestion, SessionTime, SocketFilter,
+        SummaryQuestion,
     },
     time::Timestamp,
 };
@@ -53,6 +54,14 @@ impl Flags {
             .each("process", &filter.processes)
             .each("user", &filter.users)
             .each("family", &filter.families)
+    }
+
+    fn pairing(mut self, pairing: Pairing) -> Flags {
+        if pairing == Pairing::Always {
+            let gap = if self.0.is_empty() { "" } else { " " };
+            self.0.push_str(&format!("{gap}--both-ends"));
+        }
+        self
     }
 
     fn done(self) -> String {
@@ -117,6 +126,7 @@ pub(super) fn sessions(question: &SessionQuestion) -> String {
         .one("until", until.map(moment))
         .one("closed-before", question.closed_before.map(moment))
         .one("limit", question.limit)
+        .pairing(question.pairing)
         .done()
 }
 
@@ -178,12 +188,13 @@ mod tests {
             peers: vec!["10.0.0.0/8".parse().unwrap()],
             time: SessionTime::Within { since: Timestamp::from_micros(1_795_514_591_000_000), until: None },
             limit: Some(5),
+            pairing: Pairing::Always,
             ..SessionQuestion::default()
         };
         assert_eq!(
             sessions(&question),
             "--host web*,db1 --label site=berlin --port 443,8000-8100 --peer 10.0.0.0/8 --since 2026-11-24T10:03:11Z \
-             --limit 5"
+             --limit 5 --both-ends"
         );
         assert_eq!(ports(&PortQuestion::default()), "");
     }

@@ -182,6 +182,7 @@ mod tests {
             closed: None,
             bytes_sent: u64::MAX,
             bytes_received: 1,
+            other_end: None,
         }
     }
 

@@ -11,6 +11,7 @@ mod changes;
 mod filters;
 mod gaps;
 mod lives;
+mod pairs;
 mod readers;
 mod registry;
 mod sessions;
@@ -86,6 +87,13 @@ macro_rules! conformance {
                 sessions_come_newest_first_open_ones_before_closed_ones
                 many_hosts_and_few_hosts_give_the_same_rows
                 a_peer_that_is_a_host_of_the_fleet_is_named
+            }
+            cases! { $engine, pairs:
+                the_process_at_the_other_end_is_found_from_either_end_while_it_is_open_and_after
+                what_is_translated_on_the_way_or_stays_elsewhere_has_no_other_end
+                an_end_that_could_be_that_of_several_hosts_is_none
+                sockets_that_are_used_again_have_the_other_end_of_their_own_life
+                many_sessions_are_looked_through_when_that_is_wanted_and_an_answer_says_whether_they_were
             }
             cases! { $engine, changes:
                 an_owner_that_a_walk_saw_changed_between_it_and_the_walk_before

@@ -4,6 +4,7 @@
 //! proptest finds, and keeps its seed for the next run.
 
 mod expected;
+mod paired;
 mod simulated;
 
 use std::{collections::BTreeMap, fmt::Debug};
@@ -15,7 +16,7 @@ use fleetsock_proto::{
     listener::Listener,
     question::{ChangeQuestion, PortQuestion, SessionQuestion, SessionTime, SummaryQuestion},
     session::Session,
-    socket::Protocol,
+    socket::{Direction, Protocol},
     stream::GapReport,
     summary::{Dimension, Group},
     time::Timestamp,
@@ -25,7 +26,7 @@ use proptest::{collection::vec, prelude::*};
 
 use self::{
     expected::Expected,
-    simulated::{Event, Simulated, any_event},
+    simulated::{Event, Simulated, Way, any_event, any_way},
 };
 use crate::{
     engine::{Engine, Sqlite, World},
@@ -46,6 +47,8 @@ enum Step {
     Restart { host: usize, unseen: Vec<Event>, reboot: bool, parts: usize, interrupted: bool },
     /// An agent sends a snapshot within its numbering.
     Resync { host: usize, parts: usize },
+    /// A host connects to another one, or to itself; both tell of it.
+    Connect { from: usize, to: usize, way: Way, port: u16, short: bool },
     /// Batches with these events were lost on the host, and the agent says so.
     Lost { host: usize, events: Vec<Event> },
     /// One of the batches so far arrives again.
@@ -68,6 +71,8 @@ fn any_step() -> impl Strategy<Value = Step> {
                 Step::Restart { host, unseen, reboot, parts, interrupted }
             }),
         1 => (host(), 1..4_usize).prop_map(|(host, parts)| Step::Resync { host, parts }),
+        4 => (host(), host(), any_way(), 1..3_u16, any::<bool>())
+            .prop_map(|(from, to, way, port, short)| Step::Connect { from, to, way, port, short }),
         1 => (host(), events()).prop_map(|(host, events)| Step::Lost { host, events }),
         2 => any::<prop::sample::Index>().prop_map(|which| Step::Again { which }),
         1 => host().prop_map(|host| Step::TooEarly { host }),
@@ -149,6 +154,15 @@ impl<E: Engine> Play<E> {
                 self.snapshot(host, parts, interrupted).await;
             }
             Step::Resync { host, parts } => self.snapshot(host, parts, false).await,
+            Step::Connect { from, to, way, port, short } => {
+                let ends = [(from, way.socket(from, port)), (to, way.socket(to, 443))];
+                for (place, direction) in [Direction::Out, Direction::In].into_iter().enumerate() {
+                    let ((host, local), (_, peer)) = (ends[place], ends[1 - place]);
+                    let change = self.hosts[host].connect((local, direction, peer), short, self.second);
+                    let batch = self.hosts[host].batch(BatchKind::Changes, self.second, vec![change]);
+                    self.send(host, batch).await;
+                }
+            }
             Step::Lost { host, events } => {
                 self.happen(host, events);
                 let lost = self.hosts[host].batch(BatchKind::Changes, self.second, Vec::new());
@@ -209,7 +223,7 @@ impl<E: Engine> Play<E> {
     }
 
     fn sessions(&self, time: SessionTime) -> Vec<Session> {
-        self.expected.iter().flat_map(|host| host.sessions(time)).collect()
+        paired::with_other_ends(&self.expected, time, at(self.second))
     }
 
     /// Compares all changes, and those of a window.
@@ -348,7 +362,12 @@ fn group_line(group: &Group) -> String {
 
 fn connection(row: &Session) -> String {
     let bytes = (row.bytes_sent, row.bytes_received);
-    format!("{} {} {} {} {bytes:?}", session_line(row), row.family, row.state, row.owner_known)
+    let other = row.other_end.as_ref().map(|other| {
+        let owner = other.owner.as_ref().map(|owner| owner.pid);
+        format!("{} {} {} {owner:?}", other.host, other.netns, other.owner_known)
+    });
+    let peer = &row.peer_host;
+    format!("{} {} {} {} {bytes:?} {peer} {other:?}", session_line(row), row.family, row.state, row.owner_known)
 }
 
 /// The order of rows is tested elsewhere; here it is which there are.

@@ -24,11 +24,12 @@ pub(super) const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
 pub(super) const UNFINISHED: &str = "unfinished";
 
 /// The tables of `main.db` that grow with time: their keys, and what says how old a row is.
-const OLD: [(&str, &str, &str); 4] = [
+const OLD: [(&str, &str, &str); 5] = [
     ("listeners", "host_id, netns, cookie, opened_at_us", "closed_at_us"),
     ("owner_changes", "id", "at_us"),
     ("starts", "id", "at_us"),
     ("gaps", "id", "until_us"),
+    ("host_addresses", "address, host_id", "last_seen_us"),
 ];
 
 const HOT: i64 = 0;

@@ -23,6 +23,7 @@ pub(super) mod changes;
 pub(super) mod coverage;
 mod holders;
 pub(super) mod outlet;
+mod pairs;
 pub(super) mod ports;
 pub(super) mod sessions;
 pub(super) mod summary;

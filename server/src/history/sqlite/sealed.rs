@@ -20,6 +20,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, params};
 
 use super::{
+    coding,
     database::OpenError,
     parts::UNFINISHED,
     schema::make_sealed,
@@ -31,11 +32,11 @@ mod block;
 mod column;
 mod sealer;
 
+pub(super) use self::sealer::Sealer;
 pub use self::sealer::Sealing;
-pub(super) use self::{
+use self::{
     block::{CODEC, decode},
     column::Damaged,
-    sealer::Sealer,
 };
 
 /// Bytes of a page: larger ones hold blocks better, and nothing is changed in them.
@@ -211,6 +212,24 @@ fn write_pairs(rows: &Path, sealed: &mut Connection, goes_on: &GoesOn) -> Result
         Some(rusqlite::ErrorCode::OperationInterrupted) => SealError::Unwanted,
         _ => SealError::Engine(error),
     })
+}
+
+/// The sessions of a block, in the order of their closing.
+pub(super) fn read_block(sealed: &Connection, id: i64) -> Result<Vec<StoredSession>, HistoryError> {
+    let mut statement = sealed.prepare_cached(
+        "SELECT blocks.host_id, blocks.codec, contents.columns FROM blocks
+         JOIN contents ON contents.block_id = blocks.id WHERE blocks.id = ?1",
+    )?;
+    let mut rows = statement.query([id])?;
+    let Some(row) = rows.next()? else {
+        return Err(coding::wrong("columns", format!("block {id} is missing")).into());
+    };
+    let codec: i64 = row.get(1)?;
+    if codec != CODEC {
+        return Err(coding::wrong("codec", format!("{codec} has no meaning")).into());
+    }
+    let columns = row.get_ref(2)?.as_blob().map_err(|error| coding::wrong("columns", error.to_string()))?;
+    decode(row.get(0)?, columns).map_err(|error| coding::wrong("columns", error.to_string()).into())
 }
 
 /// Reads every session of a sealed file.

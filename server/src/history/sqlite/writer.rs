@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    addresses::Addresses,
     programs::{ProgramIds, Programs},
     sessions::Sessions,
 };
@@ -35,6 +36,7 @@ use crate::history::{
 };
 use crate::metrics::HistoryMeters;
 
+pub(super) mod addresses;
 mod changes;
 mod listeners;
 mod programs;
@@ -52,6 +54,7 @@ pub(super) struct Writer {
     roster: Arc<Roster>,
     cursors: HashMap<i64, Cursor>,
     programs: Programs,
+    addresses: Addresses,
     clock: fn() -> Timestamp,
     /// When it was last looked what is too old.
     swept_at: Option<Timestamp>,
@@ -87,8 +90,8 @@ struct Group {
 impl Writer {
     pub(super) fn new(database: Database, roster: Arc<Roster>, ballast: Ballast, options: Options) -> Writer {
         let Options { clock, failure, meters, .. } = options;
-        let (cursors, programs) = (HashMap::new(), Programs::default());
-        Writer { database, roster, cursors, programs, clock, swept_at: None, failure, ballast, meters }
+        let (cursors, programs, addresses) = (HashMap::new(), Programs::default(), Addresses::default());
+        Writer { database, roster, cursors, programs, addresses, clock, swept_at: None, failure, ballast, meters }
     }
 
     /// Works until nobody can bring more work.
@@ -173,6 +176,7 @@ impl Writer {
                 tracing::error!(%error, batches = group.admitted.len(), "nothing was stored");
                 // What was cached may name rows that were rolled back.
                 self.programs = Programs::default();
+                self.addresses = Addresses::default();
                 let why = if fatal { HistoryError::Closed } else { HistoryError::from(error) };
                 if matches!(why, HistoryError::Full) {
                     self.meters.found_full();
@@ -230,11 +234,13 @@ impl Writer {
         }
         let Database { main, day, .. } = &mut self.database;
         self.programs.trim();
+        let addresses = self.addresses.news(main, admitted)?;
         let known: Option<Vec<ProgramIds>> = admitted.iter().map(|one| self.programs.ids(&one.batch)).collect();
         let ids = match known {
-            Some(ids) if !admitted.iter().any(listeners::concern) => ids,
+            Some(ids) if addresses.is_empty() && !admitted.iter().any(listeners::concern) => ids,
             _ => {
                 let transaction = main.transaction()?;
+                addresses::store(&transaction, &addresses)?;
                 let mut ids = Vec::with_capacity(admitted.len());
                 for one in admitted {
                     ids.push(self.programs.learn(&transaction, one.host, &one.batch)?);
@@ -304,6 +310,7 @@ impl Writer {
         let entry = self.roster.get(host)?;
         let transaction = self.database.main.transaction()?;
         store_hello(&transaction, entry.id, &contact)?;
+        addresses::store_said(&transaction, entry.id, &contact.facts, contact.at)?;
         transaction.commit()?;
         self.roster.note_hello(host, contact);
         Ok(())

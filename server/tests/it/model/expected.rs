@@ -4,7 +4,7 @@ mod changes;
 
 pub(super) use changes::news;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use fleetsock_proto::{
     answer::GapReason,
@@ -285,6 +285,12 @@ impl Expected {
         }
     }
 
+    /// Addresses of its sockets that others can reach.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let all = self.lives.iter().map(|life| life.socket.local.ip());
+        all.filter(|address| !address.is_loopback() && !address.is_unspecified())
+    }
+
     /// The sessions of a time.
     pub(super) fn sessions(&self, time: SessionTime) -> Vec<Session> {
         let meant = |life: &Life| match time {
@@ -319,6 +325,7 @@ impl Expected {
             closed: life.closed,
             bytes_sent: life.socket.bytes_sent,
             bytes_received: life.socket.bytes_received,
+            other_end: None,
         })
     }
 

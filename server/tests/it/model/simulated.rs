@@ -1,11 +1,11 @@
 //! A host as its agent sees it: what is open, and what the agent tells when that changes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use fleetsock_proto::{
     batch::{Batch, BatchKind, Change, Op, Role, Socket},
     socket::{
-        Direction::{In, Out},
+        Direction::{self, In, Out},
         Known, OwnerKnown, SocketState,
     },
     time::Timestamp,
@@ -61,6 +61,34 @@ pub(super) fn any_event() -> impl Strategy<Value = Event> {
         2 => (which(), prop::sample::select(vec![Told::Both, Told::OnlyTheNext]))
             .prop_map(|(which, told)| Event::Turn(which, told)),
     ]
+}
+
+/// By which addresses hosts connect to each other.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Way {
+    /// Each has its own.
+    Own,
+    /// Two of them have the same.
+    Shared,
+    /// Each has it.
+    Loopback,
+}
+
+pub(super) fn any_way() -> impl Strategy<Value = Way> {
+    prop::sample::select(vec![Way::Own, Way::Own, Way::Shared, Way::Loopback])
+}
+
+impl Way {
+    /// A socket of a host.
+    pub(super) fn socket(self, host: usize, port: u16) -> SocketAddr {
+        let last = u8::try_from(host).unwrap();
+        let address = match self {
+            Way::Own => [10, 1, 0, last],
+            Way::Shared => [10, 2, 0, last / 2],
+            Way::Loopback => [127, 0, 0, 1],
+        };
+        SocketAddr::from((address, port))
+    }
 }
 
 /// A host and its agent.
@@ -170,6 +198,24 @@ impl Simulated {
             }
             Event::Turn(which, told) => self.turn(which, told, second),
         }
+    }
+
+    /// What the agent tells of one end of a connection.
+    pub(super) fn connect(
+        &mut self,
+        (local, direction, peer): (SocketAddr, Direction, SocketAddr),
+        short: bool,
+        second: i64,
+    ) -> Change {
+        self.cookie += 1;
+        let now = second + self.ahead;
+        let socket = session(self.cookie, &local.to_string(), direction, &peer.to_string()).since(now);
+        let socket = socket.held_by(&[owner("daemon", u32::from(local.port() % 5) + 1)]);
+        if short {
+            return closed(socket, now);
+        }
+        self.open.insert(socket.key.cookie, socket.clone());
+        opened(socket)
     }
 
     fn tell(&mut self, change: fn(Socket) -> Change, socket: Socket) -> Vec<Change> {

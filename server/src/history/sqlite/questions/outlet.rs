@@ -42,6 +42,11 @@ impl<T> Outlet<T> {
         Outlet { rows, chunk: Vec::with_capacity(CHUNK_ROWS), left: limit, truncated: false, deadline, time }
     }
 
+    /// How many more rows are wanted.
+    pub(super) fn left(&self) -> usize {
+        usize::try_from(self.left).unwrap_or(usize::MAX)
+    }
+
     /// Sends a row, unless the limit is reached.
     pub(super) fn push(&mut self, row: T) -> Result<Wanted, HistoryError> {
         if self.left == 0 {

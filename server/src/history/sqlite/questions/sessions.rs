@@ -23,6 +23,7 @@ use rusqlite::{Connection, params_from_iter, types::Value};
 use super::{
     Programs, Reader, coverage, names,
     outlet::{Outlet, Sink, Wanted},
+    pairs::Paired,
 };
 use crate::history::{
     HistoryError,
@@ -52,7 +53,9 @@ pub(in crate::history::sqlite) fn list(
 ) -> Result<AnswerMeta, HistoryError> {
     // One view of the file, so that a session that closes meanwhile is not shown twice.
     let _view = reader.day.unchecked_transaction()?;
-    visit(reader, selection, places, question, outlet)?;
+    let mut paired = Paired::new(reader, selection, question.pairing, outlet);
+    visit(reader, selection, places, question, &mut paired)?;
+    let other_ends = Some(paired.finish()?);
     let as_of = match question.time {
         SessionTime::At(at) => at,
         SessionTime::Now | SessionTime::Within { .. } => now,
@@ -61,7 +64,7 @@ pub(in crate::history::sqlite) fn list(
         SessionTime::Within { since, until } => (Some(since), until),
         SessionTime::Now | SessionTime::At(_) => (None, None),
     };
-    let meta = AnswerMeta { since, until, ..selection.meta(as_of) };
+    let meta = AnswerMeta { since, until, other_ends, ..selection.meta(as_of) };
     coverage::with_gaps(reader, selection, meta, (since.unwrap_or(as_of), until.unwrap_or(as_of)))
 }
 
@@ -462,6 +465,7 @@ impl<'a> Search<'a> {
             closed: one.closed.map(closed).transpose()?,
             bytes_sent: one.bytes_sent.cast_unsigned(),
             bytes_received: one.bytes_received.cast_unsigned(),
+            other_end: None,
         }))
     }
 }

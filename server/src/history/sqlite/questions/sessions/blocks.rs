@@ -98,20 +98,7 @@ impl Search<'_> {
     pub(super) fn read_block(&self, file: InFile, id: i64) -> Result<Vec<StoredSession>, HistoryError> {
         self.reader.go_on()?;
         let Some(sealed) = self.file(file)? else { return Ok(Vec::new()) };
-        let mut statement = sealed.prepare_cached(
-            "SELECT blocks.host_id, blocks.codec, contents.columns FROM blocks
-             JOIN contents ON contents.block_id = blocks.id WHERE blocks.id = ?1",
-        )?;
-        let mut rows = statement.query([id])?;
-        let Some(row) = rows.next()? else {
-            return Err(coding::wrong("columns", format!("block {id} is missing")).into());
-        };
-        let codec: i64 = row.get(1)?;
-        if codec != sealed::CODEC {
-            return Err(coding::wrong("codec", format!("{codec} has no meaning")).into());
-        }
-        let columns = row.get_ref(2)?.as_blob().map_err(|error| coding::wrong("columns", error.to_string()))?;
-        sealed::decode(row.get(0)?, columns).map_err(|error| coding::wrong("columns", error.to_string()).into())
+        sealed::read_block(sealed, id)
     }
 
     /// The next session of a block before a place that may be meant.

@@ -1,0 +1,195 @@
+//! The other ends of the sessions of an answer.
+//!
+//! Sessions are held until they are a page, or until there are more than whoever asked wants looked for. For a page each
+//! host on which another end can be is asked once, for all of them: by the index of hosts around the moments of closing, or
+//! in the blocks that hold them. Then the same is asked the other way round, so that an end that is that of several is none.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use fleetsock_proto::{
+    answer::OtherEnds,
+    host::HostId,
+    question::Pairing,
+    session::{OtherEnd, Session},
+    socket::Known,
+    time::Timestamp,
+};
+use rusqlite::Connection;
+
+use self::{
+    holders::Noted,
+    reading::{Kept, Wanted as Asked},
+};
+use super::{
+    Programs, Reader,
+    outlet::{Outlet, Sink, Wanted},
+};
+use crate::history::{
+    HistoryError,
+    pairing::{End, Ends, Sockets, closing},
+    sqlite::roster::Selection,
+};
+
+mod holders;
+mod reading;
+
+/// Sessions of an answer whose other ends are looked for without being asked to.
+pub(in crate::history::sqlite) const FEW: usize = 1_000;
+/// Sessions whose other ends are looked for at once.
+const PAGE: usize = 1_024;
+/// Rows that are read for an answer whose other ends are looked for without being asked to: some hundred milliseconds.
+const ROWS: u64 = 500_000;
+
+/// Sessions on their way to an outlet.
+pub(super) struct Paired<'a> {
+    reader: &'a Reader,
+    outlet: &'a mut Outlet<Session>,
+    numbers: HashMap<HostId, i64>,
+    names: HashMap<i64, (HostId, String)>,
+    now: Timestamp,
+    pairing: Pairing,
+    held: Vec<Session>,
+    sought: OtherEnds,
+}
+
+impl<'a> Paired<'a> {
+    pub(super) fn new(
+        reader: &'a Reader,
+        selection: &Selection,
+        pairing: Pairing,
+        outlet: &'a mut Outlet<Session>,
+    ) -> Paired<'a> {
+        let numbers = selection.hosts.iter().map(|host| (host.entry.host_id, host.entry.id)).collect();
+        let sought = if pairing == Pairing::Never { OtherEnds::NotLookedFor } else { OtherEnds::LookedFor };
+        let now = selection.now();
+        Paired { reader, outlet, numbers, names: HashMap::new(), now, pairing, held: Vec::new(), sought }
+    }
+
+    /// Sends what is held; whether other ends were looked for.
+    pub(super) fn finish(mut self) -> Result<OtherEnds, HistoryError> {
+        if self.sought != OtherEnds::NotLookedFor {
+            self.pair()?;
+        }
+        self.send()?;
+        Ok(self.sought)
+    }
+
+    fn send(&mut self) -> Result<Wanted, HistoryError> {
+        for session in std::mem::take(&mut self.held) {
+            if self.outlet.push(session)? == Wanted::NoMore {
+                return Ok(Wanted::NoMore);
+            }
+        }
+        Ok(Wanted::More)
+    }
+
+    /// Finds the other ends of what is held.
+    fn pair(&mut self) -> Result<(), HistoryError> {
+        let now_us = self.now.as_micros();
+        let ends: Vec<Option<End>> = self.held.iter().map(|session| self.end(session)).collect();
+        let known = || ends.iter().flatten();
+        let mut all = Ends::new(now_us, Noted::of(&self.reader.main, known())?);
+        let mut rows = if self.pairing == Pairing::Always { u64::MAX } else { ROWS };
+        let forth = wanted(&all, known(), now_us).0;
+        if reading::read(self.reader, forth, &mut all, &mut rows)? == Kept::Cut {
+            self.sought = OtherEnds::NotLookedFor;
+            return Ok(());
+        }
+        let others: Vec<End> = known().flat_map(|end| all.fitting(end).copied().collect::<Vec<_>>()).collect();
+        let (back, unclear) = wanted(&all, others.iter(), now_us);
+        if reading::read(self.reader, back, &mut all, &mut rows)? == Kept::Cut {
+            self.sought = OtherEnds::NotLookedFor;
+            return Ok(());
+        }
+        // An earlier version may not have noted the address by which it would be found again.
+        known().for_each(|end| all.add_missing(*end));
+        let mut programs = Programs::new(self.reader);
+        for (place, end) in ends.iter().enumerate() {
+            let Some((other, Some(owners))) = end.as_ref().and_then(|end| all.other_end(end)) else { continue };
+            if unclear.contains(&other.sockets) {
+                continue;
+            }
+            let Some((host_id, host)) = self.name(other.host)? else { continue };
+            let owner = programs.owners(owners)?.into_iter().next();
+            let owner_known = owners.how_known()?;
+            let found = OtherEnd { host_id, host: host.clone(), netns: other.netns, owner_known, owner };
+            if let Some(session) = self.held.get_mut(place) {
+                (session.peer_host, session.other_end) = (host, Some(Box::new(found)));
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&self, session: &Session) -> Option<End> {
+        Some(End {
+            host: *self.numbers.get(&session.host_id)?,
+            netns: session.netns,
+            sockets: Sockets { protocol: session.protocol.number(), local: session.local, peer: session.peer },
+            opened_at_us: session.opened_at.as_micros(),
+            opening_is_known: session.opened_known == Known::Event,
+            closed_at_us: session.closed.map(|(at, _)| at.as_micros()),
+        })
+    }
+
+    fn name(&mut self, host: i64) -> Result<Option<(HostId, String)>, rusqlite::Error> {
+        if let Some(known) = self.names.get(&host) {
+            return Ok(Some(known.clone()));
+        }
+        let found = name(&self.reader.main, host)?;
+        self.names.extend(found.clone().map(|found| (host, found)));
+        Ok(found)
+    }
+}
+
+fn name(main: &Connection, host: i64) -> Result<Option<(HostId, String)>, rusqlite::Error> {
+    let mut statement = main.prepare_cached("SELECT host_id, name FROM hosts WHERE id = ?1")?;
+    let mut rows = statement.query([host])?;
+    match rows.next()? {
+        Some(row) => Ok(Some((HostId::from_array(row.get(0)?), row.get(1)?))),
+        None => Ok(None),
+    }
+}
+
+/// What is asked of each host to find the other ends of some, and the sockets of those for which there are too many hosts.
+fn wanted<'e>(
+    all: &reading::Found,
+    ends: impl Iterator<Item = &'e End>,
+    now_us: i64,
+) -> (BTreeMap<i64, Asked>, BTreeSet<Sockets>) {
+    let (mut asked, mut unclear): (BTreeMap<i64, Asked>, BTreeSet<Sockets>) = Default::default();
+    for end in ends {
+        let Some(hosts) = all.candidates(end) else {
+            unclear.insert(end.sockets);
+            continue;
+        };
+        for host in hosts {
+            let closing = closing(end, now_us);
+            asked.entry(host).or_default().add(end.sockets.mirrored(), closing, closing.1 >= now_us);
+        }
+    }
+    (asked, unclear)
+}
+
+impl Sink<Session> for Paired<'_> {
+    fn push(&mut self, session: Session) -> Result<Wanted, HistoryError> {
+        if self.sought == OtherEnds::NotLookedFor {
+            return self.outlet.push(session);
+        }
+        self.held.push(session);
+        // One more than is wanted, which says that there are more.
+        if self.held.len() > self.outlet.left() {
+            return Ok(Wanted::NoMore);
+        }
+        match self.pairing {
+            Pairing::Always if self.held.len() == PAGE => {
+                self.pair()?;
+                self.send()
+            }
+            Pairing::OfFew if self.held.len() > FEW => {
+                self.sought = OtherEnds::NotLookedFor;
+                self.send()
+            }
+            Pairing::Always | Pairing::OfFew | Pairing::Never => Ok(Wanted::More),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Which hosts had the addresses of some ends, as it was noted.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use rusqlite::Connection;
+
+use crate::history::{
+    pairing::{End, Holders},
+    sqlite::{coding, writer::addresses::NOTED_FOR_US},
+};
+
+/// Hosts with one address that are read. Where there are more, each may have it, and it leads nowhere.
+const HOLDERS_LIMIT: usize = 20_000;
+
+/// Between which times a host had an address.
+type Span = (i64, i64);
+
+/// What was noted of addresses.
+#[derive(Debug, Default)]
+pub(super) struct Noted(HashMap<IpAddr, HashMap<i64, Span>>);
+
+impl Noted {
+    /// What was noted of both addresses of some ends.
+    pub(super) fn of<'e>(main: &Connection, ends: impl Iterator<Item = &'e End>) -> Result<Noted, rusqlite::Error> {
+        let addresses: BTreeSet<IpAddr> = ends
+            .filter(|end| !end.sockets.are_loopback())
+            .flat_map(|end| [end.sockets.local.ip(), end.sockets.peer.ip()])
+            .collect();
+        let mut statement = main.prepare_cached(&format!(
+            "SELECT host_id, first_seen_us, last_seen_us FROM host_addresses WHERE address = ?1 LIMIT {HOLDERS_LIMIT}"
+        ))?;
+        let mut noted = HashMap::new();
+        for address in addresses {
+            let holder = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, (row.get(1)?, row.get(2)?)));
+            let holders: HashMap<i64, Span> =
+                statement.query_map([coding::address_bytes(address)], holder)?.collect::<Result<_, _>>()?;
+            noted.insert(address, holders);
+        }
+        Ok(Noted(noted))
+    }
+}
+
+/// A day is how exactly it is noted, at either end.
+fn had(noted: Span, span: Span) -> bool {
+    noted.0.saturating_sub(NOTED_FOR_US) <= span.1 && noted.1.saturating_add(2 * NOTED_FOR_US) >= span.0
+}
+
+impl Holders for Noted {
+    fn of(&self, address: IpAddr, span: Span) -> Vec<i64> {
+        let holders = self.0.get(&address).into_iter().flatten();
+        holders.filter(|(_, noted)| had(**noted, span)).map(|(host, _)| *host).collect()
+    }
+
+    fn has(&self, host: i64, address: IpAddr, span: Span) -> bool {
+        let Some(holders) = self.0.get(&address) else { return false };
+        holders.len() >= HOLDERS_LIMIT || holders.get(&host).is_some_and(|noted| had(*noted, span))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_had_an_address_from_a_day_before_it_was_noted_to_two_days_after() {
+        const DAY: i64 = NOTED_FOR_US;
+        for (span, expected) in [
+            ((0, 8 * DAY), false),
+            ((0, 9 * DAY), true),
+            ((10 * DAY, 20 * DAY), true),
+            ((22 * DAY, 23 * DAY), true),
+            ((22 * DAY + 1, 23 * DAY), false),
+        ] {
+            assert_eq!(had((10 * DAY, 20 * DAY), span), expected, "{span:?}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Finds sessions by their sockets on hosts, all of one host at once.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use fleetsock_proto::socket::Known;
+use rusqlite::{Connection, params};
+
+use super::holders::Noted;
+use crate::history::{
+    HistoryError,
+    pairing::{End, Ends, Sockets},
+    sqlite::{
+        coding::{self, OwnerColumns},
+        parts::Form,
+        questions::Reader,
+        sealed,
+        stored::{self, StoredSession},
+    },
+};
+
+/// What was found, with who owned it.
+pub(super) type Found = Ends<Option<OwnerColumns>, Noted>;
+
+/// What is asked of a host.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    sockets: HashSet<Sockets>,
+    /// Between which times those closed that are meant.
+    closing: Vec<(i64, i64)>,
+    /// Whether those are meant that are open.
+    open: bool,
+}
+
+/// Whether all was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Yes.
+    Whole,
+    /// There were more rows than may be read.
+    Cut,
+}
+
+impl Wanted {
+    pub(super) fn add(&mut self, sockets: Sockets, closing: (i64, i64), open: bool) {
+        self.sockets.insert(sockets);
+        self.closing.push(closing);
+        self.open |= open;
+    }
+
+    /// The times, one after the other, none of them twice.
+    fn spans(&mut self) -> Vec<(i64, i64)> {
+        self.closing.sort_unstable();
+        let mut spans: Vec<(i64, i64)> = Vec::new();
+        for (from, to) in self.closing.drain(..) {
+            match spans.last_mut() {
+                Some(last) if from <= last.1.saturating_add(1) => last.1 = last.1.max(to),
+                _ => spans.push((from, to)),
+            }
+        }
+        spans
+    }
+}
+
+/// Adds what is asked of hosts; `rows` is how many may still be read.
+pub(super) fn read(
+    reader: &Reader,
+    asked: BTreeMap<i64, Wanted>,
+    all: &mut Found,
+    rows: &mut u64,
+) -> Result<Kept, HistoryError> {
+    for (host, mut wanted) in asked {
+        let spans = wanted.spans();
+        let mut turn = Turn { reader, host, wanted: &wanted, spans: &spans, all, rows };
+        if turn.read()? == Kept::Cut {
+            return Ok(Kept::Cut);
+        }
+    }
+    Ok(Kept::Whole)
+}
+
+/// One host that is asked.
+struct Turn<'a> {
+    reader: &'a Reader,
+    host: i64,
+    wanted: &'a Wanted,
+    spans: &'a [(i64, i64)],
+    all: &'a mut Found,
+    rows: &'a mut u64,
+}
+
+impl Turn<'_> {
+    fn read(&mut self) -> Result<Kept, HistoryError> {
+        let Some((earliest, _)) = self.spans.first() else { return Ok(Kept::Whole) };
+        let reader = self.reader;
+        if self.wanted.open && self.open()? == Kept::Cut {
+            return Ok(Kept::Cut);
+        }
+        for (place, part) in reader.catalogue.complete.iter().enumerate().filter(|(_, part)| part.latest >= *earliest) {
+            let Some(file) = reader.part(place)? else { continue };
+            let kept = if part.form == Form::Sealed { self.blocks(file)? } else { self.rows(file)? };
+            if kept == Kept::Cut {
+                return Ok(Kept::Cut);
+            }
+        }
+        self.rows(&reader.day)
+    }
+
+    fn take(&mut self, one: &StoredSession) {
+        let sockets = Sockets { protocol: one.protocol, local: one.local, peer: one.peer };
+        if !self.wanted.sockets.contains(&sockets) {
+            return;
+        }
+        let end = End {
+            host: one.host_id,
+            netns: one.netns.cast_unsigned(),
+            sockets,
+            opened_at_us: one.opened_at_us,
+            opening_is_known: one.opened_known == Known::Event.number(),
+            closed_at_us: one.closed.map(|(at, _)| at),
+        };
+        self.all.add(end, Some(one.owners.clone()));
+    }
+
+    fn pay(&mut self, rows: u64) -> Kept {
+        match self.rows.checked_sub(rows) {
+            Some(left) => {
+                *self.rows = left;
+                Kept::Whole
+            }
+            None => Kept::Cut,
+        }
+    }
+
+    fn open(&mut self) -> Result<Kept, HistoryError> {
+        let sql = format!("SELECT {} FROM open_sessions WHERE host_id = ?1", stored::OPEN);
+        let mut statement = self.reader.day.prepare_cached(&sql)?;
+        let mut rows = statement.query([self.host])?;
+        while let Some(row) = rows.next()? {
+            self.take(&StoredSession::open(row)?);
+            if self.pay(1) == Kept::Cut {
+                return Ok(Kept::Cut);
+            }
+        }
+        Ok(Kept::Whole)
+    }
+
+    fn rows(&mut self, file: &Connection) -> Result<Kept, HistoryError> {
+        let sql =
+            format!("SELECT {} FROM sessions WHERE host_id = ?1 AND closed_at_us BETWEEN ?2 AND ?3", stored::OVER);
+        let mut statement = file.prepare_cached(&sql)?;
+        for (from, to) in self.spans {
+            let mut rows = statement.query(params![self.host, from, to])?;
+            while let Some(row) = rows.next()? {
+                self.take(&StoredSession::over(row)?);
+                if self.pay(1) == Kept::Cut {
+                    return Ok(Kept::Cut);
+                }
+            }
+        }
+        Ok(Kept::Whole)
+    }
+
+    fn blocks(&mut self, file: &Connection) -> Result<Kept, HistoryError> {
+        if !self.met(file)? {
+            return Ok(Kept::Whole);
+        }
+        let mut statement = file.prepare_cached(
+            "SELECT id, sessions FROM blocks WHERE host_id = ?1 AND max_closed_at_us >= ?2 AND min_closed_at_us <= ?3",
+        )?;
+        let mut blocks: BTreeSet<(i64, i64)> = BTreeSet::new();
+        for (from, to) in self.spans {
+            let found = statement.query_map(params![self.host, from, to], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            for block in found {
+                blocks.insert(block?);
+            }
+        }
+        for (id, sessions) in blocks {
+            self.reader.go_on()?;
+            if self.pay(sessions.unsigned_abs()) == Kept::Cut {
+                return Ok(Kept::Cut);
+            }
+            sealed::read_block(file, id)?.iter().for_each(|one| self.take(one));
+        }
+        Ok(Kept::Whole)
+    }
+
+    /// Whether the host had sessions with any of the wanted peers, as the table of a sealed file tells.
+    fn met(&self, file: &Connection) -> Result<bool, HistoryError> {
+        let peers: HashSet<_> = self.wanted.sockets.iter().map(|sockets| sockets.peer.ip()).collect();
+        let mut statement = file.prepare_cached("SELECT 1 FROM pairs WHERE peer_address = ?1 AND host_id = ?2")?;
+        for peer in peers {
+            if statement.exists(params![coding::address_bytes(peer), self.host])? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_that_touch_are_read_once() {
+        let sockets =
+            Sockets { protocol: 1, local: "10.0.0.1:1".parse().unwrap(), peer: "10.0.0.2:2".parse().unwrap() };
+        let mut wanted = Wanted::default();
+        for closing in [(50, 60), (1, 5), (4, 9), (10, 12), (14, 20), (15, 16)] {
+            wanted.add(sockets, closing, false);
+        }
+        assert_eq!(wanted.spans(), [(1, 12), (14, 20), (50, 60)]);
+    }
+}
