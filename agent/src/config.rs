@@ -9,7 +9,7 @@ use std::{
 use fleetsock_proto::host::HOST_NAME_LIMIT;
 use serde::Deserialize;
 
-use crate::{capture::portless::Wanted, spool::SPOOL_BYTES_LIMIT};
+use crate::{capture::portless::Wanted, observer::schedule::DIGEST_EVERY, spool::SPOOL_BYTES_LIMIT};
 
 /// Where an agent keeps everything unless told otherwise.
 pub const DEFAULT_STATE: &str = "/var/lib/fleetsock/agent";
@@ -30,6 +30,7 @@ struct Bounds {
 
 const WALK_MS: Bounds = Bounds { name: "walk_ms", least: 100, most: 3_600_000 };
 const REFEREE_S: Bounds = Bounds { name: "referee_s", least: 1, most: 86_400 };
+const DIGEST_S: Bounds = Bounds { name: "digest_s", least: 1, most: 3600 };
 const SPOOL_MIB: Bounds = Bounds { name: "spool_mib", least: 1, most: 65_536 };
 const CPU_PERCENT: Bounds = Bounds { name: "cpu_percent", least: 1, most: 100 };
 const MEMORY_MIB: Bounds = Bounds { name: "memory_mib", least: 32, most: 65_536 };
@@ -41,6 +42,8 @@ pub struct Config {
     pub walk: Duration,
     /// How often to look for all owners.
     pub referee: Duration,
+    /// How often to tell a digest of what is open, by which the server finds out whether it has the same.
+    pub digest: Duration,
     /// What the spool may take of the disk, bytes.
     pub spool_bytes: u64,
     /// What the host calls itself, in place of its host name.
@@ -99,6 +102,7 @@ impl Default for Config {
         Config {
             walk: Duration::from_secs(1),
             referee: Duration::from_secs(60),
+            digest: DIGEST_EVERY,
             spool_bytes: SPOOL_BYTES_LIMIT,
             name: None,
             reach: Reach::default(),
@@ -167,6 +171,7 @@ pub enum ConfigError {
 struct Settings {
     walk_ms: Option<u64>,
     referee_s: Option<u64>,
+    digest_s: Option<u64>,
     spool_mib: Option<u64>,
     name: Option<String>,
     #[serde(default)]
@@ -228,6 +233,7 @@ impl Config {
         Ok(Config {
             walk: WALK_MS.check(settings.walk_ms)?.map_or(defaults.walk, Duration::from_millis),
             referee: REFEREE_S.check(settings.referee_s)?.map_or(defaults.referee, Duration::from_secs),
+            digest: DIGEST_S.check(settings.digest_s)?.map_or(defaults.digest, Duration::from_secs),
             spool_bytes: SPOOL_MIB.check(settings.spool_mib)?.map_or(defaults.spool_bytes, |mib| mib * MIB),
             name,
             reach: settings.namespaces,
@@ -257,6 +263,8 @@ mod tests {
         assert_eq!(Config::parse("unix = true").unwrap().portless, Wanted::All);
         assert_eq!(Config::parse("command_line = true").unwrap().command_lines, CommandLines::Redacted);
         assert_eq!((config.walk, config.referee), (Duration::from_millis(250), Config::default().referee));
+        assert_eq!(config.digest, Duration::from_secs(300));
+        assert_eq!(Config::parse("digest_s = 60").unwrap().digest, Duration::from_secs(60));
         assert_eq!(config.name.unwrap().as_str(), "web1");
     }
 
@@ -266,6 +274,7 @@ mod tests {
             ("walk_ms = 99", "walk_ms = 99 is not within 100 and 3600000"),
             ("spool_mib = 0", "spool_mib = 0 is not within 1 and 65536"),
             ("referee_s = 0", "referee_s = 0 is not within 1 and 86400"),
+            ("digest_s = 3601", "digest_s = 3601 is not within 1 and 3600"),
             ("name = \"\"", "name: `` is no host name"),
             ("name = \"web 1\"", "name: `web 1` is no host name"),
             ("namespaces = \"some\"", "unknown variant `some`"),
@@ -295,7 +304,7 @@ mod tests {
         #[test]
         fn no_text_makes_reading_fail_in_another_way_than_with_words(
             noise in ".{0,200}",
-            name in "(walk_ms|referee_s|spool_mib|name|namespaces|bytes|command_line|unix|cpu_percent|memory_mib|[a-z_]{1,9})",
+            name in "(walk_ms|referee_s|digest_s|spool_mib|name|namespaces|bytes|command_line|unix|cpu_percent|memory_mib|[a-z_]{1,9})",
             value in "(-?[0-9]{1,25}|\"[^\"]{0,80}\"|true|\\[.{0,9}|1e999|0x[0-9a-f]{1,20})",
         ) {
             for text in [noise.clone(), format!("{name} = {value}"), format!("{name} = {value}\n{noise}")] {

@@ -4,7 +4,7 @@
 //! the next walk, and then told with them or without.
 
 use fleetsock_proto::{
-    batch::{Change, Op, Role},
+    batch::{Change, Op, Role, Socket},
     socket::{Known, Protocol, SocketState},
     time::Timestamp,
 };
@@ -97,6 +97,11 @@ impl Ledger {
     /// Gives everything that is held: a snapshot is about to be told, which does not name what ended.
     pub fn flush(&mut self) -> Ends {
         std::mem::take(&mut self.held)
+    }
+
+    /// Sockets whose end is held: for those who are told of changes they are open.
+    pub fn unsettled(&self) -> impl Iterator<Item = &Socket> {
+        self.held.changes.iter().map(|change| &change.socket)
     }
 
     fn settle_held(&mut self, mut held: Vec<Change>) -> Vec<Change> {

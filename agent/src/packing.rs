@@ -7,6 +7,7 @@ use fleetsock_proto::{
         BATCH_BYTES_AIM, BATCH_OWNERS_LIMIT, BATCH_PROCESSES_LIMIT, BATCH_SOCKETS_LIMIT, BATCH_STRINGS_LIMIT,
         BATCH_TEXT_LIMIT, Batch, BatchKind, Change, SOCKET_OWNERS_LIMIT, Socket,
     },
+    digest::Digest,
     host::BootId,
     owner::Owner,
     time::Timestamp,
@@ -73,11 +74,27 @@ pub struct Packed {
 
 /// Packs changes into batches.
 pub fn pack(content: Content, window: Window, changes: impl IntoIterator<Item = Change>) -> Packed {
-    let mut packer = Packer { content, window, parts: Packed::default(), load: Load::default() };
+    let mut packer = Packer::new(content, window);
     for change in changes {
         packer.add(change);
     }
     packer.finish()
+}
+
+impl Packed {
+    /// Lets the last batch say what is open after it; one without changes where nothing changed.
+    pub fn prove(&mut self, window: Window, digest: &Digest) {
+        if self.drafts.is_empty() {
+            let mut packer = Packer::new(Content::Changes, window);
+            packer.close(BatchKind::Changes);
+            self.drafts = packer.parts.drafts;
+        }
+        // What is encoded behind a message is merged into it (Protocol Buffers, encoding, "Last One Wins").
+        let proof = wire::Batch { digest: Some(digest.into()), ..wire::Batch::default() };
+        if let Some(last) = self.drafts.last_mut() {
+            last.body.extend(proof.encode_to_vec());
+        }
+    }
 }
 
 struct Packer {
@@ -142,6 +159,10 @@ fn place(owner: &Arc<Owner>) -> usize {
 }
 
 impl Packer {
+    fn new(content: Content, window: Window) -> Packer {
+        Packer { content, window, parts: Packed::default(), load: Load::default() }
+    }
+
     fn add(&mut self, mut change: Change) {
         self.parts.details_lost += cut_to_limits(&mut change.socket);
         let mut weight = self.load.weight(&change.socket);
@@ -166,7 +187,8 @@ impl Packer {
         let Window { boot_id, since, until } = self.window;
         let changes = std::mem::take(&mut self.load).changes;
         let rows = u32::try_from(changes.len()).unwrap_or(u32::MAX);
-        let batch = Batch { epoch: 0, seq: 0, kind, boot_id, observed_since: since, observed_until: until, changes };
+        let (observed_since, observed_until) = (since, until);
+        let batch = Batch { epoch: 0, seq: 0, kind, boot_id, observed_since, observed_until, changes, digest: None };
         let body = wire::Batch::from(&batch).encode_to_vec();
         self.parts.drafts.push(Draft { kind, rows, since, until, body });
     }
@@ -261,6 +283,26 @@ mod tests {
         assert_eq!(pack(Content::Changes, window(), []), Packed::default());
         let packed = pack(Content::Snapshot, window(), []);
         assert_eq!(read(&packed).iter().map(|batch| batch.kind).collect::<Vec<_>>(), [BatchKind::SnapshotWhole]);
+    }
+
+    #[test]
+    fn what_is_open_after_them_is_said_by_the_last_batch_and_by_one_of_its_own_when_nothing_changed() {
+        let open: Vec<Change> = (0..10_000).map(|cookie| change(cookie, Vec::new())).collect();
+        let digest: Digest = open.iter().map(|change| &change.socket).collect();
+        for content in [Content::Changes, Content::Snapshot] {
+            let mut packed = pack(content, window(), open.clone());
+            let without = read(&packed);
+            packed.prove(window(), &digest);
+            let proved = read(&packed);
+            let (last, others) = proved.split_last().unwrap();
+            assert!(!others.is_empty() && others.iter().all(|batch| batch.digest.is_none()));
+            assert_eq!(last.digest, Some(digest));
+            assert_eq!(last.changes, without.last().unwrap().changes);
+        }
+        let mut nothing = pack(Content::Changes, window(), []);
+        nothing.prove(window(), &digest);
+        let [batch] = &read(&nothing)[..] else { panic!("{nothing:?}") };
+        assert_eq!((batch.kind, &batch.changes[..], batch.digest), (BatchKind::Changes, &[][..], Some(digest)));
     }
 
     #[test]

@@ -125,7 +125,7 @@ pub async fn run(
         outbox: Arc::clone(&outbox),
         remarks,
         clock,
-        schedule: Schedule::new(config.walk, config.referee),
+        schedule: Schedule::new(config.walk, config.referee).proving_every(config.digest),
         restraint: Restraint::new(config.cpu_percent),
     };
     if let Some((chronicle, reader)) = events {

@@ -196,9 +196,14 @@ impl Table {
         self.last_at
     }
 
-    /// Every open socket, as rows of a snapshot.
+    /// Every open socket.
+    pub fn open(&self) -> impl Iterator<Item = &Socket> {
+        self.open.values().map(|open| &open.socket)
+    }
+
+    /// The same as rows of a snapshot.
     pub fn snapshot(&self) -> impl Iterator<Item = Change> + '_ {
-        self.open.values().map(|open| Change { op: Op::Present, socket: open.socket.clone() })
+        self.open().map(|socket| Change { op: Op::Present, socket: socket.clone() })
     }
 
     /// Step one: the inodes whose owners are to be looked for before the walk is applied.

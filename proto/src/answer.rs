@@ -30,6 +30,8 @@ words! {
         Asleep = 9 "asleep",
         /// The host's clock was set: moments around it are not what they seem.
         ClockLeap = 10 "clock-leap",
+        /// A digest showed that what the server had as open was not what the agent had.
+        TableDiffered = 11 "table-differed",
     }
 }
 
@@ -78,14 +80,15 @@ impl GapReason {
             | GapReason::KernelLoss
             | GapReason::Delivery
             | GapReason::Asleep
-            | GapReason::ClockLeap => true,
+            | GapReason::ClockLeap
+            | GapReason::TableDiffered => true,
         }
     }
 
     /// How well a range is observed that is a gap for this reason.
     pub const fn cover(self) -> Cover {
         match self {
-            GapReason::KernelLoss | GapReason::ClockLeap => Cover::Lossy,
+            GapReason::KernelLoss | GapReason::ClockLeap | GapReason::TableDiffered => Cover::Lossy,
             GapReason::Expired => Cover::Expired,
             GapReason::AgentDown
             | GapReason::SpoolFull

@@ -6,6 +6,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
+    digest::Digest,
     host::BootId,
     listener::ListenAddress,
     owner::Owner,
@@ -68,6 +69,8 @@ pub struct Batch {
     pub observed_until: Timestamp,
     /// In order.
     pub changes: Vec<Change>,
+    /// What is open on the host after it, where that is told.
+    pub digest: Option<Digest>,
 }
 
 /// What happened to a socket.

@@ -185,6 +185,8 @@ pub struct Host {
     pub warning: Option<Warning>,
     /// TCP sockets that are neither listeners nor sessions, as last told.
     pub tcp_counts: Option<TcpCounts>,
+    /// The last walk as of which what is open in the history was shown to be what the agent has, by the server's clock.
+    pub proved_at: Option<Timestamp>,
 }
 
 /// Something about a host that a person should look at: it waits for approval, or its identity seems to be used twice.
@@ -299,6 +301,7 @@ impl From<Host> for wire::Host {
             warning: warning.unwrap_or_default(),
             warned_at: warned_at.map(Into::into),
             tcp_counts: host.tcp_counts.map(Into::into),
+            proved_at: host.proved_at.map(Into::into),
         }
     }
 }
@@ -344,6 +347,7 @@ impl TryFrom<wire::Host> for Host {
             clock_offset_us: host.clock_offset_us,
             warning,
             tcp_counts: host.tcp_counts.map(Into::into),
+            proved_at: time::optional("Host.proved_at", host.proved_at)?,
         })
     }
 }

@@ -12,6 +12,7 @@ pub mod change;
 pub mod client;
 pub mod condition;
 mod connection;
+pub mod digest;
 pub mod host;
 pub mod identity;
 pub mod join;

@@ -52,6 +52,8 @@ pub enum ServerMessage {
     Bye(Bye),
     /// The roots have changed.
     Roots(Roots),
+    /// What is open there is not what the agent has, for this reason: a snapshot is wanted.
+    Resync(String),
 }
 
 /// The number of a batch. Ordered by epoch, then by sequence.
@@ -301,6 +303,7 @@ impl From<ServerMessage> for wire::SessionResponse {
             ServerMessage::Roots(Roots { roots_der, renewal }) => {
                 Message::Roots(wire::Roots { roots_der, renewal: renewal.map(Into::into) })
             }
+            ServerMessage::Resync(reason) => Message::Resync(wire::Resync { reason }),
         };
         wire::SessionResponse { message: Some(message) }
     }
@@ -336,6 +339,9 @@ impl TryFrom<wire::SessionResponse> for ServerMessage {
             Message::Roots(wire::Roots { roots_der, renewal }) => {
                 let renewal = renewal.map(Renewal::try_from).transpose()?;
                 Ok(ServerMessage::Roots(Roots { roots_der, renewal }))
+            }
+            Message::Resync(wire::Resync { reason }) => {
+                Ok(ServerMessage::Resync(bounded("Resync.reason", reason, REASON_LIMIT)?))
             }
         }
     }

@@ -239,6 +239,7 @@ impl Agent {
             observed_since: now,
             observed_until: now,
             changes,
+            digest: None,
         }
     }
 

@@ -12,6 +12,7 @@ use fleetsock_proto::{
     backup::BackupProgress,
     batch::Batch,
     change::ChangeRecord,
+    digest::Difference,
     host::{Host, HostFacts, HostId, HostSelector, HostState, Warning},
     listener::Listener,
     question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
@@ -25,13 +26,14 @@ use fleetsock_proto::{
 };
 use tokio::sync::mpsc;
 
-use self::adoption::Shown;
+use self::{adoption::Shown, proof::Wish};
 use crate::metrics::HistoryMeters;
 
 pub mod adoption;
 pub mod cursor;
 pub mod matching;
 pub mod pairing;
+pub mod proof;
 pub mod sqlite;
 pub mod summing;
 
@@ -61,6 +63,13 @@ impl Default for Bounds {
 pub enum Applied {
     /// It is committed and durable, now or since an earlier delivery.
     Committed,
+    /// It is committed and durable, and its digest shows that what is open here is not what the agent has.
+    Differs {
+        /// What is not equal.
+        difference: Difference,
+        /// Whether a snapshot is to be asked for.
+        wish: Wish,
+    },
     /// Batches before it are missing; this is the one that is expected. Nothing was stored.
     Hole {
         /// The number that must come next.
@@ -75,7 +84,9 @@ pub trait History: Send + Sync + 'static {
     ///
     /// A number that is already stored is [`Applied::Committed`] without effect. A first batch of a higher epoch must
     /// be the beginning of a snapshot with seq 1; the time since the last walk that was told of becomes a gap
-    /// ([`BETWEEN_EPOCHS`]). What a snapshot does not name closes as lost.
+    /// ([`BETWEEN_EPOCHS`]). What a snapshot does not name closes as lost. A digest is held against the open rows as they are
+    /// after the batch; when they are not those of the agent, the time since they last were is a gap
+    /// ([`GapReason::TableDiffered`]).
     async fn apply(&self, host: HostId, batch: Batch) -> Result<Applied, HistoryError>;
 
     /// Stores a gap that the agent told of, and moves the cursor over the numbers that will never come.

@@ -54,6 +54,10 @@ pub struct HistoryMeters {
     gaps: Family<Label, Counter>,
     /// Batches that will never come, by reason.
     batches_lost: Family<Label, Counter>,
+    /// Digests that were held against the open rows, by what came of it.
+    digests: Family<Label, Counter>,
+    /// Time that it took.
+    proving: Histogram,
     /// 1 while the disk takes nothing.
     full: Gauge,
 }
@@ -68,6 +72,8 @@ impl Default for HistoryMeters {
             failures: Counter::default(),
             gaps: Family::default(),
             batches_lost: Family::default(),
+            digests: Family::default(),
+            proving: seconds(),
             full: Gauge::default(),
         }
     }
@@ -111,7 +117,16 @@ impl HistoryMeters {
         self.batches_lost.get_or_create(&label).inc_by(batches_lost);
     }
 
+    /// A digest was held against the open rows, which took so long.
+    pub fn proved(&self, equality: Equality, took: Duration) {
+        self.digests.get_or_create(&[("result", equality.as_str())]).inc();
+        self.proving.observe(took.as_secs_f64());
+    }
+
     fn register(&self, registry: &mut Registry) {
+        for equality in [Equality::Equal, Equality::Different] {
+            drop(self.digests.get_or_create(&[("result", equality.as_str())]));
+        }
         // A series that is there from the beginning shows its first increase.
         for reason in GapReason::ALL.iter().filter(|reason| reason.is_stored()) {
             let label = [("reason", reason.as_str())];
@@ -126,7 +141,29 @@ impl HistoryMeters {
         registry.register("history_commit_failures", "Groups of batches that were not stored", self.failures.clone());
         registry.register("history_gaps", "Ranges that were stored as not observed, or as lossy", self.gaps.clone());
         registry.register("history_batches_lost", "Batches that will never come", self.batches_lost.clone());
+        let digests = "Digests of agents that were held against what is open in the history, by result";
+        registry.register("history_digests", digests, self.digests.clone());
+        let proving = "Time in which what is open of a host was read to be held against a digest";
+        registry.register_with_unit("history_digest", proving, Unit::Seconds, self.proving.clone());
         registry.register("history_disk_full", "1 while the disk of the history takes nothing", self.full.clone());
+    }
+}
+
+/// What came of holding a digest against the open rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Equality {
+    /// The history has as open what the agent has.
+    Equal,
+    /// It has not.
+    Different,
+}
+
+impl Equality {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Equality::Equal => "equal",
+            Equality::Different => "different",
+        }
     }
 }
 

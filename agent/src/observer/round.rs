@@ -16,6 +16,7 @@ use super::{
     continuity::{Break, Clocks, Continuity, Told as Said},
     occasion::{Plan, Whereabouts, plan, referee, states_due},
     schedule::{Begun, Schedule},
+    telling::keep,
     unseen::remarks,
 };
 use crate::{
@@ -23,11 +24,10 @@ use crate::{
     chronicle::{Chronicle, Look, Taken},
     cost,
     departures::Departed,
-    ledger::Ends,
     losses::Loss,
     namespaces::Pass,
     owners::{OwnerScan, Processes, Wanted},
-    packing::{Content, Window, pack},
+    packing::Window,
     privileges,
     remarks::Topic,
     table::{Comparison, Search, Table, Told, Walk},
@@ -153,7 +153,7 @@ impl Round {
         let rest = if turn == Turn::Last { self.continuity.end() } else { None };
         breaks.chain(rest).for_each(|gap| self.admit_gap(gap));
         let window = Window { boot_id: self.observer.boot_id, since, until: at };
-        self.keep(window, comparison, now, turn);
+        keep(&mut self.observer, window, comparison, now, turn);
         self.observer.outbox.observed(at);
         true
     }
@@ -390,47 +390,5 @@ impl Round {
         let wait = restraint.paid(cost, begun.elapsed.unwrap_or_default(), schedule.interval());
         schedule.hold_back(wait);
         remarks.make(Topic::Walks, restraint.remark());
-    }
-
-    /// Puts what changed into the spool, and a snapshot when one is due.
-    fn keep(&mut self, window: Window, comparison: Comparison, now: Instant, turn: Turn) {
-        let Observer { outbox, schedule, ledger, table, .. } = &mut self.observer;
-        let mut ends = Ends { changes: comparison.changes, unseen: comparison.unseen };
-        // What a snapshot does not name is closed for the server, so that its end must be told before.
-        let flushes = turn == Turn::Last || schedule.snapshot_due(now) || outbox.with(|spool| spool.wants_snapshot());
-        if let Some(ledger) = ledger {
-            ends = ledger.settle(ends);
-            if flushes {
-                ends.extend(ledger.flush());
-            }
-        }
-        let changes = pack(Content::Changes, window, ends.changes);
-        let mut appended = !changes.drafts.is_empty();
-        outbox.losses().add(Loss::Detail, changes.details_lost);
-        let begins = outbox.with(|spool| {
-            // Before the snapshot of a numbering nothing else can be told; the snapshot contains it.
-            spool.append(Content::Changes, changes.drafts).is_err() || spool.wants_snapshot()
-        });
-        let snapshot = begins || schedule.snapshot_due(now);
-        if snapshot {
-            let snapshot = pack(Content::Snapshot, window, table.snapshot());
-            let appended = outbox.with(|spool| spool.append(Content::Snapshot, snapshot.drafts));
-            if let Err(error) = appended {
-                tracing::error!(%error, "a snapshot was not taken for one");
-            }
-            schedule.wrote_snapshot(now);
-            // The numbering may have begun a moment ago: then these are as late as all other changes of this walk.
-            ends.unseen.extend(ledger.as_mut().map(|ledger| ledger.flush().unseen).unwrap_or_default());
-        }
-        // After the snapshot, which does not contain them.
-        let unseen = pack(Content::Changes, window, ends.unseen);
-        appended |= !unseen.drafts.is_empty();
-        outbox.losses().add(Loss::Detail, unseen.details_lost);
-        if let Err(error) = outbox.with(|spool| spool.append(Content::Changes, unseen.drafts)) {
-            tracing::error!(%error, "short connections were not taken");
-        }
-        if appended || snapshot {
-            outbox.notify();
-        }
     }
 }

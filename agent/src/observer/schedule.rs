@@ -7,6 +7,9 @@ use crate::table::Search;
 /// Snapshots that are asked for come at most this often: each costs as much as the table is large.
 pub const SNAPSHOT_PAUSE: Duration = Duration::from_secs(30);
 
+/// How often a digest of what is open is told, unless the settings say otherwise.
+pub const DIGEST_EVERY: Duration = Duration::from_secs(300);
+
 /// Intervals that may pass between two walks, and what more a busy machine may take, until the time between counts as not
 /// observed.
 const OVERDUE: (u32, Duration) = (3, Duration::from_secs(5));
@@ -36,6 +39,9 @@ pub struct Schedule {
     /// The last snapshot that was asked for; those that begin a numbering do not keep one waiting.
     last_asked: Option<Instant>,
     snapshot_wanted: bool,
+    /// How often a digest is told, and when the last one was.
+    digest: Duration,
+    last_digest: Option<Instant>,
 }
 
 impl Schedule {
@@ -50,7 +56,14 @@ impl Schedule {
             last_referee: None,
             last_asked: None,
             snapshot_wanted: false,
+            digest: DIGEST_EVERY,
+            last_digest: None,
         }
+    }
+
+    /// Tells a digest this often in place of every [`DIGEST_EVERY`].
+    pub fn proving_every(self, digest: Duration) -> Schedule {
+        Schedule { digest, ..self }
     }
 
     /// Walks in another rhythm from the last walk on.
@@ -105,6 +118,16 @@ impl Schedule {
         self.snapshot_wanted && self.last_asked.is_none_or(|last| now >= last + SNAPSHOT_PAUSE)
     }
 
+    /// Whether it is time to tell a digest of what is open.
+    pub fn digest_due(&self, now: Instant) -> bool {
+        self.last_digest.is_none_or(|last| now >= last + self.digest)
+    }
+
+    /// A digest was written, with a snapshot or without.
+    pub fn wrote_digest(&mut self, now: Instant) {
+        self.last_digest = Some(now);
+    }
+
     /// A snapshot was written.
     pub fn wrote_snapshot(&mut self, now: Instant) {
         if std::mem::take(&mut self.snapshot_wanted) {
@@ -150,6 +173,18 @@ mod tests {
             assert_eq!(schedule.due_in(start), due * SECOND);
             let begun = schedule.begin_walk(start + elapsed * SECOND);
             assert_eq!((begun.elapsed, begun.overdue), (Some(elapsed * SECOND), overdue), "{elapsed} of {due}");
+        }
+    }
+
+    #[test]
+    fn a_digest_is_due_at_once_and_then_so_long_after_the_last_one() {
+        let start = Instant::now();
+        let schedule = Schedule::new(SECOND, SECOND);
+        for (every, schedule) in [(DIGEST_EVERY, schedule), (SECOND, schedule.proving_every(SECOND))] {
+            let mut schedule = schedule;
+            assert!(schedule.digest_due(start));
+            schedule.wrote_digest(start);
+            assert!(!schedule.digest_due(start + every - SECOND / 2) && schedule.digest_due(start + every));
         }
     }
 

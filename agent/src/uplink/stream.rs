@@ -269,6 +269,11 @@ impl Stream {
                 return Err(Ending::Bye { reason, after });
             }
             Ok(Some(ServerMessage::Roots(roots))) => return self.change_roots(uplink, roots).await,
+            Ok(Some(ServerMessage::Resync(reason))) => {
+                tracing::warn!(reason, "the server has other sockets as open than there are: a snapshot follows");
+                uplink.orders.snapshot();
+                return Ok(());
+            }
             Ok(Some(ServerMessage::Welcome(_))) => return Err(Ending::Lost("a second Welcome".to_owned())),
             Ok(None) => return Err(Ending::Lost("the server closed the stream".to_owned())),
             Err(error) => return Err(self.broken(uplink, memory, error).await),

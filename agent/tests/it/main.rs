@@ -4,6 +4,7 @@
 mod counted;
 mod delivery;
 mod destroyed;
+mod digests;
 mod distress;
 mod enrolment;
 mod exchange;

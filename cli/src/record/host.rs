@@ -69,6 +69,7 @@ const FIELDS: &[Field<Host>] = &[
     Field { name: "tcp_time_wait", value: |host, _| tcp(host, |counts| Some(counts.time_wait)).into() },
     Field { name: "tcp_syn_received", value: |host, _| tcp(host, |counts| Some(counts.syn_received)).into() },
     Field { name: "tcp_bound", value: |host, _| tcp(host, |counts| counts.bound).into() },
+    Field { name: "proved_at", value: |host, _| moment_or_null(host.proved_at) },
 ];
 
 fn tcp(host: &Host, number: impl Fn(&TcpCounts) -> Option<u64>) -> Option<u64> {
@@ -146,6 +147,9 @@ const COLUMNS: &[Column<Host>] = &[
     }),
     column("bound", "BOUND", &["tcp_bound"], Shown::Wide, Side::Right, |host, _| tcp_cell(host, |counts| counts.bound)),
     column("losses", "LOSSES", &["losses"], Shown::Always, Side::Right, losses),
+    column("proved", "PROVED", &["proved_at"], Shown::Wide, Side::Left, |host, view| {
+        Cell::new(&host.proved_at.map_or_else(String::new, |at| view.moment(at)))
+    }),
     column("agent", "AGENT", &["agent_version"], Shown::Wide, Side::Left, |host, _| {
         fact_cell(host, |facts| facts.agent_version.clone())
     }),

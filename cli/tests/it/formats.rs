@@ -175,6 +175,7 @@ fn host() -> Host {
         clock_offset_us: -1_500,
         warning: None,
         tcp_counts: Some(TcpCounts { time_wait: 1_204, syn_received: 3, bound: None }),
+        proved_at: Some(ago(120)),
     }
 }
 

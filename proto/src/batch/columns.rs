@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     InvalidMessage,
+    digest::Digest,
     host::{BootId, bounded},
     listener::path_from_wire,
     owner::Owner,
@@ -127,6 +128,7 @@ impl From<&Batch> for wire::Batch {
             strings: tables.strings,
             processes: Some(tables.processes.without_empty_columns()),
             sockets: Some(columns),
+            digest: batch.digest.as_ref().map(Into::into),
         }
     }
 }
@@ -211,6 +213,7 @@ impl TryFrom<wire::Batch> for Batch {
             observed_since,
             observed_until: time::required("Batch.observed_until", batch.observed_until)?,
             changes,
+            digest: batch.digest.map(Digest::try_from).transpose()?,
         })
     }
 }

@@ -93,9 +93,11 @@ fn change() -> impl Strategy<Value = Change> {
 
 fn batch() -> impl Strategy<Value = Batch> {
     let header = (1..u64::MAX, 1..u64::MAX, select(BatchKind::ALL), any::<[u8; 16]>(), moment(), moment());
-    (header, vec(change(), 0..8)).prop_map(|((epoch, seq, kind, boot_id, observed_since, observed_until), changes)| {
+    (header, vec(change(), 0..8), any::<bool>()).prop_map(|(header, changes, is_proved)| {
+        let (epoch, seq, kind, boot_id, observed_since, observed_until) = header;
         let boot_id = BootId::from_array(boot_id);
-        Batch { epoch, seq, kind, boot_id, observed_since, observed_until, changes }
+        let digest = is_proved.then(|| changes.iter().map(|change| &change.socket).collect());
+        Batch { epoch, seq, kind, boot_id, observed_since, observed_until, changes, digest }
     })
 }
 
@@ -111,8 +113,8 @@ fn signed(column: &[u32]) -> Vec<i32> {
 fn arbitrary_wire_batch() -> impl Strategy<Value = wire::Batch> {
     let columns = vec(column(), 24);
     let bytes = (vec(any::<u8>(), 0..40), vec(any::<u8>(), 0..40), vec("[a-z]{0,3}", 0..3));
-    (columns, bytes, any::<(u64, u64, i32)>()).prop_map(
-        |(c, (local_address, peer_address, strings), (epoch, seq, kind))| {
+    (columns, bytes, any::<(u64, u64, i32, bool)>()).prop_map(
+        |(c, (local_address, peer_address, strings), (epoch, seq, kind, digest))| {
             let wide = |column: &[u32]| column.iter().map(|number| u64::from(*number)).collect::<Vec<_>>();
             let times = |column: &[u32]| column.iter().map(|number| i64::from(*number)).collect::<Vec<_>>();
             let time = Some(prost_types::Timestamp { seconds: 1_795_000_000, nanos: 0 });
@@ -124,6 +126,7 @@ fn arbitrary_wire_batch() -> impl Strategy<Value = wire::Batch> {
                 observed_since: time,
                 observed_until: time,
                 strings,
+                digest: digest.then(|| wire::Digest { items: epoch, sums: vec![seq; c[0].len() * 8] }),
                 processes: Some(wire::ProcessColumns {
                     pid: c[0].clone(),
                     started_at_us: times(&c[1]),
@@ -197,6 +200,7 @@ fn empty(change: impl FnOnce(&mut wire::Batch)) -> Result<Batch, InvalidMessage>
         observed_since: Timestamp::from_micros(1),
         observed_until: Timestamp::from_micros(2),
         changes: Vec::new(),
+        digest: None,
     };
     let mut wire = wire::Batch::from(&batch);
     change(&mut wire);

@@ -121,6 +121,7 @@ pub(crate) fn batch(seq: u64, changes: Vec<Change>) -> Batch {
         observed_since: walk,
         observed_until: walk,
         changes,
+        digest: None,
     }
 }
 

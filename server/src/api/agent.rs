@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Clock, peer, roots::renewal, status};
 use crate::{
     authority::{Authority, RequestedKey},
-    history::{Applied, Contact, History, HistoryError, Presence, Registry, Standing, Subject},
+    history::{Applied, Contact, History, HistoryError, Presence, Registry, Standing, Subject, proof::Wish},
     live::{End, Hearing, Live, LiveStream, Spot},
     metrics::{BatchResult, Meters},
     peer::{Caller, Peer},
@@ -44,7 +44,7 @@ const MISSED_HEARTBEATS: u32 = 2;
 /// How long an agent that does not read may keep the last word from being sent.
 const LAST_WORD: Duration = Duration::from_millis(200);
 /// Messages that wait for a slow agent: an acknowledgement and a credit for every batch that it may have on the way, and
-/// some for gaps. An agent that keeps to its credit has read of them before it sends more.
+/// some for gaps and wishes. An agent that keeps to its credit has read of them before it sends more.
 const OUTGOING: usize = 2 * CREDIT as usize + 16;
 
 /// The agent service.
@@ -131,7 +131,7 @@ impl Agent for AgentService {
 /// What became of a batch, to be counted.
 fn result(applied: &Result<Applied, HistoryError>) -> BatchResult {
     match applied {
-        Ok(Applied::Committed) => BatchResult::Committed,
+        Ok(Applied::Committed | Applied::Differs { .. }) => BatchResult::Committed,
         Ok(Applied::Hole { .. }) => BatchResult::Hole,
         Err(_) => BatchResult::Refused,
     }
@@ -408,6 +408,18 @@ impl Conversation {
             Applied::Committed => {
                 self.say(ServerMessage::Ack(number))?;
                 self.say(ServerMessage::Credit(1))
+            }
+            Applied::Differs { difference, wish } => {
+                self.say(ServerMessage::Ack(number))?;
+                self.say(ServerMessage::Credit(1))?;
+                tracing::warn!(
+                    host = %self.host, batch = format!("{}/{}", number.epoch, number.seq), %difference,
+                    asked = wish == Wish::Snapshot, "what is open in the history is not what the agent has"
+                );
+                match wish {
+                    Wish::Snapshot => self.say(ServerMessage::Resync(difference.to_string())),
+                    Wish::Nothing => Ok(()),
+                }
             }
             Applied::Hole { expected } => {
                 let reason = format!(

@@ -142,6 +142,7 @@ mod tests {
             observed_since: at(99),
             observed_until: at(100),
             changes: Vec::new(),
+            digest: None,
         }
     }
 

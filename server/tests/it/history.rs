@@ -8,6 +8,7 @@
 mod answers;
 mod batches;
 mod changes;
+mod digests;
 mod filters;
 mod gaps;
 mod lives;
@@ -69,6 +70,12 @@ macro_rules! conformance {
                 an_unfinished_snapshot_closes_nothing
                 a_last_part_without_its_first_closes_nothing
                 a_reboot_ends_everything_even_when_cookies_repeat
+            }
+            cases! { $engine, digests:
+                a_digest_of_the_same_table_proves_it
+                a_digest_of_another_table_is_a_gap_since_the_last_proof_and_a_snapshot_heals_it
+                after_lost_batches_digests_wait_for_a_snapshot
+                a_snapshot_that_does_not_help_is_not_asked_for_again_at_once
             }
             cases! { $engine, gaps:
                 a_new_numbering_leaves_a_gap_since_the_last_walk

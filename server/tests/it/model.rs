@@ -1,4 +1,5 @@
-//! Any sequence of what can happen to a fleet leaves the history that a simple model in memory has.
+//! Any sequence of what can happen to a fleet leaves the history that a simple model in memory has, and what is open in it has
+//! the digest of what is open on the hosts.
 //!
 //! More cases: `FLEETSOCK_LONG=1 cargo test -p fleetsock-server model`. A failure prints the shortest sequence that
 //! proptest finds, and keeps its seed for the next run.
@@ -86,6 +87,8 @@ struct Play<E: Engine> {
     hosts: Vec<Simulated>,
     expected: Vec<Expected>,
     sent: Vec<(usize, Batch)>,
+    /// Whether nothing of a host was lost since its last snapshot.
+    whole: [bool; CLOCKS.len()],
     second: i64,
 }
 
@@ -100,15 +103,22 @@ impl<E: Engine> Play<E> {
             expected.push(Expected::of(agent.host, &name, ahead));
             hosts.push(Simulated::new(agent, ahead));
         }
-        let mut play = Play { world, hosts, expected, sent: Vec::new(), second: 1 };
+        let whole = [false; CLOCKS.len()];
+        let mut play = Play { world, hosts, expected, sent: Vec::new(), whole, second: 1 };
         for host in 0..CLOCKS.len() {
             play.snapshot(host, 1, false).await;
         }
         play
     }
 
-    /// Sends a batch, which must be stored.
-    async fn send(&mut self, host: usize, batch: Batch) {
+    /// Sends a batch, which must be stored. Its digest, where nothing was lost since the last snapshot, must be that of what
+    /// the history has as open.
+    async fn send(&mut self, host: usize, mut batch: Batch) {
+        let completes = matches!(batch.kind, BatchKind::SnapshotWhole | BatchKind::SnapshotEnd);
+        self.whole[host] |= completes;
+        if self.whole[host] && (completes || batch.kind == BatchKind::Changes) {
+            batch.digest = Some(self.hosts[host].digest());
+        }
         let outcome = self.world.store().apply(self.hosts[host].agent.host, batch.clone()).await.unwrap();
         assert_eq!(outcome, Applied::Committed, "{batch:?}");
         self.expected[host].apply(&batch);
@@ -173,6 +183,7 @@ impl<E: Engine> Play<E> {
                     self.world.store().record_gap(self.hosts[host].agent.host, gap).await.unwrap();
                 }
                 self.expected[host].lose(&lost);
+                self.whole[host] = false;
             }
             Step::Again { which } => {
                 let (host, batch) = which.get(&self.sent).clone();

@@ -166,6 +166,7 @@ impl Agent {
             observed_since,
             observed_until: walk,
             changes,
+            digest: None,
         }
     }
 

@@ -74,6 +74,7 @@ impl Speaker {
             observed_since: now,
             observed_until: now,
             changes: vec![present(fleetsock_proto::batch::Socket { opened_at: now, ..socket })] as Vec<Change>,
+            digest: None,
         };
         self.outgoing.send(AgentMessage::Batch(batch)).await.is_ok()
     }
@@ -94,6 +95,7 @@ impl Speaker {
             observed_since: now,
             observed_until: now,
             changes: cookies.map(socket).collect(),
+            digest: None,
         };
         self.outgoing.send(AgentMessage::Batch(batch)).await.unwrap();
         self.acknowledged().await.unwrap();

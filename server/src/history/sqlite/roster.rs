@@ -49,6 +49,8 @@ pub(super) struct HostEntry {
     pub(super) skew: Skew,
     pub(super) cost: AgentCost,
     pub(super) tcp_counts: Option<TcpCounts>,
+    /// The last walk as of which what is open here was what the agent has, by the server's clock.
+    pub(super) proved_at: Option<Timestamp>,
     /// There is something that is not written down yet.
     unwritten: bool,
 }
@@ -79,6 +81,7 @@ impl HostEntry {
             skew: Skew::default(),
             cost: AgentCost::default(),
             tcp_counts: None,
+            proved_at: None,
             unwritten: false,
         }
     }
@@ -264,6 +267,14 @@ impl Roster {
         }
     }
 
+    /// As of a walk, by the server's clock, what is open of a host was what its agent has.
+    pub(super) fn note_proved(&self, host: HostId, at: Timestamp) {
+        if let Some(entry) = self.write().by_id.get_mut(&host) {
+            entry.proved_at = entry.proved_at.max(Some(at));
+            entry.unwritten = true;
+        }
+    }
+
     /// A host gave a sign of life; whether it is time to write such signs down.
     pub(super) fn note_presence(&self, host: HostId, presence: Presence) -> bool {
         let mut hosts = self.write();
@@ -298,7 +309,7 @@ impl Roster {
             let mut update = transaction.prepare_cached(
                 "UPDATE hosts SET last_seen_at_us = ?2, observed_until_us = ?3, losses = ?4,
                      agent_cpu_millipercent = ?5, agent_rss_bytes = ?6, tcp_time_wait = ?7, tcp_syn_received = ?8,
-                     tcp_bound = ?9 WHERE id = ?1",
+                     tcp_bound = ?9, proved_at_us = ?10 WHERE id = ?1",
             )?;
             for entry in unwritten {
                 update.execute(params![
@@ -311,6 +322,7 @@ impl Roster {
                     entry.tcp_counts.map(|counts| coding::signed(counts.time_wait)),
                     entry.tcp_counts.map(|counts| coding::signed(counts.syn_received)),
                     entry.tcp_counts.and_then(|counts| counts.bound).map(coding::signed),
+                    entry.proved_at.map(Timestamp::as_micros),
                 ])?;
             }
         }
@@ -428,6 +440,7 @@ fn entry(row: &Row<'_>, labels: Labels) -> Result<HostEntry, rusqlite::Error> {
             losses: coding::unsigned(row, "losses")?,
         },
         tcp_counts: tcp_counts(row)?,
+        proved_at: coding::time_or_null(row, "proved_at_us")?,
         unwritten: false,
     })
 }
@@ -478,6 +491,7 @@ pub(super) fn host(selected: &Selected, listeners: u64, sessions_open: u64) -> H
         tcp_counts,
         warning,
         waits,
+        proved_at,
         ..
     } = selected.entry.clone();
     let waiting = || Warning { text: format!("waits for approval: fleetctl hosts approve {host_id}"), at: enrolled_at };
@@ -498,5 +512,6 @@ pub(super) fn host(selected: &Selected, listeners: u64, sessions_open: u64) -> H
         clock_offset_us: skew.offset_us,
         warning,
         tcp_counts,
+        proved_at,
     }
 }

@@ -6,26 +6,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleetsock_proto::{
-    answer::{Cover, GapReason},
-    batch::Batch,
-    host::{BootId, HostId},
-    stream::{BatchNumber, GapReport},
-    time::Timestamp,
-};
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use fleetsock_proto::{answer::GapReason, batch::Batch, host::HostId, stream::GapReport, time::Timestamp};
+use rusqlite::{Transaction, params};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::{
     addresses::Addresses,
+    cursors::{load_cursor, store_cursor},
+    gaps::store_range,
     programs::{ProgramIds, Programs},
+    proving::{Checks, Finding, Proving},
     sessions::Sessions,
 };
 use super::{
     Options,
     ballast::{Ballast, Room},
-    coding,
     database::{Database, is_fatal},
     roster::{Roster, store_hello},
     work::{Reply, Work, answer},
@@ -34,12 +30,15 @@ use crate::history::{
     Applied, BETWEEN_EPOCHS, Contact, HistoryError, Skew,
     cursor::{Admission, Cursor, Step},
 };
-use crate::metrics::HistoryMeters;
+use crate::metrics::{Equality, HistoryMeters};
 
 pub(super) mod addresses;
 mod changes;
+mod cursors;
+mod gaps;
 mod listeners;
 mod programs;
+mod proving;
 mod sessions;
 mod zones;
 
@@ -55,6 +54,7 @@ pub(super) struct Writer {
     cursors: HashMap<i64, Cursor>,
     programs: Programs,
     addresses: Addresses,
+    proving: Proving,
     clock: fn() -> Timestamp,
     /// When it was last looked what is too old.
     swept_at: Option<Timestamp>,
@@ -69,6 +69,8 @@ pub(super) struct Admitted {
     step: Step,
     skew: Skew,
     batch: Batch,
+    /// Where its answer is among those of its group.
+    reply: usize,
 }
 
 impl Admitted {
@@ -90,8 +92,19 @@ struct Group {
 impl Writer {
     pub(super) fn new(database: Database, roster: Arc<Roster>, ballast: Ballast, options: Options) -> Writer {
         let Options { clock, failure, meters, .. } = options;
-        let (cursors, programs, addresses) = (HashMap::new(), Programs::default(), Addresses::default());
-        Writer { database, roster, cursors, programs, addresses, clock, swept_at: None, failure, ballast, meters }
+        Writer {
+            database,
+            roster,
+            cursors: HashMap::new(),
+            programs: Programs::default(),
+            addresses: Addresses::default(),
+            proving: Proving::default(),
+            clock,
+            swept_at: None,
+            failure,
+            ballast,
+            meters,
+        }
     }
 
     /// Works until nobody can bring more work.
@@ -159,11 +172,12 @@ impl Writer {
         let began = Instant::now();
         let stored = self.store(&group.admitted);
         match stored {
-            Ok(()) => {
+            Ok(checks) => {
                 if !group.admitted.is_empty() {
                     self.meters.stored(group.admitted.len(), group.rows, began.elapsed());
                 }
                 self.cursors.extend(tentative);
+                self.conclude(&mut group, checks);
                 self.roster.note_told(group.told);
                 for (reply, applied) in group.replies {
                     answer(reply, Ok(applied));
@@ -221,33 +235,79 @@ impl Writer {
                 tentative.insert(entry.id, step.after.clone());
                 group.rows += batch.changes.len() + 1;
                 group.told.push((host, step.after.observed_until));
-                group.admitted.push(Admitted { host: entry.id, step, skew: entry.skew, batch });
+                let place = group.replies.len();
+                group.admitted.push(Admitted { host: entry.id, step, skew: entry.skew, batch, reply: place });
                 group.replies.push((reply, Applied::Committed));
             }
         }
     }
 
-    /// Stores a group: first what `main.db` keeps, then what the file of the day keeps, with the cursors that count.
-    fn store(&mut self, admitted: &[Admitted]) -> Result<(), rusqlite::Error> {
-        if admitted.is_empty() {
-            return Ok(());
+    /// Writes down what the digests of a group showed that is stored.
+    fn conclude(&mut self, group: &mut Group, checks: Checks) {
+        for Finding { place, difference, took } in self.proving.conclude(&group.admitted, checks, Instant::now()) {
+            let (one, (host, until)) = (&group.admitted[place], group.told[place]);
+            let Some((difference, wish)) = difference else {
+                self.meters.proved(Equality::Equal, took);
+                self.roster.note_proved(host, until);
+                continue;
+            };
+            self.meters.proved(Equality::Different, took);
+            group.replies[one.reply].1 = Applied::Differs { difference, wish };
+            if let Err(error) = self.store_difference(host, until) {
+                // The next digest that differs tells of the same range and more.
+                tracing::error!(%host, %error, "that the tables differed was not written down");
+            }
         }
+    }
+
+    /// Stores that something is missing since the tables of a host were last the same.
+    fn store_difference(&mut self, host: HostId, until: Timestamp) -> Result<(), HistoryError> {
+        let entry = self.roster.find(host)?;
+        let since = entry.proved_at.or(entry.observed_since).unwrap_or(until).min(until);
+        let transaction = self.database.main.transaction()?;
+        store_range(&transaction, entry.id, (since, until), GapReason::TableDiffered.number(), 0)?;
+        transaction.commit()?;
+        self.meters.gap(GapReason::TableDiffered, 0);
+        Ok(())
+    }
+
+    /// Stores a group: first what `main.db` keeps, then what the file of the day keeps, with the cursors that count. Gives
+    /// what is open as of the batches whose digests are held against it.
+    fn store(&mut self, admitted: &[Admitted]) -> Result<Checks, rusqlite::Error> {
+        if admitted.is_empty() {
+            return Ok(Checks::new());
+        }
+        let mut checks = self.proving.begin(admitted, Instant::now());
         let Database { main, day, .. } = &mut self.database;
         self.programs.trim();
         let addresses = self.addresses.news(main, admitted)?;
         let known: Option<Vec<ProgramIds>> = admitted.iter().map(|one| self.programs.ids(&one.batch)).collect();
         let ids = match known {
-            Some(ids) if addresses.is_empty() && !admitted.iter().any(listeners::concern) => ids,
+            Some(ids)
+                if addresses.is_empty()
+                    && checks.iter().all(Option::is_none)
+                    && !admitted.iter().any(listeners::concern) =>
+            {
+                ids
+            }
             _ => {
                 let transaction = main.transaction()?;
                 addresses::store(&transaction, &addresses)?;
                 let mut ids = Vec::with_capacity(admitted.len());
-                for one in admitted {
+                for (one, check) in admitted.iter().zip(&mut checks) {
                     ids.push(self.programs.learn(&transaction, one.host, &one.batch)?);
-                    if !listeners::concern(one) || !listeners::is_next(&transaction, one)? {
+                    if check.is_none() && !listeners::concern(one) {
+                        continue;
+                    }
+                    if !listeners::is_next(&transaction, one)? {
+                        // The listeners may be those as of a later batch already.
+                        *check = None;
                         continue;
                     }
                     listeners::store(&transaction, one, &ids[ids.len() - 1])?;
+                    if let Some(check) = check {
+                        check.read_listeners(&transaction, one.host)?;
+                    }
                     if let Some(range) = one.step.gap {
                         store_range(&transaction, one.host, range, BETWEEN_EPOCHS.number(), 0)?;
                     }
@@ -269,13 +329,17 @@ impl Writer {
         let before = zones::last_id(&transaction)?;
         {
             let mut table = Sessions::of(&transaction)?;
-            for (one, ids) in admitted.iter().zip(&ids) {
+            for ((one, ids), check) in admitted.iter().zip(&ids).zip(&mut checks) {
                 table.store(one, ids)?;
                 store_cursor(&transaction, one.host, &one.step.after)?;
+                if let Some(check) = check {
+                    check.read_sessions(&transaction, one.host)?;
+                }
             }
         }
         zones::note(&transaction, before)?;
-        transaction.commit()
+        transaction.commit()?;
+        Ok(checks)
     }
 
     /// How far the history of a host goes.
@@ -298,6 +362,7 @@ impl Writer {
         transaction.commit()?;
         self.meters.gap(gap.reason, lost);
         if let Some(after) = gap.seqs.and_then(|seqs| cursor.over(gap.epoch, seqs)) {
+            self.proving.lost_batches(entry.id);
             let transaction = self.database.day.transaction()?;
             store_cursor(&transaction, entry.id, &after)?;
             transaction.commit()?;
@@ -339,75 +404,9 @@ impl Writer {
     }
 }
 
-fn load_cursor(day: &Connection, host: i64) -> Result<Option<Cursor>, rusqlite::Error> {
-    day.prepare_cached("SELECT * FROM cursors WHERE host_id = ?1")?
-        .query_row([host], |row| {
-            Ok(Cursor {
-                number: BatchNumber { epoch: coding::unsigned(row, "epoch")?, seq: coding::unsigned(row, "seq")? },
-                boot_id: Some(BootId::from_array(row.get("boot_id")?)).filter(|boot| boot.as_bytes() != &[0; 16]),
-                observed_until: coding::time(row, "observed_until_us")?,
-                snapshot: row.get("snapshot")?,
-                unfinished: row.get("snapshot_unfinished")?,
-                observed_before: coding::time(row, "observed_before_us")?,
-            })
-        })
-        .optional()
-}
-
-fn store_cursor(transaction: &Transaction<'_>, host: i64, cursor: &Cursor) -> Result<(), rusqlite::Error> {
-    transaction
-        .prepare_cached(
-            "REPLACE INTO cursors (host_id, epoch, seq, boot_id, observed_until_us, snapshot, snapshot_unfinished,
-                 observed_before_us)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        )?
-        .execute(params![
-            host,
-            coding::signed(cursor.number.epoch),
-            coding::signed(cursor.number.seq),
-            cursor.boot_id.map_or([0; 16], |boot| *boot.as_bytes()),
-            cursor.observed_until.as_micros(),
-            cursor.snapshot,
-            cursor.unfinished,
-            cursor.observed_before.as_micros(),
-        ])
-        .map(drop)
-}
-
 fn store_first(transaction: &Transaction<'_>, host: i64, at: Timestamp) -> Result<(), rusqlite::Error> {
     transaction
         .prepare_cached("UPDATE hosts SET observed_since_us = ?2 WHERE id = ?1 AND observed_since_us IS NULL")?
         .execute(params![host, at.as_micros()])
-        .map(drop)
-}
-
-/// Stores a gap. What has no batches and touches a gap for the same reason continues it: a kernel that loses something at
-/// every walk makes one gap, not one for each second.
-fn store_range(
-    transaction: &Transaction<'_>,
-    host: i64,
-    (since, until): (Timestamp, Timestamp),
-    reason: i32,
-    batches_lost: u64,
-) -> Result<(), rusqlite::Error> {
-    let is_lossy = GapReason::from_number(reason).is_some_and(|reason| reason.cover() == Cover::Lossy);
-    if is_lossy && batches_lost == 0 {
-        let continued = transaction
-            .prepare_cached(
-                "UPDATE OR REPLACE gaps SET since_us = min(since_us, ?2), until_us = max(until_us, ?3) WHERE id =
-                     (SELECT id FROM gaps WHERE host_id = ?1 AND since_us <= ?3 AND until_us >= ?2 AND reason = ?4
-                          AND batches_lost = 0 LIMIT 1)",
-            )?
-            .execute(params![host, since.as_micros(), until.as_micros(), reason])?;
-        if continued > 0 {
-            return Ok(());
-        }
-    }
-    transaction
-        .prepare_cached(
-            "INSERT INTO gaps (host_id, since_us, until_us, reason, batches_lost) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT DO NOTHING",
-        )?
-        .execute(params![host, since.as_micros(), until.as_micros(), reason, coding::signed(batches_lost)])
         .map(drop)
 }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use fleetsock_proto::{
     batch::{Batch, BatchKind, Change, Op, Role, Socket},
+    digest::Digest,
     socket::{
         Direction::{self, In, Out},
         Known, OwnerKnown, SocketState,
@@ -115,6 +116,10 @@ impl Simulated {
     pub(super) fn batch(&mut self, kind: BatchKind, second: i64, changes: Vec<Change>) -> Batch {
         let walk = self.clock(second);
         self.agent.batch(kind, walk, changes)
+    }
+
+    pub(super) fn digest(&self) -> Digest {
+        self.open.values().collect()
     }
 
     pub(super) fn snapshot(&self) -> Vec<Change> {
