@@ -36,7 +36,10 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::turned::Turned;
-use self::turned::{Refusal, refusal};
+use self::{
+    spare::Spare,
+    turned::{Refusal, refusal},
+};
 use crate::{
     authority::{Authority, ShownChains},
     config::Limits,
@@ -45,6 +48,7 @@ use crate::{
     peer::{Caller, Peer, PeerStream},
 };
 
+mod spare;
 mod turned;
 
 /// How long to wait when the system has no descriptors left.
@@ -56,6 +60,9 @@ const BACKLOG: usize = 64;
 
 /// A connection that is ready to be served, with its place among all and among those of its kind.
 pub type Accepted = PeerStream<TlsStream<TcpStream>, (Place<IpAddr>, Seat)>;
+
+/// The place of a connection among all, and the one that it has while it shakes hands.
+type Places = (Place<IpAddr>, Place<IpAddr>);
 
 /// The place of a connection among those of its kind.
 #[derive(Debug)]
@@ -149,8 +156,7 @@ impl Acceptor {
 
     /// Accepts until told to stop; returns when the last handshake is over.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
-        let acceptor = Arc::new(self);
-        let handshakes = TaskTracker::new();
+        let (acceptor, handshakes, mut spare) = (Arc::new(self), TaskTracker::new(), Spare::of(&listener));
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -158,34 +164,43 @@ impl Acceptor {
             };
             match accepted {
                 Ok((tcp, from)) => {
+                    // From here on, whenever the handshake gets its turn.
+                    let deadline = Instant::now() + acceptor.handshake;
                     let address = from.ip().to_canonical();
-                    match acceptor.places(address) {
-                        Some(places) => {
-                            let (acceptor, stop) = (Arc::clone(&acceptor), stop.clone());
-                            handshakes.spawn(async move {
-                                tokio::select! {
-                                    () = stop.cancelled() => {}
-                                    () = acceptor.admit(tcp, address, places) => {}
-                                }
-                            });
+                    let Some(places) = acceptor.places(address) else {
+                        acceptor.meters.turned_away(Turned::Full);
+                        tracing::debug!(%address, "too many connections: closed");
+                        continue;
+                    };
+                    let (acceptor, stop) = (Arc::clone(&acceptor), stop.clone());
+                    handshakes.spawn(async move {
+                        tokio::select! {
+                            () = stop.cancelled() => {}
+                            () = acceptor.admit(tcp, address, deadline, places) => {}
                         }
-                        None => {
-                            acceptor.meters.turned_away(Turned::Full);
-                            tracing::debug!(%address, "too many connections: closed");
-                        }
-                    }
+                    });
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
+                Err(error) => acceptor.not_accepted(&error, &listener, &mut spare).await,
             }
         }
         handshakes.close();
         handshakes.wait().await;
     }
 
-    fn places(&self, address: IpAddr) -> Option<(Place<IpAddr>, Place<IpAddr>)> {
+    /// Where there is no descriptor for a connection it is closed, because in the kernel's queue it would have no limit.
+    async fn not_accepted(&self, error: &io::Error, listener: &TcpListener, spare: &mut Spare) {
+        if spare::is_exhausted(error)
+            && let Some(from) = spare.turn_away(listener).await
+        {
+            self.meters.turned_away(Turned::NoDescriptor);
+            tracing::debug!(address = %from.ip().to_canonical(), %error, "closed");
+            return;
+        }
+        tracing::warn!(%error, "cannot accept connections");
+        tokio::time::sleep(ACCEPT_RETRY).await;
+    }
+
+    fn places(&self, address: IpAddr) -> Option<Places> {
         let address = counted(address);
         Some((self.connections.enter(address)?, self.handshakes.enter(address)?))
     }
@@ -201,8 +216,8 @@ impl Acceptor {
     }
 
     /// Shakes hands and hands over.
-    async fn admit(&self, tcp: TcpStream, address: IpAddr, (connection, handshake): (Place<IpAddr>, Place<IpAddr>)) {
-        match self.shake_hands(tcp, address).await {
+    async fn admit(&self, tcp: TcpStream, address: IpAddr, deadline: Instant, (connection, handshake): Places) {
+        match self.shake_hands(tcp, address, deadline).await {
             Ok((tls, peer)) => {
                 drop(handshake);
                 let Some((seat, ready)) = self.seat(&peer.caller, address) else {
@@ -223,8 +238,12 @@ impl Acceptor {
         }
     }
 
-    async fn shake_hands(&self, tcp: TcpStream, address: IpAddr) -> Result<(TlsStream<TcpStream>, Peer), Refusal> {
-        let deadline = Instant::now() + self.handshake;
+    async fn shake_hands(
+        &self,
+        tcp: TcpStream,
+        address: IpAddr,
+        deadline: Instant,
+    ) -> Result<(TlsStream<TcpStream>, Peer), Refusal> {
         let slow = |_| (Turned::Slow, "it took too long".to_owned());
         tcp.set_nodelay(true).map_err(|error| (Turned::Broken, error.to_string()))?;
         let hello = timeout_at(deadline, LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp))

@@ -9,6 +9,8 @@ use rustls::{CertificateError, Error};
 pub enum Turned {
     /// There are too many, or too many from its address.
     Full,
+    /// The server has no descriptor left for it.
+    NoDescriptor,
     /// There are too many of its kind, or of its agent.
     NoSeat,
     /// The handshake took too long.
@@ -29,8 +31,9 @@ pub enum Turned {
 
 impl Turned {
     /// Every reason.
-    pub const ALL: [Turned; 9] = [
+    pub const ALL: [Turned; 10] = [
         Turned::Full,
+        Turned::NoDescriptor,
         Turned::NoSeat,
         Turned::Slow,
         Turned::Name,
@@ -45,6 +48,7 @@ impl Turned {
     pub const fn as_str(self) -> &'static str {
         match self {
             Turned::Full => "too-many",
+            Turned::NoDescriptor => "no-descriptor",
             Turned::NoSeat => "too-many-of-its-kind",
             Turned::Slow => "timeout",
             Turned::Name => "name",
