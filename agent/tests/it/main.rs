@@ -13,6 +13,7 @@ mod listeners;
 mod load_walks;
 mod namespaces;
 mod observing;
+mod outage;
 mod renewal;
 mod restore;
 mod spool;
