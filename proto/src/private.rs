@@ -15,6 +15,10 @@ pub const PRIVATE_FILE_LIMIT: u64 = 256 * 1024;
 /// How the name of a file ends that [`write()`] did not bring to its end, in place of the file's own ending.
 pub const UNFINISHED: &str = ".partial";
 
+/// What is expected, in words.
+const FILE: &str = "regular file";
+const FOLDER: &str = "folder";
+
 /// Why a private file or folder is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateFileError {
@@ -37,7 +41,7 @@ pub enum PrivateFileError {
         wanted: u32,
     },
     /// Another user owns it.
-    #[error("{} belongs to user id {owner} and this runs as {user}", path.display())]
+    #[error("{} belongs to user id {owner} and this runs as user id {user}: run it as its owner, or, if you trust what is there, give it to this one (chown -R {user} {})", path.display(), path.display())]
     Owner {
         /// Which.
         path: PathBuf,
@@ -46,7 +50,15 @@ pub enum PrivateFileError {
         /// Who runs this.
         user: u32,
     },
-    /// It is a symbolic link, a device or a folder where a file is expected, or the reverse.
+    /// It is a symbolic link: whoever can change it chooses what is read.
+    #[error("{} is a symbolic link, not a {wanted}: name what it leads to (readlink -f {})", path.display(), path.display())]
+    Link {
+        /// Which.
+        path: PathBuf,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// It is a device or a folder where a file is expected, or the reverse.
     #[error("{} is not a {wanted}", path.display())]
     Kind {
         /// Which.
@@ -75,6 +87,15 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PrivateFileError {
     move |source| PrivateFileError::Io { path: path.to_owned(), source }
 }
 
+fn check_kind(path: &Path, found: &fs::Metadata, wanted: &'static str) -> Result<(), PrivateFileError> {
+    let path = || path.to_owned();
+    match found.file_type() {
+        kind if kind.is_symlink() => Err(PrivateFileError::Link { path: path(), wanted }),
+        kind if kind.is_dir() == (wanted == FOLDER) && kind.is_file() == (wanted == FILE) => Ok(()),
+        _ => Err(PrivateFileError::Kind { path: path(), wanted }),
+    }
+}
+
 fn check_owner_and_mode(path: &Path, found: &fs::Metadata, wanted: u32) -> Result<(), PrivateFileError> {
     let user = rustix::process::geteuid().as_raw();
     if found.uid() != user {
@@ -96,10 +117,15 @@ pub fn make_folder(path: &Path) -> Result<(), PrivateFileError> {
 /// Refuses a folder that others can enter or that another user owns.
 pub fn check_folder(path: &Path) -> Result<(), PrivateFileError> {
     let found = fs::symlink_metadata(path).map_err(io_error(path))?;
-    if !found.is_dir() {
-        return Err(PrivateFileError::Kind { path: path.to_owned(), wanted: "folder" });
-    }
+    check_kind(path, &found, FOLDER)?;
     check_owner_and_mode(path, &found, 0o700)
+}
+
+/// Refuses a file that others can read or write or that another user owns, and symbolic links.
+pub fn check_file(path: &Path) -> Result<(), PrivateFileError> {
+    let found = fs::symlink_metadata(path).map_err(io_error(path))?;
+    check_kind(path, &found, FILE)?;
+    check_owner_and_mode(path, &found, 0o600)
 }
 
 /// Reads a file that only its owner, who runs this, can read. Symbolic links are refused.
@@ -108,14 +134,18 @@ pub fn read(path: &Path) -> Result<Vec<u8>, PrivateFileError> {
     let file = match OpenOptions::new().read(true).custom_flags(no_follow).open(path) {
         Ok(file) => file,
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            return Err(PrivateFileError::Kind { path: path.to_owned(), wanted: "regular file" });
+            return Err(PrivateFileError::Link { path: path.to_owned(), wanted: FILE });
         }
-        Err(error) => return Err(io_error(path)(error)),
+        Err(error) => {
+            // That it is another user's says more than that it cannot be opened.
+            if error.kind() == io::ErrorKind::PermissionDenied {
+                check_file(path)?;
+            }
+            return Err(io_error(path)(error));
+        }
     };
     let found = file.metadata().map_err(io_error(path))?;
-    if !found.is_file() {
-        return Err(PrivateFileError::Kind { path: path.to_owned(), wanted: "regular file" });
-    }
+    check_kind(path, &found, FILE)?;
     check_owner_and_mode(path, &found, 0o600)?;
     if found.len() > PRIVATE_FILE_LIMIT {
         return Err(PrivateFileError::Size { path: path.to_owned(), size: found.len() });
@@ -186,10 +216,20 @@ mod tests {
         let (target, link) = (folder.path().join("target"), folder.path().join("link"));
         write(&target, b"x").unwrap();
         symlink(&target, &link).unwrap();
-        for path in [link.as_path(), folder.path()] {
-            let error = read(path).unwrap_err().to_string();
-            assert!(error.ends_with("is not a regular file"), "{error}");
+        for (path, expected) in [
+            (link.as_path(), "is a symbolic link, not a regular file: name what it leads to (readlink -f "),
+            (folder.path(), "is not a regular file"),
+        ] {
+            for error in [read(path).unwrap_err(), check_file(path).unwrap_err()] {
+                assert!(error.to_string().contains(expected), "{error}");
+            }
         }
+        let (elsewhere, way) = (folder.path().join("elsewhere"), folder.path().join("way"));
+        make_folder(&elsewhere).unwrap();
+        symlink(&elsewhere, &way).unwrap();
+        let error = make_folder(&way).unwrap_err().to_string();
+        assert!(error.contains("way is a symbolic link, not a folder"), "{error}");
+        assert!(check_folder(&target).unwrap_err().to_string().ends_with("target is not a folder"));
         assert!(read(&folder.path().join("absent")).unwrap_err().is_missing());
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use fleetsock_proto::{join::ServerAddress, spiffe::TrustDomain, time::Timestamp, tls};
+use fleetsock_proto::{join::ServerAddress, private, spiffe::TrustDomain, time::Timestamp, tls};
 use fleetsock_server::{
     authority::Authority,
     config::{Config, DEFAULT_STATE, DEFAULT_TRUST_DOMAIN, HealthAddress, LogFormat, NewFleet},
@@ -102,6 +102,7 @@ fn run(command: Command) -> Result<()> {
         Command::Restore { from, state } => restore::run(&from, &state),
         Command::Serve { state, config } => {
             let config = Config::load(&state, config.as_deref())?;
+            private::check_folder(&state)?;
             log_to_stderr(config.log_format)?;
             // While there is one thread: those that come are confined as it is.
             let confinement = confinement::confine(&config).context("cannot give up what the server does not need")?;

@@ -1,14 +1,18 @@
 //! The file of the spool. Only this module names SQLite.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::OpenOptions,
     io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use fleetsock_proto::{
-    answer::GapReason, private::PrivateFileError, stream::BatchNumber, stream::GapReport, time::Timestamp,
+    answer::GapReason,
+    private::{self, PrivateFileError},
+    stream::BatchNumber,
+    stream::GapReport,
+    time::Timestamp,
 };
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, params};
 
@@ -125,19 +129,11 @@ fn private_file(path: &Path) -> Result<(), Trouble> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error.into()),
     }
-    let refused = |error| Err(Trouble::Refused(SpoolError::File(error)));
-    let found = fs::symlink_metadata(path)?;
-    let (user, mode) = (rustix::process::geteuid().as_raw(), found.mode() & 0o7777);
-    if !found.is_file() {
-        return refused(PrivateFileError::Kind { path: path.to_owned(), wanted: "regular file" });
+    match private::check_file(path) {
+        Ok(()) => Ok(()),
+        Err(PrivateFileError::Io { source, .. }) => Err(source.into()),
+        Err(error) => Err(Trouble::Refused(SpoolError::File(error))),
     }
-    if found.uid() != user {
-        return refused(PrivateFileError::Owner { path: path.to_owned(), owner: found.uid(), user });
-    }
-    if mode & 0o077 != 0 {
-        return refused(PrivateFileError::Mode { path: path.to_owned(), mode, wanted: 0o600 });
-    }
-    Ok(())
 }
 
 impl Disk {

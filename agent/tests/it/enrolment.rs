@@ -10,6 +10,8 @@ use std::{
 
 use fleetsock_proto::join::{JoinString, Pin, TokenSecret};
 
+use crate::listeners::skip;
+
 pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o700)).tempdir().unwrap()
 }
@@ -76,9 +78,76 @@ fn a_join_file_that_others_could_have_read_or_swapped_is_refused_and_stays() {
         refused(&file)
     );
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-    assert!(refused(&link).ends_with("link is not a regular file\n"), "{}", refused(&link));
+    let expected = format!(
+        "link is a symbolic link, not a regular file: name what it leads to (readlink -f {})\n",
+        link.display()
+    );
+    assert!(
+        refused(&link).starts_with("error: join file: ") && refused(&link).ends_with(&expected),
+        "{}",
+        refused(&link)
+    );
     assert!(refused(&folder.path().join("absent")).contains("absent: No such file"));
     assert!(file.exists());
+}
+
+/// Gives a file to somebody else; whether that is possible.
+fn give_away(path: &Path) -> bool {
+    if !rustix::process::geteuid().is_root() {
+        skip("giving a file to another user takes root");
+        return false;
+    }
+    std::os::unix::fs::chown(path, Some(65_534), Some(65_534)).unwrap();
+    true
+}
+
+#[test]
+fn a_state_folder_of_another_owner_is_refused_by_name_and_with_what_to_type() {
+    let folder = folder();
+    let state = folder.path().join("state");
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    if !give_away(&state) {
+        return;
+    }
+    let path = state.display();
+    let expected = format!(
+        "error: {path} belongs to user id 65534 and this runs as user id 0: run it as its owner, or, if you trust what is \
+         there, give it to this one (chown -R 0 {path})\n"
+    );
+    for arguments in [vec!["enroll", "--join", &join("127.0.0.1:1")], vec!["run"]] {
+        assert_eq!(error(&agent(&arguments, &state)), expected, "{}", arguments[0]);
+    }
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 0, "nothing was made");
+}
+
+#[test]
+fn a_join_file_of_another_owner_is_refused_and_stays() {
+    let folder = folder();
+    let file = folder.path().join("join");
+    fs::write(&file, join("127.0.0.1:1")).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    if !give_away(&file) {
+        return;
+    }
+    let said = error(&agent(&["enroll", "--join-file", file.to_str().unwrap()], &folder.path().join("state")));
+    assert!(said.starts_with(&format!("error: join file: {} belongs to user id 65534", file.display())), "{said}");
+    assert!(file.exists());
+}
+
+#[test]
+fn an_identity_whose_key_others_could_have_read_is_not_used() {
+    let folder = folder();
+    for name in ["identity.pem", "root.pem", "server"] {
+        fs::write(folder.path().join(name), "").unwrap();
+    }
+    let key = folder.path().join("identity.pem");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let said = error(&agent(&["run"], folder.path()));
+    let path = key.display();
+    let expected =
+        format!("error: {path} has mode 0644: others could have read it; set it to 0600 (chmod 600 {path})\n");
+    assert_eq!(said, expected);
 }
 
 #[test]

@@ -123,6 +123,54 @@ async fn a_folder_that_others_can_read_is_refused() {
     assert!(error.contains("chmod 700"), "{error}");
 }
 
+/// What a server says that does not start; its state folder after something was done to it.
+fn start_refused(spoil: impl FnOnce(&Path)) -> (PathBuf, String) {
+    let server = Server::init();
+    spoil(&server.state());
+    (server.state(), refusal(&server.state()))
+}
+
+#[tokio::test]
+async fn a_server_whose_state_folder_or_a_part_of_it_is_another_users_does_not_start_and_says_what_to_type() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: giving a folder to another user takes root");
+    }
+    for part in ["", "ca", "ca/agents.pem", "history"] {
+        let (state, said) = start_refused(|state| {
+            // Made by the first start.
+            fs::create_dir_all(state.join("history")).unwrap();
+            let path = if part.is_empty() { state.to_owned() } else { state.join(part) };
+            std::os::unix::fs::chown(path, Some(65_534), Some(65_534)).unwrap();
+        });
+        let path = if part.is_empty() { state } else { state.join(part) };
+        let expected = format!("{} belongs to user id 65534 and this runs as user id 0: ", path.display());
+        assert!(
+            said.contains(&expected) && said.contains(&format!("(chown -R 0 {})", path.display())),
+            "{part}: {said}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_server_whose_state_folder_or_key_others_can_read_or_is_a_link_does_not_start_and_says_what_to_type() {
+    let mode =
+        |path: &Path, mode| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    let (state, said) = start_refused(|state| mode(state, 0o755));
+    let expected =
+        format!("{0} has mode 0755: others could have read it; set it to 0700 (chmod 700 {0})", state.display());
+    assert!(said.contains(&expected), "{said}");
+    let (state, said) = start_refused(|state| mode(&state.join("ca/server-leaf.pem"), 0o644));
+    assert!(said.contains(&format!("(chmod 600 {}/ca/server-leaf.pem)", state.display())), "{said}");
+    let (state, said) = start_refused(|state| {
+        fs::rename(state.join("ca/agents.pem"), state.join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(state.join("elsewhere"), state.join("ca/agents.pem")).unwrap();
+    });
+    assert!(
+        said.contains(&format!("{}/ca/agents.pem is a symbolic link, not a regular file", state.display())),
+        "{said}"
+    );
+}
+
 #[tokio::test]
 async fn a_read_only_folder_is_refused_by_name() {
     let server = Server::init();
