@@ -22,7 +22,7 @@ use crate::{
     config::{CA_FOLDER, CONFIG_FILE, Config, ConfigError, HISTORY_FOLDER},
     history::{
         adoption::Lost,
-        sqlite::{self, Carried, Locked, OpenError},
+        sqlite::{self, Carried, Locked, OpenError, Unsure},
     },
 };
 
@@ -83,6 +83,8 @@ pub struct Restored {
     pub fleet: FleetFrom,
     /// What the history that was there knew of who may speak.
     pub carried: Carried,
+    /// Who may speak again and may have been revoked since the backup; absent when that is known.
+    pub unsure: Option<Unsure>,
 }
 
 /// Where the CA and the settings came from.
@@ -110,13 +112,31 @@ pub fn restore(from: &Path, state: &Path, now: Timestamp, watcher: Watcher<'_>) 
         verify(&manifest, &waiting)?;
         let lost = Lost { taken_at: manifest.taken_at, restored_at: now };
         let there = locked.is_some().then_some(history.as_path());
-        let carried = sqlite::note_restore(&waiting.join(HISTORY_FOLDER), there, lost)?;
+        let aside = set_aside(state)?;
+        let carried = sqlite::note_restore(&waiting.join(HISTORY_FOLDER), there, &aside, lost)?;
+        let unsure = match carried {
+            Carried::Over { .. } => None,
+            Carried::Refusals { .. } | Carried::Nothing => Some(sqlite::unsure(&waiting.join(HISTORY_FOLDER), now)?),
+        };
         sync_folder(&waiting.join(HISTORY_FOLDER))?;
         let before = put_in_place(&waiting, state, fleet, locked.as_ref(), now)?;
-        Ok(Restored { taken_at: manifest.taken_at, before, fleet, carried })
+        Ok(Restored { taken_at: manifest.taken_at, before, fleet, carried, unsure })
     });
     remove_folder(&waiting)?;
     placed
+}
+
+/// Histories that earlier restores set aside, the newest first.
+fn set_aside(state: &Path) -> Result<Vec<PathBuf>, BackupError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(state).map_err(super::io_error(state))? {
+        let entry = entry.map_err(super::io_error(state))?;
+        if entry.file_name().as_encoded_bytes().starts_with(BEFORE.as_bytes()) {
+            found.push(entry.path());
+        }
+    }
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(found)
 }
 
 fn read_manifest(from: &Path) -> Result<Manifest, RestoreError> {

@@ -65,7 +65,7 @@ pub use self::{
     copy::verify,
     database::{Locked, OpenError},
     parts::Keeping,
-    restored::{Carried, note_restore},
+    restored::{Carried, Unsure, note_restore, unsure},
     sealed::Sealing,
 };
 

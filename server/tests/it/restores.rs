@@ -23,8 +23,12 @@ use crate::{fleet::Fleet, speaker::Speaker};
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn backup(fleet: &Fleet) -> PathBuf {
+    backup_as(fleet, "older").await
+}
+
+async fn backup_as(fleet: &Fleet, name: &str) -> PathBuf {
     let mut local = fleet.local().await;
-    let mut backup = local.backup(&"older".parse().unwrap(), BackupContent::History).await.unwrap();
+    let mut backup = local.backup(&name.parse().unwrap(), BackupContent::History).await.unwrap();
     loop {
         if let BackupStep::Made(made) = backup.next().await.unwrap() {
             return PathBuf::from(made.folder);
@@ -158,6 +162,7 @@ async fn with_the_history_that_was_there_nothing_is_guessed() {
     let Story { fleet, taken, web, db, late, alice, bob, spent } = story().await;
     let (fleet, restored) = restored(fleet, &taken, false).await;
     assert_eq!(restored.carried, Carried::Over { hosts_revoked: 1, operators_revoked: 1 });
+    assert_eq!(restored.unsure, None);
     hello(&web[2]).await.unwrap();
     for old in &web[..2] {
         assert!(hello(old).await.unwrap_err().contains("replaced by a newer one"));
@@ -178,9 +183,14 @@ async fn with_the_history_that_was_there_nothing_is_guessed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_it_the_newest_certificate_of_the_lost_time_is_taken_up_and_that_is_told() {
-    let Story { fleet, taken, web, db, late, alice, bob, .. } = story().await;
+    let Story { fleet, taken, web, db, late, alice, bob, spent } = story().await;
     let (fleet, restored) = restored(fleet, &taken, true).await;
     assert_eq!(restored.carried, Carried::Nothing);
+    let unsure = restored.unsure.as_ref().unwrap();
+    let operators: Vec<String> = unsure.operators.iter().map(ToString::to_string).collect();
+    assert_eq!(operators, ["alice (viewer)", "bob (admin)"]);
+    assert_eq!(unsure.hosts, [("db1".to_owned(), host_of(&db)), ("web1".to_owned(), host_of(&web[0]))]);
+    assert_eq!(unsure.tokens, [spent.token_id.as_str()]);
     // Until then it is the one of the backup that counts.
     hello(&web[0]).await.unwrap();
     assert_eq!(warning(&fleet, "web1").await, "");
@@ -216,6 +226,57 @@ async fn without_it_the_newest_certificate_of_the_lost_time_is_taken_up_and_that
     assert!(hello(&copied).await.unwrap_err().contains("replaced by a newer one"));
     hello(&fourth).await.unwrap();
     assert!(fleet.local().await.verify_audit(None).await.is_ok());
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_the_history_there_does_not_follow_gives_nobody_access_back_who_was_revoked_in_it_or_before() {
+    let Story { fleet, taken, web, bob, alice, .. } = story().await;
+    let newer = fleet.agent("mail1").await;
+    let carol = fleet.operator("carol", Role::Admin).await;
+    let later = backup_as(&fleet, "later").await;
+    fleet.local().await.revoke_host("mail1", "sold").await.unwrap();
+    // The history goes back to the older backup, and on from there; then the later backup is wanted after all.
+    let (fleet, older) = restored(fleet, &taken, false).await;
+    assert!(matches!(older.carried, Carried::Over { .. }), "{older:?}");
+    fleet.local().await.revoke_host("web1", "stolen").await.unwrap();
+    next_second(Timestamp::now()).await;
+    let (fleet, restored) = restored(fleet, &later, false).await;
+    // What the later backup knows of db1 and bob is that they are revoked.
+    assert_eq!(restored.carried, Carried::Refusals { hosts_revoked: 2, operators_revoked: 0 });
+    for (refused, identity) in [("stolen", &web[2]), ("sold", &newer)] {
+        assert!(hello(identity).await.unwrap_err().contains("revoked"), "{refused}");
+    }
+    assert!(asks(bob).await.unwrap_err().contains("revoked"));
+    for identity in [alice, carol] {
+        asks(identity).await.unwrap();
+    }
+    let unsure = restored.unsure.unwrap();
+    assert_eq!(
+        unsure.operators.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["alice (viewer)", "carol (admin)"]
+    );
+    assert_eq!(unsure.hosts.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["late1"]);
+    let told = audited(&fleet, "restore").await;
+    assert!(told.iter().any(|row| row.contains("histories that do not follow it")), "{told:?}");
+    assert!(fleet.local().await.verify_audit(None).await.is_ok());
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_who_was_revoked_in_a_history_that_does_not_follow_the_backup_stays_revoked() {
+    let fleet = Fleet::start().await;
+    fleet.operator("bob", Role::Admin).await;
+    let taken = backup(&fleet).await;
+    next_second(Timestamp::now()).await;
+    let newest = fleet.operator("bob", Role::Admin).await;
+    let later = backup_as(&fleet, "later").await;
+    let (fleet, _) = restored(fleet, &taken, false).await;
+    fleet.local().await.revoke_operator("bob", "left").await.unwrap();
+    next_second(Timestamp::now()).await;
+    let (fleet, restored) = restored(fleet, &later, false).await;
+    assert_eq!(restored.carried, Carried::Refusals { hosts_revoked: 0, operators_revoked: 2 });
+    assert!(asks(newest).await.unwrap_err().contains("revoked"));
     fleet.stop().await;
 }
 

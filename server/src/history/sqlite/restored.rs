@@ -4,13 +4,21 @@
 //! Revocations, spent tokens and certificates of the time since the backup are carried over when the history that was there
 //! can be read and is the same one, gone on: its audit log has the last row of the backup's, with the same hash. Then nothing
 //! has to be guessed, and nothing is taken up later ([`crate::history::adoption`]).
+//!
+//! What refuses is carried over from every history of the state folder that can be read, also from one that is no
+//! continuation of the backup: a restore must not give access back that was taken away.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use fleetsock_proto::time::Timestamp;
+use fleetsock_proto::{
+    host::HostId,
+    time::Timestamp,
+    token::{Operator, Role},
+};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::{
+    coding,
     database::{OpenError, engine, main_file, open_for_reading, open_main_for_writing},
     registry,
 };
@@ -26,39 +34,90 @@ pub enum Carried {
         /// Certificates of operators.
         operators_revoked: usize,
     },
-    /// Nothing: there was none, it cannot be read, or it is another one.
+    /// Only what refuses, from histories that are not the backup's, gone on: so many hosts and certificates of operators that
+    /// were revoked, and what is left of tokens.
+    Refusals {
+        /// Hosts.
+        hosts_revoked: usize,
+        /// Certificates of operators.
+        operators_revoked: usize,
+    },
+    /// Nothing: there was no history, or none that can be read.
     Nothing,
 }
 
-/// Writes into the history in `waiting` that it was restored, after carrying over what the one in `before` knows.
-pub fn note_restore(waiting: &Path, before: Option<&Path>, lost: Lost) -> Result<Carried, OpenError> {
+/// Writes into the history in `waiting` that it was restored, after carrying over what the one in `before` knows, and what
+/// refuses in those that were set `aside` by earlier restores.
+pub fn note_restore(
+    waiting: &Path,
+    before: Option<&Path>,
+    aside: &[PathBuf],
+    lost: Lost,
+) -> Result<Carried, OpenError> {
     let path = main_file(waiting).1;
     let mut main = open_main_for_writing(&path)?;
     let failed = |error: rusqlite::Error| engine(&path, &error);
-    let carried = match before.map(|before| main_file(before).1).filter(|path| path.exists()) {
-        None => Carried::Nothing,
-        Some(old) => carry_over(&mut main, &old).unwrap_or_else(|error| {
-            tracing::warn!(%error, "the history that was there cannot be read");
-            Carried::Nothing
-        }),
-    };
+    let mut carried = Carried::Nothing;
+    let in_use = before.into_iter().map(|before| (before, Place::InUse));
+    for (old, place) in in_use.chain(aside.iter().map(|old| (old.as_path(), Place::Aside))) {
+        let old = main_file(old).1;
+        if !old.exists() {
+            continue;
+        }
+        match carry_over(&mut main, &old, place) {
+            Ok(more) => carried = carried.and(more),
+            Err(error) => tracing::warn!(file = %old.display(), %error, "a history that was there cannot be read"),
+        }
+    }
     let transaction = main.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     note(&transaction, lost, carried).map_err(failed)?;
     transaction.commit().map_err(failed)?;
     Ok(carried)
 }
 
+/// Where a history is that was there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// It is the one that the backup replaces.
+    InUse,
+    /// An earlier restore replaced it.
+    Aside,
+}
+
+impl Carried {
+    /// This and more from an older history.
+    fn and(self, more: Carried) -> Carried {
+        let counts = |carried| match carried {
+            Carried::Over { hosts_revoked, operators_revoked } => (hosts_revoked, operators_revoked),
+            Carried::Refusals { hosts_revoked, operators_revoked } => (hosts_revoked, operators_revoked),
+            Carried::Nothing => (0, 0),
+        };
+        let ((hosts, operators), (more_hosts, more_operators)) = (counts(self), counts(more));
+        let (hosts_revoked, operators_revoked) = (hosts + more_hosts, operators + more_operators);
+        match (self, more) {
+            (Carried::Nothing, Carried::Nothing) => Carried::Nothing,
+            (Carried::Over { .. }, _) | (_, Carried::Over { .. }) => Carried::Over { hosts_revoked, operators_revoked },
+            _ => Carried::Refusals { hosts_revoked, operators_revoked },
+        }
+    }
+}
+
 fn note(transaction: &Transaction<'_>, lost: Lost, carried: Carried) -> Result<(), rusqlite::Error> {
     let Lost { taken_at, restored_at } = lost;
     transaction.execute(
         "INSERT INTO restores (taken_at_us, restored_at_us, adopts) VALUES (?1, ?2, ?3)",
-        params![taken_at.as_micros(), restored_at.as_micros(), carried == Carried::Nothing],
+        params![taken_at.as_micros(), restored_at.as_micros(), !matches!(carried, Carried::Over { .. })],
     )?;
     let by = Actor { name: "local".to_owned(), address: String::new(), at: restored_at };
     let detail = match carried {
         Carried::Over { hosts_revoked, operators_revoked } => format!(
             "a backup; from the history before it: certificates, tokens, {hosts_revoked} revoked hosts, \
              {operators_revoked} revoked certificates of operators"
+        ),
+        Carried::Refusals { hosts_revoked, operators_revoked } => format!(
+            "a backup; from histories that do not follow it: spent tokens, {hosts_revoked} revoked hosts, \
+             {operators_revoked} revoked certificates of operators; certificates made since then are taken up when they \
+             are shown"
         ),
         Carried::Nothing => "a backup; certificates made since then are taken up when they are shown".to_owned(),
     };
@@ -74,18 +133,21 @@ fn goes_on(main: &Connection, old: &Connection) -> Result<bool, rusqlite::Error>
     Ok(found == Some(hash))
 }
 
-fn carry_over(main: &mut Connection, old: &Path) -> Result<Carried, rusqlite::Error> {
+fn carry_over(main: &mut Connection, old: &Path, place: Place) -> Result<Carried, rusqlite::Error> {
     let reader = open_for_reading(old)?;
-    if !goes_on(main, &reader)? {
-        return Ok(Carried::Nothing);
-    }
+    let goes_on = place == Place::InUse && goes_on(main, &reader)?;
     let transaction = main.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let hosts_revoked = revoked_hosts(&transaction, &reader)?;
-    host_certificates(&transaction, &reader)?;
-    let operators_revoked = operators(&transaction, &reader)?;
+    if goes_on {
+        host_certificates(&transaction, &reader)?;
+    }
+    let operators_revoked = operators(&transaction, &reader, if goes_on { ALL } else { REVOKED })?;
     tokens(&transaction, &reader)?;
     transaction.commit()?;
-    Ok(Carried::Over { hosts_revoked, operators_revoked })
+    Ok(match goes_on {
+        true => Carried::Over { hosts_revoked, operators_revoked },
+        false => Carried::Refusals { hosts_revoked, operators_revoked },
+    })
 }
 
 fn revoked_hosts(transaction: &Transaction<'_>, old: &Connection) -> Result<usize, rusqlite::Error> {
@@ -122,10 +184,14 @@ fn host_certificates(transaction: &Transaction<'_>, old: &Connection) -> Result<
     Ok(())
 }
 
+/// Which certificates of operators are carried over.
+const ALL: &str = "SELECT serial, name, role, issued_at_us, expires_at_us, revoked_at_us FROM operator_certificates";
+const REVOKED: &str = "SELECT serial, name, role, issued_at_us, expires_at_us, revoked_at_us FROM operator_certificates
+    WHERE revoked_at_us IS NOT NULL";
+
 /// The certificates of the operators that the backup knows; how many were revoked since.
-fn operators(transaction: &Transaction<'_>, old: &Connection) -> Result<usize, rusqlite::Error> {
-    let mut all = old
-        .prepare("SELECT serial, name, role, issued_at_us, expires_at_us, revoked_at_us FROM operator_certificates")?;
+fn operators(transaction: &Transaction<'_>, old: &Connection, which: &str) -> Result<usize, rusqlite::Error> {
+    let mut all = old.prepare(which)?;
     let mut put = transaction.prepare(
         "INSERT INTO operator_certificates (serial, name, role, issued_at_us, expires_at_us, revoked_at_us)
          SELECT ?1, ?2, ?3, ?4, ?5, ?6
@@ -159,6 +225,52 @@ fn tokens(transaction: &Transaction<'_>, old: &Connection) -> Result<(), rusqlit
         update.execute(params![token, left, revoked])?;
     }
     Ok(())
+}
+
+/// Who may speak by what a history knows: what was revoked after it was backed up is among them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unsure {
+    /// Names of operators, with their roles.
+    pub operators: Vec<Operator>,
+    /// Names and ids of hosts.
+    pub hosts: Vec<(String, HostId)>,
+    /// Ids of tokens that can be used.
+    pub tokens: Vec<String>,
+}
+
+/// Who may speak at that moment, by the history in a folder.
+pub fn unsure(history: &Path, now: Timestamp) -> Result<Unsure, OpenError> {
+    let path = main_file(history).1;
+    let found = open_for_reading(&path).and_then(|main| read_unsure(&main, now));
+    found.map_err(|error| engine(&path, &error))
+}
+
+fn read_unsure(main: &Connection, now: Timestamp) -> Result<Unsure, rusqlite::Error> {
+    let mut unsure = Unsure::default();
+    let mut operators = main.prepare(
+        "SELECT DISTINCT name, role FROM operator_certificates WHERE revoked_at_us IS NULL AND expires_at_us > ?1
+         ORDER BY name, role",
+    )?;
+    let mut rows = operators.query([now.as_micros()])?;
+    while let Some(row) = rows.next()? {
+        let role = coding::word(row, "role", Role::from_number)?;
+        let operator = Operator::new(&row.get::<_, String>("name")?, role);
+        unsure.operators.push(operator.map_err(|error| coding::wrong("name", error.to_string()))?);
+    }
+    let mut hosts =
+        main.prepare("SELECT name, host_id FROM hosts WHERE revoked_at_us IS NULL ORDER BY name, host_id")?;
+    let mut rows = hosts.query([])?;
+    while let Some(row) = rows.next()? {
+        unsure.hosts.push((row.get("name")?, HostId::from_array(row.get("host_id")?)));
+    }
+    let mut tokens = main.prepare(
+        "SELECT token_id FROM tokens WHERE revoked_at_us IS NULL AND uses_left > 0 AND expires_at_us > ?1 ORDER BY token_id",
+    )?;
+    let mut rows = tokens.query([now.as_micros()])?;
+    while let Some(row) = rows.next()? {
+        unsure.tokens.push(row.get("token_id")?);
+    }
+    Ok(unsure)
 }
 
 /// The part of the history that is lost and from which certificates are taken up, if any.

@@ -96,6 +96,12 @@ async fn a_backup_under_load_is_one_moment_of_both_files_and_goes_on_where_it_wa
     let folder = last.unwrap();
     let restored = restore(&folder, &second.state());
     assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+    let told = String::from_utf8_lossy(&restored.stdout).into_owned();
+    for text in
+        ["WARNING: whether one of these was revoked since the backup is not known", "fleetctl hosts revoke HOST"]
+    {
+        assert!(told.contains(text), "{told}");
+    }
     second.start().await;
     for reporter in &mut reporters {
         reporter.acknowledged = 0;
