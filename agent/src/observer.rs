@@ -15,7 +15,7 @@ mod occasion;
 pub mod orders;
 mod round;
 pub mod schedule;
-mod telling;
+pub mod telling;
 mod unseen;
 
 /// Reads the time.

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use fleetsock_proto::identity::{Identity, IdentityError};
+use fleetsock_proto::{
+    client::dial_tcp,
+    identity::{Identity, IdentityError},
+};
 use tokio_util::sync::CancellationToken;
 
 use self::sources::{Listeners, Sources};
@@ -18,7 +21,7 @@ use crate::{
     restraint::Restraint,
     spool::{Spool, SpoolError},
     table::{TABLE_SOCKETS_LIMIT, Table},
-    uplink::Uplink,
+    uplink::{Uplink, random},
 };
 
 mod sources;
@@ -134,8 +137,16 @@ pub async fn run(
     if let Some(departures) = &departures {
         listeners.hear(departures)?;
     }
-    let uplink =
-        Uplink { state, outbox, orders: Arc::clone(&orders), walk: config.walk, facts: Arc::new(facts), clock };
+    let uplink = Uplink {
+        state,
+        outbox,
+        orders: Arc::clone(&orders),
+        walk: config.walk,
+        facts: Arc::new(facts),
+        clock,
+        dial: dial_tcp,
+        dice: random,
+    };
     let leave = CancellationToken::new();
     let (observed, ()) = tokio::join!(observe(observer, &orders, &stop, ready, &leave), uplink.run(leave.clone()));
     let ended = tokio::task::spawn_blocking(move || listeners.end()).await;

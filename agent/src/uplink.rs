@@ -7,7 +7,7 @@ use std::{
 };
 
 use fleetsock_proto::{
-    client::{AgentClient, CallError, ConnectError, ServerMessages, renew_expired},
+    client::{AgentClient, CallError, ConnectError, Dial, ServerMessages, renew_expired_by},
     host::{HostFacts, Tier},
     identity::{Identity, IdentityError},
     stream::{AgentMessage, BatchNumber, Hello, Outgoing, PROTOCOL_VERSION, ServerMessage, Welcome},
@@ -54,7 +54,14 @@ pub struct Uplink {
     pub facts: Arc<dyn Fn() -> HostFacts + Send + Sync>,
     /// The time.
     pub clock: Clock,
+    /// How the server is reached.
+    pub dial: Dial,
+    /// By what waits are spread.
+    pub dice: Dice,
 }
+
+/// Gives random numbers.
+pub type Dice = fn() -> u64;
 
 impl std::fmt::Debug for Uplink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -132,8 +139,8 @@ fn trust(mut identity: Identity, roots_der: &[Vec<u8>], state: &Path) -> (Identi
     (identity, kept)
 }
 
-/// A random number.
-fn dice() -> u64 {
+/// A random number that nobody foresees.
+pub fn random() -> u64 {
     uuid::Uuid::new_v4().as_u64_pair().0
 }
 
@@ -169,7 +176,7 @@ impl Uplink {
                 patience.proved();
                 before = Ending::Left;
             }
-            let wait = patience.wait(&ending, dice());
+            let wait = patience.wait(&ending, (self.dice)());
             report(&before, &ending, wait);
             before = ending;
             tokio::select! {
@@ -214,7 +221,7 @@ impl Uplink {
         }
         let over_for = now.since(identity.expires_at);
         let silent = |_| Ending::Lost(format!("the server said nothing for {} s", CALL_TIMEOUT.as_secs()));
-        let renewed = timeout(CALL_TIMEOUT, renew_expired(&identity)).await.map_err(silent)?;
+        let renewed = timeout(CALL_TIMEOUT, renew_expired_by(self.dial, &identity)).await.map_err(silent)?;
         let renewed = renewed.map_err(|error| match error {
             ConnectError::Call(CallError::Denied(reason)) => Ending::Refused(reason),
             error => of_connect(error),
@@ -230,7 +237,7 @@ impl Uplink {
     /// Connects, says Hello and hears Welcome. From then on the server hears this host on this stream and on no other.
     async fn greet(&self) -> Result<Greeted, Ending> {
         let identity = self.identity().await?;
-        let mut client = AgentClient::connect(&identity).await.map_err(of_connect)?;
+        let mut client = AgentClient::connect_by(self.dial, &identity).await.map_err(of_connect)?;
         let facts = self.facts_now().await?;
         let told = Sight::of(&facts, self.outbox.clock_leaps());
         let given = self.outbox.ask(|spool| spool.given()).await.map_err(|error| Ending::Lost(error.to_string()))?;
@@ -265,7 +272,7 @@ impl Uplink {
         let Greeted { client, outgoing, incoming, identity, welcome, told } = greeted;
         let identity = self.take_roots(identity, welcome.roots_der.clone()).await?;
         self.welcomed(&identity, &welcome).await?;
-        Ok(Stream::new(client, outgoing, incoming, identity, &welcome, told, self.clock))
+        Ok(Stream::new(client, outgoing, incoming, identity, &welcome, told, (self.clock, self.dice)))
     }
 
     /// Trusts the roots that the server hands out, from the next connection on. What cannot be used or kept is told of,

@@ -7,7 +7,9 @@ use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{IntoStreamingRequest, Status, Streaming, client::Grpc, codegen::http::uri::PathAndQuery};
 use tonic_prost::ProstCodec;
 
-pub use crate::connection::{CONNECT_TIMEOUT, CallError, ConnectError, KEEP_ALIVE, Refusal};
+pub use crate::connection::{
+    CONNECT_TIMEOUT, CallError, ConnectError, Dial, Dialling, KEEP_ALIVE, Refusal, Wire, dial_tcp,
+};
 use crate::{
     InvalidMessage,
     answer::{AnswerMeta, Gap},
@@ -54,7 +56,8 @@ pub const CERTIFICATES_BYTES_LIMIT: usize = 64 * 1024;
 ///
 /// `host_name` is what the host calls itself; operators leave it empty.
 pub async fn enroll(join: &JoinString, host_name: &str, key: Key) -> Result<Identity, ConnectError> {
-    let connection = Connection::tls(&join.address, join.trust_domain.enroll_name(), tls::pinned(join.pin)).await?;
+    let connection =
+        Connection::tls(dial_tcp, &join.address, join.trust_domain.enroll_name(), tls::pinned(join.pin)).await?;
     let request = wire::EnrollRequest {
         token_id: join.token_id.clone(),
         token_secret: join.secret.as_bytes().to_vec(),
@@ -79,8 +82,13 @@ pub async fn enroll(join: &JoinString, host_name: &str, key: Key) -> Result<Iden
 /// while after the end, unless the host was revoked or another certificate took the old one's place; then, and for every
 /// other reason, it says [`CallError::Denied`] and only a new token helps.
 pub async fn renew_expired(identity: &Identity) -> Result<Identity, ConnectError> {
+    renew_expired_by(dial_tcp, identity).await
+}
+
+/// The same by a wire of the caller's choice.
+pub async fn renew_expired_by(dial: Dial, identity: &Identity) -> Result<Identity, ConnectError> {
     let name = identity.spiffe_id.trust_domain.enroll_name();
-    let connection = Connection::tls(&identity.address, name, tls::trusting(identity.roots())).await?;
+    let connection = Connection::tls(dial, &identity.address, name, tls::trusting(identity.roots())).await?;
     let key = Key::generate()?;
     let csr_der = key.request_der()?;
     let request = wire::RenewExpiredRequest {
@@ -102,10 +110,10 @@ fn enrollment(connection: &Connection) -> EnrollmentClient<tonic::transport::Cha
     EnrollmentClient::new(connection.channel.clone()).max_decoding_message_size(CERTIFICATES_BYTES_LIMIT)
 }
 
-async fn identified(identity: &Identity) -> Result<Connection, ConnectError> {
+async fn identified(dial: Dial, identity: &Identity) -> Result<Connection, ConnectError> {
     check_expiry(&identity.address, identity.expires_at, Timestamp::now())?;
     let name = identity.spiffe_id.trust_domain.server_name();
-    Connection::tls(&identity.address, name, tls::identified(identity)).await
+    Connection::tls(dial, &identity.address, name, tls::identified(identity)).await
 }
 
 /// The server as an agent sees it.
@@ -129,7 +137,12 @@ pub struct Renewed {
 impl AgentClient {
     /// Connects with the identity of an agent.
     pub async fn connect(identity: &Identity) -> Result<AgentClient, ConnectError> {
-        let connection = identified(identity).await?;
+        AgentClient::connect_by(dial_tcp, identity).await
+    }
+
+    /// The same by a wire of the caller's choice.
+    pub async fn connect_by(dial: Dial, identity: &Identity) -> Result<AgentClient, ConnectError> {
+        let connection = identified(dial, identity).await?;
         let client = agent_client::AgentClient::new(connection.channel.clone())
             .max_decoding_message_size(CERTIFICATES_BYTES_LIMIT);
         Ok(AgentClient { connection, client })
@@ -207,7 +220,7 @@ impl OperatorClient {
     /// Connects.
     pub async fn connect(target: Target) -> Result<OperatorClient, ConnectError> {
         let connection = match target {
-            Target::Remote(identity) => identified(&identity).await?,
+            Target::Remote(identity) => identified(dial_tcp, &identity).await?,
             Target::Local(path) => Connection::local(&path).await?,
         };
         let inventory = InventoryClient::new(connection.channel.clone()).max_decoding_message_size(ANSWER_BYTES_LIMIT);

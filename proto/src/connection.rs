@@ -33,6 +33,27 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a connection is probed, and how long a probe may stay unanswered.
 pub const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
 
+/// What carries the bytes of a connection, in both directions.
+pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Wire for S {}
+
+/// A wire that is being laid.
+pub type Dialling = PinBox<Box<dyn Future<Output = io::Result<Box<dyn Wire>>> + Send>>;
+
+/// Lays a wire to an address.
+pub type Dial = fn(ServerAddress) -> Dialling;
+
+/// Lays a wire by TCP.
+pub fn dial_tcp(address: ServerAddress) -> Dialling {
+    Box::pin(async move {
+        let tcp = TcpStream::connect(address.as_str()).await?;
+        // Batches and questions are written whole; waiting to fill a packet would only delay them.
+        tcp.set_nodelay(true)?;
+        Ok(Box::new(tcp) as Box<dyn Wire>)
+    })
+}
+
 /// Why a certificate of ours was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -223,8 +244,9 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects by TCP and TLS to `address`, where the certificate must have the name `name`.
+    /// Connects by TLS to `address`, where the certificate must have the name `name`.
     pub(crate) async fn tls(
+        dial: Dial,
         address: &ServerAddress,
         name: String,
         config: Result<ClientConfig, rustls::Error>,
@@ -233,13 +255,11 @@ impl Connection {
         let problem = |problem: String| ConnectError::Tls { address: address.to_string(), problem };
         let config = config.map_err(|error| problem(error.to_string()))?;
         let name = ServerName::try_from(name).map_err(|error| problem(error.to_string()))?;
-        let tcp = timeout(CONNECT_TIMEOUT, TcpStream::connect(address.as_str()))
+        let wire = timeout(CONNECT_TIMEOUT, dial(address.clone()))
             .await
             .map_err(|_| timed_out())?
             .map_err(|source| ConnectError::Unreachable { address: address.to_string(), source })?;
-        // Batches and questions are written whole; waiting to fill a packet would only delay them.
-        tcp.set_nodelay(true).map_err(|error| problem(error.to_string()))?;
-        let tls = timeout(CONNECT_TIMEOUT, TlsConnector::from(Arc::new(config)).connect(name, tcp))
+        let tls = timeout(CONNECT_TIMEOUT, TlsConnector::from(Arc::new(config)).connect(name, wire))
             .await
             .map_err(|_| timed_out())?
             .map_err(|error| handshake_error(address.as_str(), error))?;

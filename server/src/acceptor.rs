@@ -4,13 +4,16 @@
 //! from the CA of its role. No session is ever resumed, because a resumed one skips the check of the certificate.
 
 use std::{
+    future::Future,
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
 use fleetsock_proto::{
+    client::Wire,
     host::HostId,
     identity::Leaf,
     spiffe::{Subject, TrustDomain},
@@ -58,8 +61,36 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Accepted connections that wait to be served, of each kind.
 const BACKLOG: usize = 64;
 
+/// Where connections come from.
+pub trait Listener: Send + Sync {
+    /// What carries their bytes.
+    type Wire: Wire;
+
+    /// The next one, and where it is from.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Wire, SocketAddr)>> + Send;
+
+    /// A descriptor that is good for nothing else, where each connection takes one and there is one left.
+    fn reserve(&self) -> Option<OwnedFd>;
+}
+
+impl Listener for TcpListener {
+    type Wire = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (tcp, from) = TcpListener::accept(self).await?;
+        // Answers are written whole; waiting to fill a packet would only delay them.
+        tcp.set_nodelay(true)?;
+        Ok((tcp, from))
+    }
+
+    fn reserve(&self) -> Option<OwnedFd> {
+        // It is asked for again after the next connection that was turned away.
+        self.as_fd().try_clone_to_owned().ok()
+    }
+}
+
 /// A connection that is ready to be served, with its place among all and among those of its kind.
-pub type Accepted = PeerStream<TlsStream<TcpStream>, (Place<IpAddr>, Seat)>;
+pub type Accepted<W> = PeerStream<TlsStream<W>, (Place<IpAddr>, Seat)>;
 
 /// The place of a connection among all, and the one that it has while it shakes hands.
 type Places = (Place<IpAddr>, Place<IpAddr>);
@@ -77,23 +108,23 @@ pub enum Seat {
 
 /// Accepted connections, by who is at their other end.
 #[derive(Debug)]
-pub struct Incoming {
+pub struct Incoming<W> {
     /// Agents.
-    pub agents: mpsc::Receiver<io::Result<Accepted>>,
+    pub agents: mpsc::Receiver<io::Result<Accepted<W>>>,
     /// Operators.
-    pub operators: mpsc::Receiver<io::Result<Accepted>>,
+    pub operators: mpsc::Receiver<io::Result<Accepted<W>>>,
     /// Those who want to enrol.
-    pub newcomers: mpsc::Receiver<io::Result<Accepted>>,
+    pub newcomers: mpsc::Receiver<io::Result<Accepted<W>>>,
 }
 
 /// Accepts connections.
 #[derive(Debug)]
-pub struct Acceptor {
+pub struct Acceptor<W> {
     trust_domain: TrustDomain,
     shown: Shown,
     identified: Arc<ServerConfig>,
     newcomers: Arc<ServerConfig>,
-    ready: Ready,
+    ready: Ready<W>,
     handshake: Duration,
     handshakes: Arc<Gate<IpAddr>>,
     connections: Arc<Gate<IpAddr>>,
@@ -115,15 +146,15 @@ impl Connections {
 
 /// Where connections go that are ready to be served.
 #[derive(Debug)]
-struct Ready {
-    agents: mpsc::Sender<io::Result<Accepted>>,
-    operators: mpsc::Sender<io::Result<Accepted>>,
-    newcomers: mpsc::Sender<io::Result<Accepted>>,
+struct Ready<W> {
+    agents: mpsc::Sender<io::Result<Accepted<W>>>,
+    operators: mpsc::Sender<io::Result<Accepted<W>>>,
+    newcomers: mpsc::Sender<io::Result<Accepted<W>>>,
 }
 
-impl Acceptor {
+impl<W: Wire> Acceptor<W> {
     /// An acceptor for a fleet, and where its connections arrive.
-    pub fn new(authority: &Authority, limits: &Limits, meters: Meters) -> Result<(Acceptor, Incoming), Error> {
+    pub fn new(authority: &Authority, limits: &Limits, meters: Meters) -> Result<(Acceptor<W>, Incoming<W>), Error> {
         let (to_agents, agents) = mpsc::channel(BACKLOG);
         let (to_operators, operators) = mpsc::channel(BACKLOG);
         let (to_newcomers, newcomers) = mpsc::channel(BACKLOG);
@@ -155,7 +186,7 @@ impl Acceptor {
     }
 
     /// Accepts until told to stop; returns when the last handshake is over.
-    pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
+    pub async fn run(self, listener: impl Listener<Wire = W>, stop: CancellationToken) {
         let (acceptor, handshakes, mut spare) = (Arc::new(self), TaskTracker::new(), Spare::of(&listener));
         loop {
             let accepted = tokio::select! {
@@ -163,7 +194,7 @@ impl Acceptor {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((tcp, from)) => {
+                Ok((wire, from)) => {
                     // From here on, whenever the handshake gets its turn.
                     let deadline = Instant::now() + acceptor.handshake;
                     let address = from.ip().to_canonical();
@@ -176,7 +207,7 @@ impl Acceptor {
                     handshakes.spawn(async move {
                         tokio::select! {
                             () = stop.cancelled() => {}
-                            () = acceptor.admit(tcp, address, deadline, places) => {}
+                            () = acceptor.admit(wire, address, deadline, places) => {}
                         }
                     });
                 }
@@ -188,7 +219,7 @@ impl Acceptor {
     }
 
     /// Where there is no descriptor for a connection it is closed, because in the kernel's queue it would have no limit.
-    async fn not_accepted(&self, error: &io::Error, listener: &TcpListener, spare: &mut Spare) {
+    async fn not_accepted(&self, error: &io::Error, listener: &impl Listener, spare: &mut Spare) {
         if spare::is_exhausted(error)
             && let Some(from) = spare.turn_away(listener).await
         {
@@ -206,7 +237,7 @@ impl Acceptor {
     }
 
     /// A place among those of the same kind, and where such connections go.
-    fn seat(&self, caller: &Caller, address: IpAddr) -> Option<(Seat, &mpsc::Sender<io::Result<Accepted>>)> {
+    fn seat(&self, caller: &Caller, address: IpAddr) -> Option<(Seat, &mpsc::Sender<io::Result<Accepted<W>>>)> {
         let Ready { agents, operators, newcomers } = &self.ready;
         Some(match caller {
             Caller::Anonymous => (Seat::Newcomer(self.of_newcomers.enter(counted(address))?), newcomers),
@@ -216,8 +247,8 @@ impl Acceptor {
     }
 
     /// Shakes hands and hands over.
-    async fn admit(&self, tcp: TcpStream, address: IpAddr, deadline: Instant, (connection, handshake): Places) {
-        match self.shake_hands(tcp, address, deadline).await {
+    async fn admit(&self, wire: W, address: IpAddr, deadline: Instant, (connection, handshake): Places) {
+        match self.shake_hands(wire, address, deadline).await {
             Ok((tls, peer)) => {
                 drop(handshake);
                 let Some((seat, ready)) = self.seat(&peer.caller, address) else {
@@ -238,15 +269,9 @@ impl Acceptor {
         }
     }
 
-    async fn shake_hands(
-        &self,
-        tcp: TcpStream,
-        address: IpAddr,
-        deadline: Instant,
-    ) -> Result<(TlsStream<TcpStream>, Peer), Refusal> {
+    async fn shake_hands(&self, wire: W, address: IpAddr, deadline: Instant) -> Result<(TlsStream<W>, Peer), Refusal> {
         let slow = |_| (Turned::Slow, "it took too long".to_owned());
-        tcp.set_nodelay(true).map_err(|error| (Turned::Broken, error.to_string()))?;
-        let hello = timeout_at(deadline, LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp))
+        let hello = timeout_at(deadline, LazyConfigAcceptor::new(rustls::server::Acceptor::default(), wire))
             .await
             .map_err(slow)?
             .map_err(|error| refusal(&error))?;
@@ -261,8 +286,8 @@ impl Acceptor {
         let shaken = timeout_at(deadline, hello.into_stream(Arc::clone(config)).into_fallible()).await;
         let tls = match shaken.map_err(slow)? {
             Ok(tls) => tls,
-            Err((error, tcp)) => {
-                linger(tcp).await;
+            Err((error, wire)) => {
+                linger(wire).await;
                 return Err(refusal(&error));
             }
         };
@@ -274,11 +299,11 @@ impl Acceptor {
 }
 
 /// Lets a refused caller read the alert: closing with bytes unread would reset the connection and lose it.
-async fn linger(mut tcp: TcpStream) {
+async fn linger(mut wire: impl Wire) {
     let drain = async {
-        tcp.shutdown().await?;
+        wire.shutdown().await?;
         let mut sink = [0; 1024];
-        while tcp.read(&mut sink).await? > 0 {}
+        while wire.read(&mut sink).await? > 0 {}
         Ok::<(), io::Error>(())
     };
     if !matches!(timeout(LINGER, drain).await, Ok(Ok(()))) {

@@ -27,7 +27,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tower::layer::util::{Identity, Stack};
 
 use crate::{
-    acceptor::{Acceptor, Shown},
+    acceptor::{Acceptor, Listener, Shown},
     api::{
         Clock, admin::AdminService, agent::AgentService, answering::Answering, enrollment::EnrollmentService,
         health::HealthService, inventory::InventoryService, roots::Exchange,
@@ -103,7 +103,7 @@ pub struct Foundation<S> {
 /// Serves until told to stop; returns when everything that was begun is over.
 pub async fn serve<S: History + Registry>(
     foundation: Foundation<S>,
-    listener: TcpListener,
+    listener: impl Listener,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
     let meters = Meters::default();

@@ -16,7 +16,7 @@ use super::{
     continuity::{Break, Clocks, Continuity, Told as Said},
     occasion::{Plan, Whereabouts, plan, referee, states_due},
     schedule::{Begun, Schedule},
-    telling::keep,
+    telling::{Teller, Turn, keep},
     unseen::remarks,
 };
 use crate::{
@@ -60,19 +60,6 @@ pub(super) struct Round {
     searched: Option<Instant>,
     /// Whether time goes on as the clock says, and without losses.
     continuity: Continuity,
-}
-
-/// Whether a walk is followed by another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
-    Next,
-    Last,
-}
-
-impl From<bool> for Turn {
-    fn from(stop: bool) -> Turn {
-        if stop { Turn::Last } else { Turn::Next }
-    }
 }
 
 /// Where things are, for a plan.
@@ -153,7 +140,8 @@ impl Round {
         let rest = if turn == Turn::Last { self.continuity.end() } else { None };
         breaks.chain(rest).for_each(|gap| self.admit_gap(gap));
         let window = Window { boot_id: self.observer.boot_id, since, until: at };
-        keep(&mut self.observer, window, comparison, now, turn);
+        let Observer { outbox, schedule, ledger, table, .. } = &mut self.observer;
+        keep(Teller { outbox, schedule, ledger: ledger.as_mut(), table }, window, comparison, now, turn);
         self.observer.outbox.observed(at);
         true
     }

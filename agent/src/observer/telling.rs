@@ -3,21 +3,50 @@
 
 use std::time::Instant;
 
-use super::{Observer, round::Turn};
+use super::schedule::Schedule;
 use crate::{
     ledger::{Ends, Ledger},
     losses::Loss,
+    outbox::Outbox,
     packing::{Content, Window, pack},
-    table::Comparison,
+    table::{Comparison, Table},
 };
 
+/// Whether a walk is followed by another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// It is.
+    Next,
+    /// The observer ends with it.
+    Last,
+}
+
+impl From<bool> for Turn {
+    fn from(stop: bool) -> Turn {
+        if stop { Turn::Last } else { Turn::Next }
+    }
+}
+
 /// Tells the changes of a walk.
-pub(super) fn keep(observer: &mut Observer, window: Window, comparison: Comparison, now: Instant, turn: Turn) {
-    let Observer { outbox, schedule, ledger, table, .. } = observer;
+#[derive(Debug)]
+pub struct Teller<'a> {
+    /// Where they go.
+    pub outbox: &'a Outbox,
+    /// When a snapshot or a digest is due.
+    pub schedule: &'a mut Schedule,
+    /// What went over connections, where that is told.
+    pub ledger: Option<&'a mut Ledger>,
+    /// What is open after the walk.
+    pub table: &'a Table,
+}
+
+/// Tells the changes of a walk that was made now.
+pub fn keep(teller: Teller<'_>, window: Window, comparison: Comparison, now: Instant, turn: Turn) {
+    let Teller { outbox, schedule, mut ledger, table } = teller;
     let mut ends = Ends { changes: comparison.changes, unseen: comparison.unseen };
     // What a snapshot does not name is closed for the server, so that its end must be told before.
     let flushes = turn == Turn::Last || schedule.snapshot_due(now) || outbox.with(|spool| spool.wants_snapshot());
-    if let Some(ledger) = ledger {
+    if let Some(ledger) = &mut ledger {
         ends = ledger.settle(ends);
         if flushes {
             ends.extend(ledger.flush());
@@ -27,7 +56,7 @@ pub(super) fn keep(observer: &mut Observer, window: Window, comparison: Comparis
     outbox.losses().add(Loss::Detail, changes.details_lost);
     // A snapshot has a digest of its own.
     if !flushes && schedule.digest_due(now) {
-        let held = ledger.iter().flat_map(Ledger::unsettled);
+        let held = ledger.iter().flat_map(|ledger| ledger.unsettled());
         changes.prove(window, &table.open().chain(held).collect());
         schedule.wrote_digest(now);
     }

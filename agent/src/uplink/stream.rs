@@ -15,9 +15,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CALL_TIMEOUT, Greeted, Memory, Sight, Uplink,
+    CALL_TIMEOUT, Dice, Greeted, Memory, Sight, Uplink,
     delivery::{Delivery, Reaction},
-    dice, of_call,
+    of_call,
     patience::Ending,
     renewal, store,
 };
@@ -100,7 +100,7 @@ impl Stream {
         identity: Identity,
         welcome: &Welcome,
         told: Sight,
-        clock: Clock,
+        (clock, dice): (Clock, Dice),
     ) -> Stream {
         let now = Instant::now();
         let mut beats = interval(welcome.heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()));
@@ -376,7 +376,7 @@ impl Stream {
     async fn change_roots(&mut self, uplink: &Uplink, Roots { roots_der, renewal }: Roots) -> Result<(), Ending> {
         let identity = self.identity.duplicate().map_err(|error| Ending::Lost(error.to_string()))?;
         self.identity = uplink.take_roots(identity, roots_der).await?;
-        if let Some(wait) = renewal::hastened(renewal, self.identity.begins_at, dice()) {
+        if let Some(wait) = renewal::hastened(renewal, self.identity.begins_at, (uplink.dice)()) {
             self.renew_at = self.renew_at.min(Instant::now() + wait);
         }
         Ok(())

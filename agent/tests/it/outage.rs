@@ -20,11 +20,12 @@ use fleetsock_agent::{
     outbox::Outbox,
     packing::{Content, Window, pack},
     spool::{Item, SPOOL_BYTES_LIMIT, Spool},
-    uplink::Uplink,
+    uplink::{Uplink, random},
 };
 use fleetsock_proto::{
     answer::{Gap, GapReason},
     batch::{Change, Op, Role, Socket},
+    client::dial_tcp,
     host::BootId,
     question::{SessionQuestion, SessionTime},
     socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketKey, SocketState},
@@ -145,6 +146,8 @@ async fn deliver(state: PathBuf, spool: Spool) -> Duration {
         walk: WALK,
         facts: Arc::new(|| facts("test", 4_026_531_840, &Hearing::Nothing(String::new()), Vec::new())),
         clock: Timestamp::now,
+        dial: dial_tcp,
+        dice: random,
     };
     let (leave, began) = (CancellationToken::new(), Instant::now());
     let running = tokio::spawn(uplink.run(leave.clone()));

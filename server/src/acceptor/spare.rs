@@ -1,14 +1,11 @@
 //! A descriptor in reserve, so that a server that has none left can still turn connections away.
 
-use std::{
-    io,
-    net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, os::fd::OwnedFd, time::Duration};
 
 use rustix::io::Errno;
-use tokio::{net::TcpListener, time::timeout};
+use tokio::time::timeout;
+
+use super::Listener;
 
 /// What is given up for a moment to accept a connection, which is then closed. Without it, those that cannot be accepted
 /// would wait in the kernel's queue for as long as others hold the descriptors, and nobody's limit would count for them.
@@ -17,25 +14,19 @@ pub(super) struct Spare(Option<OwnedFd>);
 
 impl Spare {
     /// One for the connections of this listener.
-    pub(super) fn of(listener: &TcpListener) -> Spare {
-        Spare(reserve(listener))
+    pub(super) fn of(listener: &impl Listener) -> Spare {
+        Spare(listener.reserve())
     }
 
     /// Closes the connection that waits longest; from where it came. None when none waits, or when the descriptor went to
     /// another thread.
-    pub(super) async fn turn_away(&mut self, listener: &TcpListener) -> Option<SocketAddr> {
+    pub(super) async fn turn_away(&mut self, listener: &impl Listener) -> Option<SocketAddr> {
         drop(self.0.take());
         let closed = timeout(Duration::ZERO, listener.accept()).await;
         let from = closed.ok().and_then(Result::ok).map(|(_, from)| from);
-        self.0 = reserve(listener);
+        self.0 = listener.reserve();
         from
     }
-}
-
-/// A descriptor that is good for nothing else.
-fn reserve(listener: &TcpListener) -> Option<OwnedFd> {
-    // It is asked for again after the next connection that was turned away.
-    listener.as_fd().try_clone_to_owned().ok()
 }
 
 /// Whether nothing could be accepted for want of a descriptor, of this process or of the system (accept(2)).
