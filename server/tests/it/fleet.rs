@@ -92,9 +92,15 @@ impl Fleet {
 
     /// Stops the server and waits until everything that it began is over.
     pub(crate) async fn stop(self) {
+        self.stop_and_keep().await;
+    }
+
+    /// The same, and its folder stays as long as what is given back.
+    pub(crate) async fn stop_and_keep(self) -> tempfile::TempDir {
         self.stop.cancel();
         self.serving.await.unwrap().unwrap();
         self.store.close().await.unwrap();
+        self.folder
     }
 
     /// Stops the server and starts another one on what it left.

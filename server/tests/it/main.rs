@@ -26,6 +26,7 @@ mod revocation;
 mod roots;
 mod scene;
 mod sealing;
+mod simulation;
 mod speaker;
 mod victim;
 

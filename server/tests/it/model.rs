@@ -4,7 +4,7 @@
 //! More cases: `FLEETSOCK_LONG=1 cargo test -p fleetsock-server model`. A failure prints the shortest sequence that
 //! proptest finds, and keeps its seed for the next run.
 
-mod expected;
+pub(crate) mod expected;
 mod paired;
 mod simulated;
 

@@ -2,7 +2,7 @@
 
 mod changes;
 
-pub(super) use changes::news;
+pub(crate) use changes::news;
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
@@ -71,7 +71,7 @@ impl Life {
 
 /// A host.
 #[derive(Debug)]
-pub(super) struct Expected {
+pub(crate) struct Expected {
     id: HostId,
     name: String,
     ahead: i64,
@@ -100,7 +100,7 @@ fn same_life(one: &Socket, other: &Socket) -> bool {
 }
 
 impl Expected {
-    pub(super) fn of(id: HostId, name: &str, ahead: i64) -> Expected {
+    pub(crate) fn of(id: HostId, name: &str, ahead: i64) -> Expected {
         Expected {
             id,
             name: name.to_owned(),
@@ -121,12 +121,12 @@ impl Expected {
     }
 
     /// A walk that changed nothing.
-    pub(super) fn observed(&mut self, until: Timestamp) {
+    pub(crate) fn observed(&mut self, until: Timestamp) {
         self.walked = self.walked.max(self.corrected(until));
     }
 
     /// A batch that will never come.
-    pub(super) fn lose(&mut self, batch: &Batch) {
+    pub(crate) fn lose(&mut self, batch: &Batch) {
         let range = (self.corrected(batch.observed_since), self.corrected(batch.observed_until));
         self.gaps.push((range.0, range.1, GapReason::SpoolFull));
     }
@@ -136,7 +136,7 @@ impl Expected {
         self.naming.as_ref().map_or(self.walked, |(_, before)| *before)
     }
 
-    pub(super) fn apply(&mut self, batch: &Batch) {
+    pub(crate) fn apply(&mut self, batch: &Batch) {
         let walk = self.corrected(batch.observed_until);
         let last_known = self.last_known();
         if batch.epoch > self.epoch && self.boot.is_some() && self.walked < walk {
@@ -240,7 +240,7 @@ impl Expected {
     }
 
     /// The listeners that were open then, or are now.
-    pub(super) fn listeners(&self, moment: Option<Timestamp>) -> Vec<Listener> {
+    pub(crate) fn listeners(&self, moment: Option<Timestamp>) -> Vec<Listener> {
         let meant = |life: &&Life| {
             !is_session(&life.socket)
                 && match moment {
@@ -252,7 +252,7 @@ impl Expected {
     }
 
     /// The listeners that sums of a time count.
-    pub(super) fn listeners_of(&self, time: SessionTime) -> Vec<Listener> {
+    pub(crate) fn listeners_of(&self, time: SessionTime) -> Vec<Listener> {
         match time {
             SessionTime::Now => self.listeners(None),
             SessionTime::At(at) => self.listeners(Some(at)),
@@ -286,13 +286,13 @@ impl Expected {
     }
 
     /// Addresses of its sockets that others can reach.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         let all = self.lives.iter().map(|life| life.socket.local.ip());
         all.filter(|address| !address.is_loopback() && !address.is_unspecified())
     }
 
     /// The sessions of a time.
-    pub(super) fn sessions(&self, time: SessionTime) -> Vec<Session> {
+    pub(crate) fn sessions(&self, time: SessionTime) -> Vec<Session> {
         let meant = |life: &Life| match time {
             SessionTime::Now => life.closed.is_none(),
             SessionTime::At(at) => life.socket.opened_at <= at && life.closed.is_none_or(|(end, _)| end > at),
@@ -329,7 +329,12 @@ impl Expected {
         })
     }
 
-    pub(super) fn gaps(&self) -> Vec<String> {
+    /// What was not observed: since, until, why.
+    pub(crate) fn gap_ranges(&self) -> &[(Timestamp, Timestamp, GapReason)] {
+        &self.gaps
+    }
+
+    pub(crate) fn gaps(&self) -> Vec<String> {
         let line = |(since, until, reason): &(Timestamp, Timestamp, GapReason)| {
             format!("{} {since:?} {:?} {reason}", self.name, Some(*until))
         };

@@ -1,0 +1,61 @@
+//! Agents, a network and a server in simulated time, with kills, partitions, holds and slow links: whatever happens, what the
+//! agents observed is on the server once, or a gap says what is missing.
+//!
+//! Real are the server with its acceptor, TLS, tonic and SQLite, and of the agents the table, the packing, the spool and the
+//! uplink. Made up are the sockets of the machines ([`machine`]) and the network (turmoil). A kill is the end of everything
+//! that runs, with the files as they are at that moment.
+//!
+//! The seed of a play gives what the machines do, what goes wrong and when, the latency of each message and the waits of the
+//! agents. It does not give the order in which a task of tokio looks at two things that are ready in the same instant, nor
+//! the bytes of keys and signatures; neither changes when anything is sent.
+//!
+//! `FLEETSOCK_SEED=7 cargo test -p fleetsock-server simulation` plays one seed and tells what went wrong in it;
+//! `FLEETSOCK_SEEDS=1000` plays so many. A failure tells its seed.
+
+mod agent;
+mod chance;
+mod faults;
+mod machine;
+mod play;
+mod station;
+mod still;
+mod verdict;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    time::{Duration, Instant},
+};
+
+use self::play::{Stage, play};
+use crate::tell;
+
+/// How long is played when nobody says how much.
+const USUAL: Duration = Duration::from_secs(45);
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+fn play_or_tell(stage: &Stage, seed: u64) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| play(stage, seed))) {
+        tell(&format!("seed {seed} failed: FLEETSOCK_SEED={seed} cargo test -p fleetsock-server simulation"));
+        resume_unwind(panic);
+    }
+}
+
+#[test]
+fn whatever_happens_what_was_observed_is_stored_once_or_a_gap_says_what_is_missing() {
+    let stage = Stage::new();
+    if let Some(seed) = number("FLEETSOCK_SEED") {
+        return play_or_tell(&stage, seed);
+    }
+    let long = std::env::var_os("FLEETSOCK_LONG").is_some().then_some(1000);
+    let wanted = number("FLEETSOCK_SEEDS").or(long);
+    let begun = Instant::now();
+    let mut played = 0;
+    while wanted.map_or(begun.elapsed() < USUAL, |wanted| played < wanted) {
+        play_or_tell(&stage, played);
+        played += 1;
+    }
+    tell(&format!("{played} seeds in {:.0} s", begun.elapsed().as_secs_f64()));
+}
