@@ -12,7 +12,7 @@ use std::{
 use fleetsock_proto::socket::{Direction, SocketKey, SocketState};
 use foldhash::HashMap;
 
-use self::{life::Pair, sought::Queue};
+use self::{life::Pair, pairs::Pairs, sought::Queue};
 pub use self::{
     life::{Asked, Ended, Life, Purpose},
     sought::Sought,
@@ -20,6 +20,7 @@ pub use self::{
 use crate::events::{Actor, Record, SocketEvent, What};
 
 mod life;
+mod pairs;
 mod sought;
 #[cfg(test)]
 mod tests;
@@ -35,9 +36,9 @@ const ATTEMPTS_LIMIT: usize = 16;
 pub struct Lives {
     limit: usize,
     sockets: HashMap<u64, Followed>,
-    by_pair: HashMap<Pair, u64>,
+    by_pair: Pairs,
     /// Those that are closed and that a process still holds.
-    closed_by_pair: HashMap<Pair, u64>,
+    closed_by_pair: Pairs,
     /// Those that a walk should see.
     queue: Queue,
     /// Those that a walk saw and that changed their state since.
@@ -99,8 +100,8 @@ impl Lives {
         Lives {
             limit,
             sockets: HashMap::default(),
-            by_pair: HashMap::default(),
-            closed_by_pair: HashMap::default(),
+            by_pair: Pairs::default(),
+            closed_by_pair: Pairs::default(),
             queue: Queue::default(),
             restated: Vec::new(),
             asked: RefCell::new(Vec::new()),
@@ -131,8 +132,8 @@ impl Lives {
 
     fn find(&self, local: SocketAddr, peer: SocketAddr) -> Option<&Followed> {
         let pair = Pair::new(local, peer);
-        let socket = self.by_pair.get(&pair).or_else(|| self.closed_by_pair.get(&pair))?;
-        self.sockets.get(socket)
+        let socket = self.by_pair.get(pair).or_else(|| self.closed_by_pair.get(pair))?;
+        self.sockets.get(&socket)
     }
 
     /// The life of the socket with this pair, open or just closed, which a walk saw and knows by this key.
@@ -157,8 +158,8 @@ impl Lives {
     /// When the socket with this pair was closed, if a process still holds what is left of it; whoever asks does not
     /// see it any more, and tells its end.
     pub fn closed_ns(&self, local: SocketAddr, peer: SocketAddr) -> Option<u64> {
-        let socket = self.closed_by_pair.get(&Pair::new(local, peer))?;
-        let followed = self.sockets.get(socket)?;
+        let socket = self.closed_by_pair.get(Pair::new(local, peer))?;
+        let followed = self.sockets.get(&socket)?;
         if followed.walked.take().is_some() {
             followed.told.set(true);
         }
@@ -256,11 +257,11 @@ impl Lives {
                 life.closed_ns = Some(at_ns);
                 // Closed by a reset or with unread data: in a system call when a process did it.
                 life.closer = life.closer.or(process(event.by));
-                let (pair, is_walked) = (life.pair(), followed.walked.get().is_some());
-                followed.since_ns = if is_walked { at_ns } else { followed.since_ns };
-                self.unpair(pair, event.socket);
+                let (pair, walked) = (life.pair(), followed.walked.get());
+                followed.since_ns = walked.map_or(followed.since_ns, |_| at_ns);
+                self.unpair(pair, event.socket, walked);
                 self.closed_by_pair.insert(pair, event.socket);
-                if is_walked {
+                if walked.is_some() {
                     self.overflow += self.queue.add(at_ns, event.socket);
                 }
             }
@@ -286,7 +287,7 @@ impl Lives {
         }
         let mut earlier = Vec::new();
         if let Some(before) = self.sockets.remove(&event.socket) {
-            self.unpair(before.life.pair(), event.socket);
+            self.unpair(before.life.pair(), event.socket, before.walked.get());
             earlier = before.earlier;
             match before.told.get() {
                 true => {}
@@ -333,11 +334,16 @@ impl Lives {
         }
     }
 
-    fn unpair(&mut self, pair: Pair, socket: u64) {
-        for pairs in [&mut self.by_pair, &mut self.closed_by_pair] {
-            if pairs.get(&pair) == Some(&socket) {
-                pairs.remove(&pair);
-            }
+    /// A socket has its pair no more. Another that had it before, and whose end was not told, is looked for now, unless a walk
+    /// saw this one: then what the walk saw may have been the other.
+    fn unpair(&mut self, pair: Pair, socket: u64, walked: Option<SocketKey>) {
+        self.closed_by_pair.remove(pair, socket);
+        if walked.is_some() {
+            self.by_pair.remove_with_earlier(pair, socket);
+        } else if let Some(earlier) = self.by_pair.remove(pair, socket)
+            && let Some(since_ns) = self.sockets.get(&earlier).map(|followed| followed.since_ns)
+        {
+            self.overflow += self.queue.add(since_ns, earlier);
         }
     }
 
@@ -345,7 +351,7 @@ impl Lives {
         self.part(at_ns, event, ended);
         let mut followed = match self.sockets.remove(&event.socket) {
             Some(followed) => {
-                self.unpair(followed.life.pair(), event.socket);
+                self.unpair(followed.life.pair(), event.socket, followed.walked.get());
                 followed
             }
             // Nothing told of it before its end: it is older than the events, or its records were lost.

@@ -9,8 +9,10 @@ use fleetsock_proto::socket::SocketKey;
 
 use super::LIVES_LIMIT;
 
-/// Most lives that are named at once. A walk that is made for some shows all others of the namespace.
-const SOUGHT_LIMIT: usize = 256;
+/// Most lives that are named at once, 120 bytes each. A walk that is made for some shows all others of the namespace; but what
+/// is not named is not held to be looked for in vain, and a host whose kernel leaves out thousands of ends should not
+/// wait for them longer than for one.
+pub(super) const SOUGHT_LIMIT: usize = 4096;
 /// Walks that may fail to show a life until it is left to one that shows everything: it may be in a namespace that was not
 /// walked.
 const LOOKS_LIMIT: u8 = 2;

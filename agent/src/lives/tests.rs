@@ -411,3 +411,57 @@ fn what_both_ends_closed_while_its_process_holds_it_is_over_when_walks_do_not_sh
         assert_eq!(walked, [seen.then_some(KEY)], "the table knows what a walk saw, and that it is gone");
     }
 }
+
+#[test]
+fn thousands_of_ends_whose_records_did_not_come_are_noticed_by_two_walks() {
+    let mut scene = Scene::new();
+    let ports = 1..=u16::try_from(sought::SOUGHT_LIMIT).unwrap();
+    for port in ports.clone() {
+        let peer = format!("10.0.0.1:{port}");
+        scene.state((port.into(), IN.1, &peer), Actor::Kernel, Listen, SynReceived);
+    }
+    look_twice(&mut scene);
+    scene.lives.conclude(scene.at_ns, &mut scene.ended);
+    assert_eq!((scene.ended.len(), scene.lives.len()), (ports.len(), 0));
+}
+
+#[test]
+fn an_end_whose_record_did_not_come_is_noticed_though_the_pair_was_used_again() {
+    const AGAIN: (u64, &str, &str) = (0x6, IN.1, IN.2);
+    for seen in [false, true] {
+        let mut scene = Scene::new();
+        scene.state(IN, Actor::Kernel, Listen, SynReceived);
+        look_twice(&mut scene);
+        scene.state(AGAIN, Actor::Kernel, Listen, SynReceived);
+        scene.lives.conclude(scene.at_ns, &mut scene.ended);
+        assert_eq!(scene.ended, [], "it may be in another namespace");
+        assert!(!seen || see(&scene, AGAIN));
+        scene.state(AGAIN, BOB, SynReceived, None);
+        scene.destroy(AGAIN, BOB, 8);
+        assert_eq!(scene.ended.len(), 1);
+        look_twice(&mut scene);
+        scene.lives.conclude(50, &mut scene.ended);
+        // What the walk saw may have been the first one.
+        let noticed = (!seen).then(|| (None, 50, IN.1.parse().unwrap()));
+        assert_eq!(ends(&scene).get(1).copied(), noticed, "seen: {seen}");
+        assert_eq!(scene.lives.len(), usize::from(seen));
+    }
+}
+
+#[test]
+fn a_reset_connection_is_told_though_its_pair_was_used_again_before_its_process_let_go() {
+    const AGAIN: (u64, &str, &str) = (0x6, IN.1, IN.2);
+    let mut scene = Scene::new();
+    for life in [IN, AGAIN] {
+        scene.state(life, Actor::Kernel, SynReceived, Established);
+        scene.state(life, Actor::Kernel, Established, None);
+    }
+    scene.lives.tell_closed(scene.at_ns, &mut scene.ended);
+    let closed: Vec<u64> = scene.ended.iter().map(|ended| ended.closed_ns).collect();
+    assert_eq!(closed.iter().sum::<u64>(), 2 + 4, "{closed:?}");
+    for life in [IN, AGAIN] {
+        scene.destroy(life, BOB, 9);
+    }
+    assert_eq!(scene.ended.len(), 2);
+    assert!(scene.lives.is_empty() && scene.lives.by_pair.is_empty() && scene.lives.closed_by_pair.is_empty());
+}

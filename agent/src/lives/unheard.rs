@@ -21,7 +21,7 @@ impl Lives {
             self.queue.missed(|socket| self.sockets.get(&socket)?.sought(socket))
         {
             // Two namespaces can have the same pair, and a walk then finds only one of the two here.
-            if walked.is_some() || self.by_pair.get(&Pair::new(local, peer)) != Some(&socket) {
+            if walked.is_some() || self.by_pair.get(Pair::new(local, peer)) != Some(socket) {
                 continue;
             }
             match self.sockets.get(&socket) {
@@ -46,8 +46,8 @@ impl Lives {
     /// Adds to `ended` what no walk saw and was closed at `before_ns` or earlier, though a process holds what is left of it
     /// (or the record that it does not is missing).
     pub fn tell_closed(&mut self, before_ns: u64, ended: &mut Vec<Ended>) {
-        for socket in self.closed_by_pair.values() {
-            let Some(Followed { life, earlier, walked, told, .. }) = self.sockets.get_mut(socket) else { continue };
+        for socket in self.closed_by_pair.sockets() {
+            let Some(Followed { life, earlier, walked, told, .. }) = self.sockets.get_mut(&socket) else { continue };
             let is_untold = walked.get().is_none() && !told.get();
             if let Some(closed_ns) = life.closed_ns.filter(|closed_ns| is_untold && *closed_ns <= before_ns) {
                 told.set(true);
@@ -73,7 +73,7 @@ impl Lives {
     /// The socket is gone, and no record told so.
     pub(super) fn conclude_one(&mut self, at_ns: u64, socket: u64, ended: &mut Vec<Ended>) {
         let Some(Followed { life, earlier, walked, told, .. }) = self.sockets.remove(&socket) else { return };
-        self.unpair(life.pair(), socket);
+        self.unpair(life.pair(), socket, walked.get());
         // What was told before its end was noticed then.
         let is_counted = told.get() && life.closed_ns.is_none();
         self.unheard += u64::from(!is_counted);

@@ -79,9 +79,14 @@ fn every_short_connection_is_known_at_both_ends_with_its_process_and_direction()
             sessions.retain(of_this_test);
             sessions
         };
+        let mut before = (0, 0);
         let sessions = until("all sessions are known", || {
             let sessions = ask();
             let over = sessions.iter().filter(|session| !session["closed_at"].is_null()).count();
+            if before != (sessions.len(), over) {
+                before = (sessions.len(), over);
+                eprintln!("{mode}: {} sessions known of {}, {over} of them over", sessions.len(), 2 * count);
+            }
             (over >= 2 * count).then_some(sessions)
         });
         let twice = told_twice(&sessions);
