@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=fleetsock/v1");
     let files = protox::compile(FILES, ["."])?;
     let descriptors = PathBuf::from(std::env::var("OUT_DIR")?).join("fleetsock_descriptor.bin");
-    tonic_prost_build::configure().compile_fds(files.clone())?;
+    tonic_prost_build::configure().codec_path("crate::codec::FrugalCodec").compile_fds(files.clone())?;
     std::fs::write(descriptors, files.encode_to_vec())?;
     Ok(())
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use fleetsock_proto::{
     batch::{
-        BATCH_BYTES_AIM, BATCH_OWNERS_LIMIT, BATCH_PROCESSES_LIMIT, BATCH_SOCKETS_LIMIT, BATCH_STRINGS_LIMIT,
-        BATCH_TEXT_LIMIT, Batch, BatchKind, Change, SOCKET_OWNERS_LIMIT, Socket,
+        BATCH_BYTES_AIM, BATCH_BYTES_LIMIT, BATCH_OWNERS_LIMIT, BATCH_PROCESSES_LIMIT, BATCH_SOCKETS_LIMIT,
+        BATCH_STRINGS_LIMIT, BATCH_TEXT_LIMIT, Batch, BatchKind, Change, SOCKET_OWNERS_LIMIT, Socket,
     },
     digest::Digest,
     host::BootId,
@@ -143,7 +143,7 @@ impl Load {
             && processes <= BATCH_PROCESSES_LIMIT
             // And the empty string.
             && processes * STRINGS < BATCH_STRINGS_LIMIT
-            && self.bytes + weight.bytes <= BATCH_BYTES_AIM
+            && self.bytes + weight.bytes <= if self.changes.is_empty() { BATCH_BYTES_LIMIT } else { BATCH_BYTES_AIM }
     }
 
     fn add(&mut self, weight: &Weight, change: Change) {
@@ -166,7 +166,7 @@ impl Packer {
     fn add(&mut self, mut change: Change) {
         self.parts.details_lost += cut_to_limits(&mut change.socket);
         let mut weight = self.load.weight(&change.socket);
-        if !self.load.has_room_for(&weight) {
+        if !self.load.changes.is_empty() && !self.load.has_room_for(&weight) {
             let kind = match self.content {
                 Content::Changes => BatchKind::Changes,
                 Content::Snapshot if self.parts.drafts.is_empty() => BatchKind::SnapshotBegin,
@@ -174,11 +174,11 @@ impl Packer {
             };
             self.close(kind);
             weight = self.load.weight(&change.socket);
-            // A single socket whose owners' texts are as long as they can be.
-            while !self.load.has_room_for(&weight) && change.socket.owners.pop().is_some() {
-                self.parts.details_lost += 1;
-                weight = self.load.weight(&change.socket);
-            }
+        }
+        // A single socket whose owners' texts are as long as they can be.
+        while !self.load.has_room_for(&weight) && change.socket.owners.pop().is_some() {
+            self.parts.details_lost += 1;
+            weight = self.load.weight(&change.socket);
         }
         self.load.add(&weight, change);
     }
@@ -333,7 +333,7 @@ mod tests {
         let owners = (0..64).map(|pid| owner(pid, format!("{pid}{}", "x".repeat(4000)))).collect();
         let packed = pack(Content::Changes, window(), [change(1, Vec::new()), change(2, owners)]);
         assert!(packed.details_lost > 0);
-        assert!(packed.drafts.iter().all(|draft| draft.body.len() <= BATCH_BYTES_AIM));
+        assert!(packed.drafts.iter().all(|draft| draft.body.len() <= BATCH_BYTES_LIMIT));
         let batches = read(&packed);
         let kept = batches[1].changes[0].socket.owners.len();
         assert_eq!(kept as u64 + packed.details_lost, 64);
@@ -356,7 +356,7 @@ mod tests {
                 })
                 .collect();
             let packed = pack(Content::Changes, window(), changes.clone());
-            prop_assert!(packed.drafts.iter().all(|draft| draft.body.len() <= BATCH_BYTES_AIM));
+            prop_assert!(packed.drafts.iter().all(|draft| draft.body.len() <= BATCH_BYTES_LIMIT));
             let told: Vec<Change> = read(&packed).into_iter().flat_map(|batch| batch.changes).collect();
             prop_assert_eq!(packed.details_lost, 0);
             prop_assert_eq!(told, changes);

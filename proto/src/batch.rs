@@ -31,10 +31,14 @@ pub const SOCKET_OWNERS_LIMIT: usize = 64;
 pub const BATCH_TEXT_LIMIT: usize = 4096;
 /// Most bytes of the texts of all processes of a batch together, a string counted for each process that points to it:
 /// that is what they take where they are read and stored, however few bytes they were on the way.
-/// Agents count texts in this way when they keep to [`BATCH_BYTES_AIM`], so that none of them comes near.
+/// Agents count texts in this way when they keep to [`BATCH_BYTES_LIMIT`], so that none of them comes near.
 pub const BATCH_PROCESS_TEXTS_LIMIT: usize = 1024 * 1024;
-/// Aim for encoded batches of about this many bytes, so that they fit the message limit of 256 KiB.
-pub const BATCH_BYTES_AIM: usize = 192 * 1024;
+/// Aim for encoded batches of at most this many bytes: for as long as a stream lives, the server keeps the room that the
+/// largest message of it took (in tonic and in h2, which begin with 8 KiB for a frame).
+pub const BATCH_BYTES_AIM: usize = 7 * 1024;
+/// Most bytes of an encoded batch, which only a single socket with many owners comes near, so that it fits the message
+/// limit of 256 KiB.
+pub const BATCH_BYTES_LIMIT: usize = 192 * 1024;
 
 words! {
     /// What a batch tells.

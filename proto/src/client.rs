@@ -5,7 +5,6 @@ use std::{path::PathBuf, pin::Pin as PinBox, sync::LazyLock};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{IntoStreamingRequest, Status, Streaming, client::Grpc, codegen::http::uri::PathAndQuery};
-use tonic_prost::ProstCodec;
 
 pub use crate::connection::{
     CONNECT_TIMEOUT, CallError, ConnectError, Dial, Dialling, KEEP_ALIVE, Refusal, Wire, dial_tcp,
@@ -15,6 +14,7 @@ use crate::{
     answer::{AnswerMeta, Gap},
     audit::{AuditMark, AuditQuestion, AuditRow, AuditVerdict},
     change::ChangeRecord,
+    codec::FrugalCodec,
     condition::Condition,
     connection::{Connection, check_expiry},
     host::{Host, HostId, HostSelector},
@@ -158,7 +158,7 @@ impl AgentClient {
             let channel = self.connection.channel.clone();
             let mut grpc = Grpc::new(channel).max_decoding_message_size(CERTIFICATES_BYTES_LIMIT);
             grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-            let codec = ProstCodec::<PackedRequest, wire::SessionResponse>::default();
+            let codec = FrugalCodec::<PackedRequest, wire::SessionResponse>::default();
             grpc.streaming(outgoing.into_streaming_request(), SESSION.clone(), codec).await
         };
         match opened.await {

@@ -5,7 +5,9 @@
 //! ```
 //!
 //! Each agent enrols, sends a snapshot, and then a batch of changes at every interval; every batch is timed until its
-//! acknowledgement, which the server gives after an fsync. `--restart` stops the server half-way and starts it again.
+//! acknowledgement, which the server gives after an fsync: those that were sent while all agents were there and their
+//! snapshots acknowledged, and by themselves those of a storm of snapshots. `--restart` stops the server half-way and starts
+//! it again.
 //! The table at the end is for capacity planning: rows per second, acknowledgement times, CPU and memory of the server.
 #![allow(
     clippy::unwrap_used,
@@ -28,7 +30,7 @@ use std::{
 use clap::Parser;
 use fleetsock_proto::{
     batch::{Batch, BatchKind, Change, Op, Role, Socket},
-    client::{AgentClient, OperatorClient, Target, enroll},
+    client::{AgentClient, OperatorClient, ServerMessages, Target, enroll},
     host::{BootId, HostFacts, Tier},
     identity::{Identity, Key},
     join::JoinString,
@@ -134,13 +136,33 @@ impl Server {
     }
 }
 
+/// Rows of each part of a snapshot: about what an agent puts into a batch.
+const PART_ROWS: usize = 50;
+
 /// What all agents measured together.
 #[derive(Default)]
 struct Measured {
     rows: AtomicU64,
     reconnects: AtomicU64,
-    acks: Mutex<Vec<Duration>>,
-    connected: AtomicU64,
+    /// Of batches that were sent while all agents were caught up, and of the others.
+    steady: Mutex<Vec<Duration>>,
+    storm: Mutex<Vec<Duration>>,
+    /// Agents that are connected and whose snapshot was acknowledged.
+    caught_up: AtomicU64,
+}
+
+impl Measured {
+    /// Waits until all agents are caught up; how long that took, if it was in time.
+    async fn all_caught_up(&self, agents: u32, until: Instant) -> Option<Duration> {
+        let begun = Instant::now();
+        while self.caught_up.load(Relaxed) < u64::from(agents) {
+            if Instant::now() >= until {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Some(begun.elapsed())
+    }
 }
 
 fn facts(number: u32) -> HostFacts {
@@ -213,24 +235,38 @@ struct Agent {
 }
 
 impl Agent {
-    fn batch(&mut self, kind: BatchKind) -> Batch {
+    fn snapshot(&mut self) -> Vec<Batch> {
         let now = Timestamp::now();
-        self.last.seq += 1;
+        self.cookie = self.cookie.max(u64::from(self.arguments.sockets));
+        let open: Vec<u64> = (self.cookie - u64::from(self.arguments.sockets)..self.cookie).collect();
+        let parts: Vec<&[u64]> = open.chunks(PART_ROWS).collect();
+        let kind = |part: usize| match (part, parts.len()) {
+            (_, 1) => BatchKind::SnapshotWhole,
+            (0, _) => BatchKind::SnapshotBegin,
+            (part, parts) if part + 1 == parts => BatchKind::SnapshotEnd,
+            _ => BatchKind::SnapshotPart,
+        };
+        let present = |cookie: &u64| Change { op: Op::Present, socket: socket(self.number, *cookie, now) };
+        let packed: Vec<(BatchKind, Vec<Change>)> =
+            parts.iter().enumerate().map(|(number, part)| (kind(number), part.iter().map(present).collect())).collect();
+        packed.into_iter().map(|(kind, changes)| self.batch(kind, now, changes)).collect()
+    }
+
+    fn changes(&mut self) -> Batch {
+        let now = Timestamp::now();
         let mut changes = Vec::new();
-        if kind == BatchKind::SnapshotWhole {
-            self.cookie = self.cookie.max(u64::from(self.arguments.sockets));
-            for cookie in self.cookie - u64::from(self.arguments.sockets)..self.cookie {
-                changes.push(Change { op: Op::Present, socket: socket(self.number, cookie, now) });
-            }
-        } else {
-            for _ in 0..self.arguments.rows / 2 {
-                let oldest = self.cookie - u64::from(self.arguments.sockets);
-                let closed = Op::Closed { at: now, known: Known::Event };
-                changes.push(Change { op: closed, socket: socket(self.number, oldest, now) });
-                changes.push(Change { op: Op::Opened, socket: socket(self.number, self.cookie, now) });
-                self.cookie += 1;
-            }
+        for _ in 0..self.arguments.rows / 2 {
+            let oldest = self.cookie - u64::from(self.arguments.sockets);
+            let closed = Op::Closed { at: now, known: Known::Event };
+            changes.push(Change { op: closed, socket: socket(self.number, oldest, now) });
+            changes.push(Change { op: Op::Opened, socket: socket(self.number, self.cookie, now) });
+            self.cookie += 1;
         }
+        self.batch(BatchKind::Changes, now, changes)
+    }
+
+    fn batch(&mut self, kind: BatchKind, now: Timestamp, changes: Vec<Change>) -> Batch {
+        self.last.seq += 1;
         Batch {
             epoch: self.last.epoch,
             seq: self.last.seq,
@@ -246,14 +282,17 @@ impl Agent {
     /// Reports until the time is over; comes back when the server went away.
     async fn run(mut self, until: Instant, handshakes: Arc<Semaphore>) {
         while Instant::now() < until {
-            if self.report(until, &handshakes).await.is_none() {
+            let mut is_caught_up = false;
+            let reported = self.report(until, &handshakes, &mut is_caught_up).await;
+            self.measured.caught_up.fetch_sub(u64::from(is_caught_up), Relaxed);
+            if reported.is_none() {
                 self.measured.reconnects.fetch_add(1, Relaxed);
                 tokio::time::sleep(Duration::from_millis(200 + u64::from(self.number) % 800)).await;
             }
         }
     }
 
-    async fn report(&mut self, until: Instant, handshakes: &Semaphore) -> Option<()> {
+    async fn report(&mut self, until: Instant, handshakes: &Semaphore, is_caught_up: &mut bool) -> Option<()> {
         let permit = handshakes.acquire().await.ok()?;
         let mut client = AgentClient::connect(&self.identity).await.ok()?;
         drop(permit);
@@ -272,36 +311,49 @@ impl Agent {
             ServerMessage::Welcome(welcome) => self.last = BatchNumber { epoch: welcome.last.epoch + 1, seq: 0 },
             _ => return None,
         }
-        self.measured.connected.fetch_add(1, Relaxed);
-        let mut kind = BatchKind::SnapshotWhole;
         // Spread over the interval, as real ones are.
         let offset = u64::from(self.number) * self.arguments.every / u64::from(self.arguments.agents);
         let mut next = Instant::now();
         while Instant::now() < until {
-            let batch = self.batch(kind);
-            let (number, rows) = (self.last, batch.changes.len() as u64);
+            let batches = if *is_caught_up { vec![self.changes()] } else { self.snapshot() };
+            let steady = self.measured.caught_up.load(Relaxed) == u64::from(self.arguments.agents);
+            let acks = if steady { &self.measured.steady } else { &self.measured.storm };
             let sent = Instant::now();
-            outgoing.send(AgentMessage::Batch(batch)).await.ok()?;
-            loop {
-                match incoming.next().await.ok()?? {
-                    ServerMessage::Ack(ack) if ack == number => break,
-                    ServerMessage::Credit(_) => {}
-                    // The server is stopped and started again.
-                    ServerMessage::Bye(_) => return None,
-                    other => {
-                        eprintln!("agent {}: {other:?}", self.number);
-                        return None;
-                    }
-                }
+            let numbers: Vec<(BatchNumber, u64)> = batches
+                .iter()
+                .map(|batch| (BatchNumber { epoch: batch.epoch, seq: batch.seq }, batch.changes.len() as u64))
+                .collect();
+            for batch in batches {
+                outgoing.send(AgentMessage::Batch(batch)).await.ok()?;
             }
-            self.measured.rows.fetch_add(rows, Relaxed);
-            self.measured.acks.lock().await.push(sent.elapsed());
-            next +=
-                Duration::from_millis(if kind == BatchKind::Changes { self.arguments.every } else { offset.max(1) });
-            kind = BatchKind::Changes;
+            for (number, rows) in numbers {
+                acknowledged(&mut incoming, number, self.number).await?;
+                self.measured.rows.fetch_add(rows, Relaxed);
+                acks.lock().await.push(sent.elapsed());
+            }
+            next += Duration::from_millis(if *is_caught_up { self.arguments.every } else { offset.max(1) });
+            if !std::mem::replace(is_caught_up, true) {
+                self.measured.caught_up.fetch_add(1, Relaxed);
+            }
             tokio::time::sleep_until(next.min(until).into()).await;
         }
         Some(())
+    }
+}
+
+/// Waits until a batch is acknowledged; `None` when the server went away.
+async fn acknowledged(incoming: &mut ServerMessages, number: BatchNumber, agent: u32) -> Option<()> {
+    loop {
+        match incoming.next().await.ok()?? {
+            ServerMessage::Ack(ack) if ack == number => return Some(()),
+            ServerMessage::Credit(_) => {}
+            // The server is stopped and started again.
+            ServerMessage::Bye(_) => return None,
+            other => {
+                eprintln!("agent {agent}: {other:?}");
+                return None;
+            }
+        }
     }
 }
 
@@ -341,69 +393,73 @@ async fn load(arguments: Arguments) {
     for agent in agents {
         running.spawn(agent.run(until, Arc::clone(&handshakes)));
     }
+    let caught_up = measured.all_caught_up(arguments.agents, until).await;
+    let mut rss_before = server.cost().1;
     let mut cpu = 0.0;
     let mut back = None;
     if arguments.restart {
-        tokio::time::sleep(Duration::from_secs(arguments.seconds / 2)).await;
+        tokio::time::sleep_until((begun + Duration::from_secs(arguments.seconds / 2)).into()).await;
         cpu += server.cost().0 - cpu_before;
         server.stop();
-        let connected = measured.connected.load(Relaxed);
-        let begun = Instant::now();
         server = Server::start(&state).await;
-        while measured.connected.load(Relaxed) < connected + u64::from(arguments.agents) && Instant::now() < until {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        back = Some(begun.elapsed());
+        back = Some(measured.all_caught_up(arguments.agents, until).await);
+        rss_before = server.cost().1;
     }
-    let resident = tokio::task::spawn_blocking({
-        let sleep = until.saturating_duration_since(Instant::now()).saturating_sub(Duration::from_millis(500));
-        move || std::thread::sleep(sleep)
-    });
-    resident.await.unwrap();
+    tokio::time::sleep_until((until - Duration::from_millis(500)).into()).await;
     let (cpu_after, rss) = server.cost();
     cpu += if arguments.restart { cpu_after } else { cpu_after - cpu_before };
     running.join_all().await;
     let elapsed = begun.elapsed().as_secs_f64();
-    report(
-        &arguments,
-        &measured,
-        Figures { elapsed, cpu, per_agent: (rss - empty) * 1024.0 / f64::from(arguments.agents), rss, back },
-    )
-    .await;
+    report(&arguments, &measured, Figures { elapsed, cpu, empty, rss_before, rss, caught_up, back }).await;
     server.stop();
 }
 
 struct Figures {
     elapsed: f64,
     cpu: f64,
-    per_agent: f64,
+    /// Memory without agents, when all were caught up, and at the end; MiB.
+    empty: f64,
+    rss_before: f64,
     rss: f64,
-    back: Option<Duration>,
+    caught_up: Option<Duration>,
+    /// After a restart; `None` within when they did not all come back in time.
+    back: Option<Option<Duration>>,
 }
 
 async fn report(arguments: &Arguments, measured: &Measured, figures: Figures) {
-    let mut acks = measured.acks.lock().await;
-    acks.sort();
-    let at = |part: f64| acks[((acks.len() - 1) as f64 * part) as usize].as_secs_f64() * 1000.0;
     let rows = measured.rows.load(Relaxed);
+    let per_agent = (figures.rss - figures.empty) * 1024.0 / f64::from(arguments.agents);
     println!(
         "\n| {} agents, {} rows every {} ms, {:.0} s | |",
         arguments.agents, arguments.rows, arguments.every, figures.elapsed
     );
     println!("|---|---|");
     println!("| acknowledged rows | {rows}, {:.0}/s |", rows as f64 / figures.elapsed);
-    println!(
-        "| acknowledgement p50 / p90 / p99 / max | {:.1} / {:.1} / {:.1} / {:.1} ms |",
-        at(0.5),
-        at(0.9),
-        at(0.99),
-        at(1.0)
-    );
+    for (what, acks) in [("steady", &measured.steady), ("while snapshots come", &measured.storm)] {
+        let mut acks = acks.lock().await;
+        acks.sort();
+        let last = acks.len().saturating_sub(1) as f64;
+        let at = |part: f64| acks.get((last * part) as usize).map_or(f64::NAN, |ack| ack.as_secs_f64() * 1000.0);
+        println!(
+            "| acknowledgement p50 / p90 / p99 / max, {what} ({}) | {:.1} / {:.1} / {:.1} / {:.1} ms |",
+            acks.len(),
+            at(0.5),
+            at(0.9),
+            at(0.99),
+            at(1.0)
+        );
+    }
+    let within =
+        |time: Option<Duration>| time.map_or("not in time".to_owned(), |time| format!("{:.1} s", time.as_secs_f64()));
     println!("| CPU of the server | {:.1} s, {:.1} us per row |", figures.cpu, figures.cpu * 1e6 / rows as f64);
-    println!("| resident memory of the server | {:.0} MiB, {:.0} KiB per agent |", figures.rss, figures.per_agent);
+    println!(
+        "| resident memory of the server | {:.0} MiB ({:.0} without agents, {:.0} when all were caught up), {per_agent:.0} KiB per agent |",
+        figures.rss, figures.empty, figures.rss_before
+    );
     println!("| connections lost | {} |", measured.reconnects.load(Relaxed));
+    println!("| all connected and their snapshots acknowledged | {} |", within(figures.caught_up));
     if let Some(back) = figures.back {
-        println!("| all back after a restart | {:.1} s |", back.as_secs_f64());
+        println!("| the same after a restart | {} |", within(back));
     }
 }
 

@@ -29,8 +29,10 @@ const OLDEST_SQLITE: i32 = 3_051_003;
 const CHECKPOINT_PAGES: i64 = 4000;
 /// The log is cut to this many bytes after it grew.
 const LOG_BYTES: i64 = 64 * 1024 * 1024;
-/// Page cache of the writer, KiB (SQLite takes it negative).
-const WRITER_CACHE_KIB: i64 = 64 * 1024;
+/// Page cache of the writer for each of its two files, KiB (SQLite takes it negative). A commit looks through all of it when
+/// a B-tree was balanced (pcache1TruncateUnsafe: the swap goes by a page number above all others), so that more of it costs
+/// more than the pages that it saves, which the system has in memory too.
+const WRITER_CACHE_KIB: i64 = 16 * 1024;
 /// Page cache of a reader, KiB.
 const READER_CACHE_KIB: i64 = 16 * 1024;
 /// The same for a file that is complete: there are many of them.

@@ -1,0 +1,42 @@
+//! How messages become bytes: as tonic does it, with less room set aside.
+
+use std::marker::PhantomData;
+
+use prost::Message;
+use tonic::codec::{BufferSettings, Codec};
+use tonic_prost::ProstCodec;
+
+/// Bytes that a stream sets aside for what it reads and for what it writes before anything comes. tonic's 8 KiB each are
+/// most of what an agent that has little to say costs the server; both grow with the messages.
+const ROOM_BYTES: usize = 1024;
+/// Bytes of messages that are collected before they are sent, tonic's own number.
+const YIELD_BYTES: usize = 32 * 1024;
+
+/// Messages of Protocol Buffers.
+#[derive(Debug)]
+pub(crate) struct FrugalCodec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for FrugalCodec<T, U> {
+    fn default() -> FrugalCodec<T, U> {
+        FrugalCodec(PhantomData)
+    }
+}
+
+impl<T, U> Codec for FrugalCodec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = <ProstCodec<T, U> as Codec>::Encoder;
+    type Decoder = <ProstCodec<T, U> as Codec>::Decoder;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(ROOM_BYTES, YIELD_BYTES))
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(ROOM_BYTES, YIELD_BYTES))
+    }
+}
