@@ -9,8 +9,9 @@ use tonic_prost::ProstCodec;
 /// Bytes that a stream sets aside for what it reads and for what it writes before anything comes. tonic's 8 KiB each are
 /// most of what an agent that has little to say costs the server; both grow with the messages.
 const ROOM_BYTES: usize = 1024;
-/// Bytes of messages that are collected before they are sent, tonic's own number.
-const YIELD_BYTES: usize = 32 * 1024;
+/// Bytes of messages that are collected before they are sent: the other side keeps the room that they take together. tonic's
+/// 32 KiB would fill whole frames of HTTP/2 whenever several batches wait.
+const YIELD_BYTES: usize = 1024;
 
 /// Messages of Protocol Buffers.
 #[derive(Debug)]

@@ -39,11 +39,11 @@ use super::fleet::Fleet;
 /// What an agent of a busy host has to tell, bytes a second.
 const BYTES_PER_S: u64 = 2048;
 /// Time between two walks that have something to tell.
-const WALK: Duration = Duration::from_secs(10);
-/// Rows of each batch: some more than [`BYTES_PER_S`] for [`WALK`].
-const ROWS: u64 = 300;
+const WALK: Duration = Duration::from_secs(2);
+/// Rows of each batch, as many as fit into one: some more than [`BYTES_PER_S`] for [`WALK`].
+const ROWS: u64 = 60;
 /// Walks whose rows are asked for at once.
-const WALKS_ASKED: usize = 500;
+const WALKS_ASKED: usize = 2500;
 /// How long delivery may take at most.
 const PATIENCE: Duration = Duration::from_secs(900);
 

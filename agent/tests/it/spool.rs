@@ -155,11 +155,11 @@ fn a_full_disk_costs_nothing_that_fits_into_memory_and_is_recovered_from() {
     let ballast = disk.0.path().join("ballast");
     // Writes until there is no room.
     fs::write(&ballast, vec![0; 2 * 1024 * 1024]).unwrap_err();
-    for second in 2..=40 {
-        append(&mut spool, second, 100);
+    for second in 2..=80 {
+        append(&mut spool, second, 50);
     }
     let on_disk = spool.bytes();
-    assert!(on_disk < 40 * 100 * 30, "not all of it was written: {on_disk}");
+    assert!(on_disk < 80 * 50 * 30, "not all of it was written: {on_disk}");
     let held = |spool: &mut Spool| {
         let mut position = BatchNumber::default();
         std::iter::from_fn(|| {
@@ -168,17 +168,17 @@ fn a_full_disk_costs_nothing_that_fits_into_memory_and_is_recovered_from() {
         })
         .collect::<Vec<u64>>()
     };
-    assert_eq!(held(&mut spool), (1..=40).collect::<Vec<_>>());
+    assert_eq!(held(&mut spool), (1..=80).collect::<Vec<_>>());
     // What the server takes meanwhile is gone, although the disk does not let go of it.
     spool.acknowledge(BatchNumber { epoch: 1, seq: 5 });
     fs::remove_file(&ballast).unwrap();
-    append(&mut spool, 41, 1);
+    append(&mut spool, 81, 1);
     assert!(spool.bytes() > on_disk);
     assert_eq!(spool.lost(), 0);
     drop(spool);
     let mut spool = open(disk.0.path());
     spool.acknowledge(BatchNumber { epoch: 1, seq: 5 });
-    assert_eq!(held(&mut spool), (6..=41).collect::<Vec<_>>(), "all of it is on disk");
+    assert_eq!(held(&mut spool), (6..=81).collect::<Vec<_>>(), "all of it is on disk");
 }
 
 #[test]

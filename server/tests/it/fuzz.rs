@@ -25,8 +25,6 @@ mod targets;
 const WHAT: &str = "FLEETSOCK_FUZZ";
 /// Names the file that holds the input in hand.
 const INPUT: &str = "FLEETSOCK_FUZZ_INPUT";
-/// Memory that a process of a target may take (`ulimit -d`, private and writable), KiB: more makes it abort.
-const MEMORY_KIB: u64 = 128 * 1024;
 /// One input may take so long, also on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Inputs of a target that run at least, however slow the machine is.
@@ -41,7 +39,7 @@ fn run(target: &Target, seed: u64, folder: &Path) -> Result<(), String> {
     let input = folder.join(target.name.replace([':', '/'], "-"));
     let what = format!("{}:{seed}", target.name);
     let mut child = Command::new("sh")
-        .args(["-c", "ulimit -d \"$0\" && exec \"$@\"", &MEMORY_KIB.to_string()])
+        .args(["-c", "ulimit -d \"$0\" && exec \"$@\"", &target.memory_kib().to_string()])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "fuzz::the_target_of_the_environment_takes_everything", "--ignored", "--nocapture"])
         .env(WHAT, &what)

@@ -33,7 +33,16 @@ pub(crate) struct Target {
     pub(crate) read: Read,
 }
 
+/// Memory that a process of a target may take (`ulimit -d`, private and writable), KiB: more makes it abort.
+const MEMORY_KIB: u64 = 128 * 1024;
+/// The same for what only operators read, from a server that they trust: a row of two bytes takes 600 where it is read.
+const ANSWER_MEMORY_KIB: u64 = 2 * 1024 * 1024;
+
 impl Target {
+    pub(crate) fn memory_kib(&self) -> u64 {
+        if self.limit == ANSWER_BYTES_LIMIT { ANSWER_MEMORY_KIB } else { MEMORY_KIB }
+    }
+
     pub(crate) fn new(name: &str, limit: usize, make: Make, read: Read) -> Target {
         Target { name: name.to_owned(), limit, make, read }
     }
