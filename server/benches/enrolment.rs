@@ -11,7 +11,7 @@
 
 use std::{
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,6 +34,11 @@ use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
 };
+
+/// What two processors must be able to enrol, hosts per second.
+const RATE: f64 = 100.0;
+/// What may pass between the command on a new host and its first row.
+const FIRST_ROW: Duration = Duration::from_secs(10);
 
 /// Hosts that enrol as fast as they can.
 #[derive(Debug, Parser)]
@@ -130,7 +135,13 @@ async fn first_row(identity: &Identity, admin: &mut OperatorClient) {
     while admin.list_ports(PortQuestion::default()).await.unwrap().collect().await.unwrap().0.is_empty() {}
 }
 
-async fn measure(arguments: Arguments) {
+/// Whether a goal was reached, in a word.
+fn verdict(is_reached: bool) -> &'static str {
+    if is_reached { "reached" } else { "MISSED" }
+}
+
+/// Tells what was measured; whether all of it is as it should be.
+async fn measure(arguments: Arguments) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("server");
     let _server = Server::start(&state).await;
@@ -159,12 +170,18 @@ async fn measure(arguments: Arguments) {
     let begun = Instant::now();
     let identity = enroll(&join, "first", Key::generate().unwrap()).await.unwrap();
     first_row(&identity, &mut admin).await;
-    println!("hosts enrolled per second, {} at once: {rate:.0}", arguments.at_once);
+    let (row, at_once) = (begun.elapsed(), arguments.at_once);
+    let (is_fast, is_prompt) = (rate >= RATE, row <= FIRST_ROW);
+    println!("hosts enrolled per second, {at_once} at once: {rate:.0} (goal {RATE}: {})", verdict(is_fast));
     println!("one of them: p50 {:.1?}, p99 {:.1?}", percentile(50), percentile(99));
-    println!("from the join string to the first row: {:.1?}", begun.elapsed());
+    println!("from the join string to the first row: {row:.1?} (goal {FIRST_ROW:?}: {})", verdict(is_prompt));
+    is_fast && is_prompt
 }
 
-fn main() {
+fn main() -> ExitCode {
     tls::install_provider();
-    tokio::runtime::Runtime::new().unwrap().block_on(measure(Arguments::parse()));
+    match tokio::runtime::Runtime::new().unwrap().block_on(measure(Arguments::parse())) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
 }

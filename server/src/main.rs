@@ -199,7 +199,8 @@ fn stop_on_signal() -> Result<CancellationToken> {
 fn log_to_stderr(format: LogFormat) -> Result<()> {
     let filter = match std::env::var("FLEETSOCK_LOG") {
         Ok(text) => EnvFilter::try_new(&text).with_context(|| format!("FLEETSOCK_LOG: `{text}`"))?,
-        Err(_) => EnvFilter::new("info,refinery_core=warn"),
+        // Whoever can connect could fill the log with what rustls thinks of his bytes; the acceptor counts them.
+        Err(_) => EnvFilter::new("info,refinery_core=warn,rustls=error"),
     };
     let logs = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter);
     let for_people = match format {

@@ -167,8 +167,13 @@ pub(crate) async fn beside_an_honest_agent(victim: &Victim, script: &str, attack
     (outcome, honest.await.unwrap())
 }
 
+/// What 99 of 100 acknowledgements of an honest agent may take beside an attack.
+const HEARD_WITHIN: Duration = Duration::from_millis(500);
+
+/// Says what an attack cost; where times are measured, in an optimised build on a quiet machine, also holds them to the limit.
 pub(crate) fn tell(what: &str, took: Vec<Duration>, kib: u64) {
     let count = took.len();
     let (median, high) = crate::revocation::percentiles(took);
     crate::tell(&format!("{what}: {kib} KiB more; {count} acknowledgements beside it, p50 {median:?}, p99 {high:?}"));
+    assert!(cfg!(debug_assertions) || high <= HEARD_WITHIN, "{what}: {high:?} is more than {HEARD_WITHIN:?}");
 }
