@@ -6,9 +6,10 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::ProstCodec;
 
-/// Bytes that a stream sets aside for what it reads and for what it writes before anything comes. tonic's 8 KiB each are
-/// most of what an agent that has little to say costs the server; both grow with the messages.
-const ROOM_BYTES: usize = 1024;
+/// Bytes that a stream sets aside for what it reads: a batch of an agent. With less it would grow by doubling, past them.
+const READ_BYTES: usize = 8 * 1024;
+/// Bytes that a stream sets aside for what it writes: an acknowledgement. It grows with the messages.
+const WRITE_BYTES: usize = 1024;
 /// Bytes of messages that are collected before they are sent: the other side keeps the room that they take together. tonic's
 /// 32 KiB would fill whole frames of HTTP/2 whenever several batches wait.
 const YIELD_BYTES: usize = 1024;
@@ -34,10 +35,10 @@ where
     type Decoder = <ProstCodec<T, U> as Codec>::Decoder;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(ROOM_BYTES, YIELD_BYTES))
+        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(WRITE_BYTES, YIELD_BYTES))
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(ROOM_BYTES, YIELD_BYTES))
+        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(READ_BYTES, YIELD_BYTES))
     }
 }
