@@ -85,7 +85,12 @@ fn every_short_connection_is_known_at_both_ends_with_its_process_and_direction()
             let over = sessions.iter().filter(|session| !session["closed_at"].is_null()).count();
             if before != (sessions.len(), over) {
                 before = (sessions.len(), over);
-                eprintln!("{mode}: {} sessions known of {}, {over} of them over", sessions.len(), 2 * count);
+                let losses = &fleet.items(&["hosts"]).0[0]["losses"];
+                eprintln!(
+                    "{mode}: {} sessions known of {}, {over} of them over, {losses} losses",
+                    sessions.len(),
+                    2 * count
+                );
             }
             (over >= 2 * count).then_some(sessions)
         });
