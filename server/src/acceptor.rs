@@ -257,7 +257,9 @@ impl<W: Wire> Acceptor<W> {
                     return;
                 };
                 self.meters.handshakes.inc();
-                let stream = PeerStream::new(tls, peer, (connection, seat));
+                // Who has a certificate is known now, but not yet whether he has anything to say.
+                let stream =
+                    PeerStream::new(tls, peer, (connection, seat)).speaking_before(Instant::now() + self.handshake);
                 if ready.send(Ok(stream)).await.is_err() {
                     tracing::debug!(%address, "closed: the server is stopping");
                 }

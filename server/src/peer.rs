@@ -14,7 +14,10 @@ use fleetsock_proto::{
     time::Timestamp,
     token::Operator,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
 use tonic::transport::server::Connected;
 
 use crate::{
@@ -89,17 +92,34 @@ impl Peer {
     }
 }
 
+/// Bytes with which every HTTP/2 connection begins (RFC 9113, section 3.4). Pings are only sent to whoever sent them.
+const PREFACE_BYTES: usize = 24;
+
 /// A connection that knows its peer, and gives its place back when it ends.
 pub struct PeerStream<S, P> {
     stream: S,
     peer: Peer,
+    preface: Option<Preface>,
     _place: P,
+}
+
+/// What a connection owes before it is one of HTTP/2.
+struct Preface {
+    missing: usize,
+    over: Pin<Box<Sleep>>,
 }
 
 impl<S, P> PeerStream<S, P> {
     /// A connection with its peer and the place that it takes.
     pub fn new(stream: S, peer: Peer, place: P) -> PeerStream<S, P> {
-        PeerStream { stream, peer, _place: place }
+        PeerStream { stream, peer, preface: None, _place: place }
+    }
+
+    /// The same connection, which fails unless it begins to speak HTTP/2 before a moment.
+    #[must_use]
+    pub fn speaking_before(self, moment: Instant) -> PeerStream<S, P> {
+        let preface = Preface { missing: PREFACE_BYTES, over: Box::pin(sleep_until(moment)) };
+        PeerStream { preface: Some(preface), ..self }
     }
 }
 
@@ -119,7 +139,17 @@ impl<S, P> Connected for PeerStream<S, P> {
 
 impl<S: AsyncRead + Unpin, P: Unpin> AsyncRead for PeerStream<S, P> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let Some(preface) = &mut self.preface else { return read };
+        if read.is_pending() && preface.over.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        preface.missing = preface.missing.saturating_sub(buf.filled().len() - before);
+        if preface.missing == 0 {
+            self.preface = None;
+        }
+        read
     }
 }
 

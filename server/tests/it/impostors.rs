@@ -12,12 +12,12 @@ use fleetsock_proto::{
 };
 use rustls::ServerConfig;
 use tokio::{
-    io::AsyncReadExt,
-    net::{TcpListener, TcpSocket},
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::{JoinHandle, JoinSet},
     time::{Instant, timeout},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, client::TlsStream};
 
 use crate::{exposition, fleet::Fleet, health::get, speaker::Speaker, victim::Victim};
 
@@ -159,6 +159,40 @@ async fn each_of_two_thousand_silent_connections_is_closed_when_its_handshake_is
     let (slow, full) = (turned_away(&fleet, "timeout").await, turned_away(&fleet, "too-many").await);
     assert_eq!(slow + full, 2_000.0, "{slow} and {full}: each is counted");
     drop(fleet.agent("web2").await);
+    fleet.stop().await;
+}
+
+/// Until a connection that was shaken is closed by the server, which may say something itself before.
+async fn until_closed(mut stream: TlsStream<TcpStream>) -> Duration {
+    let (begun, mut sink) = (Instant::now(), [0; 256]);
+    let closed = async { while stream.read(&mut sink).await.is_ok_and(|read| read > 0) {} };
+    timeout(Duration::from_secs(60), closed).await.expect("it is closed");
+    begun.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_shakes_hands_and_then_says_nothing_or_half_a_preface_is_closed_whatever_his_certificate() {
+    let fleet = Fleet::start().await;
+    let (agent, revoked) = (fleet.agent("web1").await, fleet.operator("mallory", Role::Viewer).await);
+    fleet.local().await.revoke_operator("mallory", "").await.unwrap();
+    let join: JoinString = fleet.join(1).await.parse().unwrap();
+    let server = fleet.trust_domain().server_name();
+    let mut silent = JoinSet::new();
+    for said in [&b""[..], b"PRI * HTTP/2.0"] {
+        for (name, config) in [
+            (server.clone(), tls::identified(&agent).unwrap()),
+            (server.clone(), tls::identified(&revoked).unwrap()),
+            (fleet.trust_domain().enroll_name(), tls::pinned(join.pin).unwrap()),
+        ] {
+            let mut stream = fleet.tls(&name, config).await.unwrap();
+            stream.write_all(said).await.unwrap();
+            silent.spawn(until_closed(stream));
+        }
+    }
+    let lives = silent.join_all().await;
+    assert!(lives.iter().all(|lived| *lived < HANDSHAKE + SLACK), "{lives:?}");
+    // The same identity with something to say.
+    Speaker::welcomed(&agent, "web1", 1).await;
     fleet.stop().await;
 }
 
