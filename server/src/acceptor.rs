@@ -196,7 +196,7 @@ impl<W: Wire> Acceptor<W> {
             match accepted {
                 Ok((wire, from)) => {
                     // From here on, whenever the handshake gets its turn.
-                    let deadline = Instant::now() + acceptor.handshake;
+                    let arrived = Instant::now();
                     let address = from.ip().to_canonical();
                     let Some(places) = acceptor.places(address) else {
                         acceptor.meters.turned_away(Turned::Full);
@@ -207,7 +207,7 @@ impl<W: Wire> Acceptor<W> {
                     handshakes.spawn(async move {
                         tokio::select! {
                             () = stop.cancelled() => {}
-                            () = acceptor.admit(wire, address, deadline, places) => {}
+                            () = acceptor.admit(wire, address, arrived, places) => {}
                         }
                     });
                 }
@@ -247,8 +247,8 @@ impl<W: Wire> Acceptor<W> {
     }
 
     /// Shakes hands and hands over.
-    async fn admit(&self, wire: W, address: IpAddr, deadline: Instant, (connection, handshake): Places) {
-        match self.shake_hands(wire, address, deadline).await {
+    async fn admit(&self, wire: W, address: IpAddr, arrived: Instant, (connection, handshake): Places) {
+        match self.shake_hands(wire, address, arrived).await {
             Ok((tls, peer)) => {
                 drop(handshake);
                 let Some((seat, ready)) = self.seat(&peer.caller, address) else {
@@ -271,7 +271,8 @@ impl<W: Wire> Acceptor<W> {
         }
     }
 
-    async fn shake_hands(&self, wire: W, address: IpAddr, deadline: Instant) -> Result<(TlsStream<W>, Peer), Refusal> {
+    async fn shake_hands(&self, wire: W, address: IpAddr, arrived: Instant) -> Result<(TlsStream<W>, Peer), Refusal> {
+        let deadline = arrived + self.handshake;
         let slow = |_| (Turned::Slow, "it took too long".to_owned());
         let hello = timeout_at(deadline, LazyConfigAcceptor::new(rustls::server::Acceptor::default(), wire))
             .await
@@ -294,8 +295,8 @@ impl<W: Wire> Acceptor<W> {
             }
         };
         let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(AsRef::as_ref);
-        let peer =
-            Peer::of_certificate(certificate, address).map_err(|error| (Turned::Certificate, error.to_string()))?;
+        let peer = Peer::of_certificate(certificate, address, arrived)
+            .map_err(|error| (Turned::Certificate, error.to_string()))?;
         Ok((tls, peer))
     }
 }

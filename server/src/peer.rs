@@ -68,13 +68,15 @@ pub struct Peer {
     pub address: Option<IpAddr>,
     /// The certificate that it showed.
     pub shown: Option<Shown>,
+    /// When the connection was accepted.
+    pub arrived: Instant,
 }
 
 impl Peer {
     /// Whose certificate it is, if there is one. Its signatures and dates were checked before.
-    pub fn of_certificate(der: Option<&[u8]>, address: IpAddr) -> Result<Peer, IdentityError> {
+    pub fn of_certificate(der: Option<&[u8]>, address: IpAddr, arrived: Instant) -> Result<Peer, IdentityError> {
         let Some(der) = der else {
-            return Ok(Peer { caller: Caller::Anonymous, address: Some(address), shown: None });
+            return Ok(Peer { caller: Caller::Anonymous, address: Some(address), shown: None, arrived });
         };
         let Leaf { spiffe_id, serial, begins_at, expires_at } = Leaf::parse(der)?;
         let shown = Shown { serial: serial.clone(), made_at: begins_at.plus(BACKDATED), expires_at };
@@ -82,7 +84,7 @@ impl Peer {
             Subject::Agent(host) => Caller::Agent { host, serial },
             Subject::Operator(operator) => Caller::Operator { operator, serial },
         };
-        Ok(Peer { caller, address: Some(address), shown: Some(shown) })
+        Ok(Peer { caller, address: Some(address), shown: Some(shown), arrived })
     }
 
     /// Who did something, for the audit log.

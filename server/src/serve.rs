@@ -16,7 +16,10 @@ use rustix::{
     fs::Mode,
     net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::{
+    net::{TcpListener, UnixListener, UnixStream},
+    time::Instant,
+};
 use tokio_stream::{
     StreamExt,
     wrappers::{ReceiverStream, UnixListenerStream},
@@ -334,7 +337,8 @@ fn remove_socket(path: &Path) {
 }
 
 fn local_peer(accepted: io::Result<UnixStream>) -> io::Result<PeerStream<UnixStream, ()>> {
-    Ok(PeerStream::new(accepted?, Peer { caller: Caller::Local, address: None, shown: None }, ()))
+    let peer = Peer { caller: Caller::Local, address: None, shown: None, arrived: Instant::now() };
+    Ok(PeerStream::new(accepted?, peer, ()))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Clock, peer, roots::renewal, status};
 use crate::{
     authority::{Authority, RequestedKey},
-    history::{Applied, Contact, History, HistoryError, Presence, Registry, Standing, Subject, proof::Wish},
+    history::{Applied, Contact, History, HistoryError, Presence, Registry, Skew, Standing, Subject, proof::Wish},
     live::{End, Hearing, Live, LiveStream, Spot},
     metrics::{BatchResult, Meters},
     peer::{Caller, Peer},
@@ -95,7 +95,7 @@ impl Agent for AgentService {
         request: Request<Streaming<wire::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let peer = peer(&request)?;
-        let address = peer.address;
+        let (address, arrived) = (peer.address, peer.arrived);
         let (host, serial) = agent(peer)?;
         let live = self.live.begin(host, serial.clone());
         // Between the policy's look and the line above the host may have been revoked, and nobody would end the stream.
@@ -105,7 +105,7 @@ impl Agent for AgentService {
             _ => return Err(Status::unauthenticated("revoked")),
         };
         let (outgoing, responses) = mpsc::channel(OUTGOING);
-        let conversation = Conversation { service: self.clone(), host, address, admission, outgoing };
+        let conversation = Conversation { service: self.clone(), host, address, arrived, admission, outgoing };
         self.tasks.spawn(conversation.run(request.into_inner(), live));
         Ok(Response::new(ReceiverStream::new(responses)))
     }
@@ -150,6 +150,8 @@ struct Conversation {
     service: AgentService,
     host: HostId,
     address: Option<IpAddr>,
+    /// When its connection was accepted.
+    arrived: Instant,
     admission: Admission,
     outgoing: mpsc::Sender<Result<wire::SessionResponse, Status>>,
 }
@@ -304,8 +306,8 @@ impl Conversation {
 
     fn contact(&self, hello: Hello) -> Contact {
         let at = (self.service.clock)();
-        let clock_offset_us = hello.sent_at.as_micros().saturating_sub(at.as_micros());
-        Contact { facts: hello.facts, at, clock_offset_us }
+        let Skew { offset_us } = Skew::least(hello.sent_at, at, self.arrived.elapsed());
+        Contact { facts: hello.facts, at, clock_offset_us: offset_us }
     }
 
     async fn hear(

@@ -84,7 +84,8 @@ impl Enrollment for EnrollmentService {
         &self,
         request: Request<wire::RenewExpiredRequest>,
     ) -> Result<Response<wire::RenewExpiredResponse>, Status> {
-        let (address, at) = (peer(&request)?.address, (self.clock)());
+        let (peer, at) = (peer(&request)?, (self.clock)());
+        let address = peer.address;
         let request = request.into_inner();
         let refused = |reason: String| {
             tracing::warn!(?address, reason, "renewal of an expired certificate refused");
@@ -99,7 +100,7 @@ impl Enrollment for EnrollmentService {
         let subject = Subject::Host(shown.host);
         let issued = self.authority.issue(&subject, &key, at).map_err(status::of_authority)?;
         let caller = Caller::Agent { host: shown.host, serial: shown.serial.clone() };
-        let by = Peer { caller, address, shown: None }.actor(at);
+        let by = Peer { caller, shown: None, ..peer }.actor(at);
         match self.registry.renew_expired(shown.host, shown.serial, issued.clone(), by).await.map_err(status::of)? {
             Standing::Good => {}
             standing => return Err(refused(format!("agent/{}: {standing:?}", shown.host))),

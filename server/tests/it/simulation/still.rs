@@ -4,7 +4,7 @@
 //! for tokio's own threads (`spawn_blocking` inhibits the clock), so that every order is waited for on one of them. What is
 //! stored then takes no time, whatever the disk does, and the same seed gives the same play.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use fleetsock_proto::{
@@ -32,12 +32,28 @@ use fleetsock_server::{
 };
 use tokio::runtime::Handle;
 
+use super::chance::dice;
+
 /// See the module.
 pub(super) struct Still(pub(super) Arc<SqliteHistory>);
 
+/// The longest that a slow disk takes before it begins, and again before it says that it is done.
+const SLOW_MS: u64 = 800;
+
+/// Most of the time the disk is quick.
+async fn wait_for_disk() {
+    let dice = dice();
+    if dice.is_multiple_of(5) {
+        tokio::time::sleep(Duration::from_millis((dice >> 32) % SLOW_MS)).await;
+    }
+}
+
 async fn still<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    wait_for_disk().await;
     let here = Handle::current();
-    tokio::task::spawn_blocking(move || here.block_on(work)).await.unwrap()
+    let done = tokio::task::spawn_blocking(move || here.block_on(work)).await.unwrap();
+    wait_for_disk().await;
+    done
 }
 
 macro_rules! still {
