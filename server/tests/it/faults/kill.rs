@@ -129,7 +129,7 @@ fn mixed(round: u64) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_before_a_kill_is_stored_once() {
     fleetsock_proto::tls::install_provider();
-    let kills = if std::env::var_os("FLEETSOCK_LONG").is_some() { 200 } else { 4 };
+    let kills = if std::env::var_os("FLEETSOCK_LONG").is_some() { 300 } else { 4 };
     let mut server = Server::init();
     server.start().await;
     let (acks, enough) = (Arc::new(AtomicU64::new(0)), CancellationToken::new());
