@@ -5,9 +5,9 @@
 //! uplink. Made up are the sockets of the machines ([`machine`]) and the network (turmoil). A kill is the end of everything
 //! that runs, with the files as they are at that moment.
 //!
-//! The seed of a play gives what the machines do, what goes wrong and when, the latency of each message and the waits of the
-//! agents. It does not give the order in which a task of tokio looks at two things that are ready in the same instant, nor
-//! the bytes of keys and signatures; neither changes when anything is sent.
+//! The seed of a play gives what the machines do, and what goes wrong and when. It does not give everything: tokio's threads end
+//! in any order what they began in one instant, a task looks at what is ready in any order, and both decide who gets which
+//! number of the dice and of the network. Most failures come again with their seed at once, some only after a few plays of it.
 //!
 //! `FLEETSOCK_SEED=7 cargo test -p fleetsock-server simulation` plays one seed and tells what went wrong in it;
 //! `FLEETSOCK_SEEDS=1000` plays so many. A failure tells its seed.

@@ -1,8 +1,9 @@
 //! The real history, for which the time of the simulation stands still while it works.
 //!
 //! Simulated time moves on as soon as nobody has anything to do, and does not know of the thread that writes. It does wait
-//! for tokio's own threads (`spawn_blocking` inhibits the clock), so that every order is waited for on one of them. What is
-//! stored then takes no time, whatever the disk does, and the same seed gives the same play.
+//! for tokio's own threads (`spawn_blocking` inhibits the clock), so that every order is waited for on one of them. What the
+//! real disk takes then is no time; what a simulated one takes is up to the dice, so that a kill also falls between an order
+//! and its effect, and between that and the answer.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
