@@ -1,6 +1,6 @@
 //! What an answer covers and what it does not, in a line or two for people.
 
-use fleetsock_proto::answer::{AnswerMeta, Gap, OtherEnds};
+use fleetsock_proto::answer::{AnswerMeta, Gap, OtherEnds, SumsKept};
 
 use crate::{
     Invocation,
@@ -33,6 +33,9 @@ pub fn lines(meta: &AnswerMeta, clock: &Clock) -> Vec<String> {
     let mut lines = vec![as_of(meta, clock)];
     if meta.gaps_total > 0 {
         lines.push(gaps(meta, clock));
+    }
+    if let Some(sums) = &meta.sums {
+        lines.push(sums_kept(sums, clock));
     }
     if meta.truncated {
         lines.push("there is more: rows were left out at the limit (--limit N, or narrow the question)".to_owned());
@@ -72,6 +75,23 @@ fn gaps(meta: &AnswerMeta, clock: &Clock) -> String {
     let told: Vec<String> = meta.gaps.iter().take(TOLD).map(|gap| gap_text(gap, clock)).collect();
     let more = if meta.gaps_total > u64::try_from(told.len()).unwrap_or(u64::MAX) { "; ..." } else { "" };
     format!("not observed ({}): {}{more}", count(meta.gaps_total, "gap"), told.join("; "))
+}
+
+fn sums_kept(sums: &SumsKept, clock: &Clock) -> String {
+    let [since, until] = [sums.since, sums.until].map(|at| clock.short(at));
+    if !sums.lacks.is_empty() {
+        return format!("before {until} only sums are kept, which do not tell of {}", sums.lacks.join(", "));
+    }
+    if !sums.counted {
+        return format!("before {until} only sums are kept, back to {since}: fleetctl summary");
+    }
+    let unclear = match sums.unclear {
+        0 => String::new(),
+        count => format!("; {count} sessions of which they do not tell whether they are meant"),
+    };
+    format!(
+        "before {until}, back to {since}, from sums: of whole hours and first processes, without listeners{unclear}"
+    )
 }
 
 fn gap_text(gap: &Gap, clock: &Clock) -> String {
@@ -142,6 +162,38 @@ mod tests {
                 "there is more: rows were left out at the limit (--limit N, or narrow the question)",
             ]
         );
+    }
+
+    #[test]
+    fn an_answer_says_where_only_sums_are_kept_and_what_they_lack() {
+        let ago = |days: u64| clock().now().minus(Duration::from_secs(days * 86_400));
+        let kept = SumsKept { since: ago(300), until: ago(30), ..SumsKept::default() };
+        let counted = SumsKept { counted: true, ..kept.clone() };
+        let lacks = ["users", "states"].map(str::to_owned).to_vec();
+        let (since, until) = (clock().short(ago(300)), clock().short(ago(30)));
+        for (sums, expected) in [
+            (kept.clone(), format!("before {until} only sums are kept, back to {since}: fleetctl summary")),
+            (
+                SumsKept { lacks, ..kept },
+                format!("before {until} only sums are kept, which do not tell of users, states"),
+            ),
+            (
+                counted.clone(),
+                format!(
+                    "before {until}, back to {since}, from sums: of whole hours and first processes, without listeners"
+                ),
+            ),
+            (
+                SumsKept { unclear: 7, ..counted },
+                format!(
+                    "before {until}, back to {since}, from sums: of whole hours and first processes, without listeners; 7 \
+                     sessions of which they do not tell whether they are meant"
+                ),
+            ),
+        ] {
+            let meta = AnswerMeta { sums: Some(sums), ..meta() };
+            assert_eq!(lines(&meta, &clock())[1], expected);
+        }
     }
 
     #[test]

@@ -143,6 +143,44 @@ pub struct AnswerMeta {
     pub truncated: bool,
     /// Of sessions, whether their other ends were looked for.
     pub other_ends: Option<OtherEnds>,
+    /// Of what time of the window only sums are kept.
+    pub sums: Option<SumsKept>,
+}
+
+/// Of some time only sums of sessions are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SumsKept {
+    /// Since then.
+    pub since: Timestamp,
+    /// Until then.
+    pub until: Timestamp,
+    /// Whether they are in the answer, by whole hours.
+    pub counted: bool,
+    /// Where they are not in an answer of sums: what of the question they do not tell.
+    pub lacks: Vec<String>,
+    /// Sessions of which they do not tell whether they are meant; these are not in the answer.
+    pub unclear: u64,
+}
+
+impl From<SumsKept> for wire::SumsKept {
+    fn from(sums: SumsKept) -> wire::SumsKept {
+        let SumsKept { since, until, counted, lacks, unclear } = sums;
+        wire::SumsKept { since: Some(since.into()), until: Some(until.into()), counted, lacks, unclear }
+    }
+}
+
+impl TryFrom<wire::SumsKept> for SumsKept {
+    type Error = InvalidMessage;
+
+    fn try_from(sums: wire::SumsKept) -> Result<SumsKept, InvalidMessage> {
+        Ok(SumsKept {
+            since: time::required("SumsKept.since", sums.since)?,
+            until: time::required("SumsKept.until", sums.until)?,
+            counted: sums.counted,
+            lacks: sums.lacks,
+            unclear: sums.unclear,
+        })
+    }
 }
 
 impl From<Gap> for wire::Gap {
@@ -187,6 +225,7 @@ impl From<AnswerMeta> for wire::AnswerMeta {
             gaps_total: meta.gaps_total,
             truncated: meta.truncated,
             other_ends: meta.other_ends.map_or(0, OtherEnds::number),
+            sums: meta.sums.map(Into::into),
         }
     }
 }
@@ -210,6 +249,7 @@ impl TryFrom<wire::AnswerMeta> for AnswerMeta {
                 0 => None,
                 word => Some(OtherEnds::from_wire("AnswerMeta.other_ends", word)?),
             },
+            sums: meta.sums.map(SumsKept::try_from).transpose()?,
         })
     }
 }

@@ -57,6 +57,7 @@ const STREAMS: Bounds = Bounds { name: "limits.streams_per_agent_per_min", least
 const REPORTED_ROWS: Bounds = Bounds { name: "limits.rows_per_agent_per_s", least: 1_000, most: 10_000_000 };
 const CALLS: Bounds = Bounds { name: "limits.operator_calls_per_s", least: 1, most: 10_000 };
 const KEPT_DAYS: Bounds = Bounds { name: "kept_days", least: 1, most: 36_500 };
+const SUMS_DAYS: Bounds = Bounds { name: "sums_days", least: 0, most: 36_500 };
 const RENEWABLE_DAYS: Bounds = Bounds { name: "renewable_days", least: 0, most: 365 };
 
 /// Settings of a server.
@@ -90,6 +91,8 @@ pub struct Config {
     pub renewable: Duration,
     /// How long it is kept what is over: sessions, listeners, gaps.
     pub kept: Duration,
+    /// How long sums of sessions are kept after these; absent when none are.
+    pub sums: Option<Duration>,
     /// How often is looked whether the server's own certificate must be renewed.
     pub renewal_check: Duration,
     /// What bounds its peers.
@@ -98,6 +101,8 @@ pub struct Config {
 
 /// How many days what is over is kept.
 const DEFAULT_KEPT_DAYS: u64 = 30;
+/// How many days sums of sessions are kept.
+const DEFAULT_SUMS_DAYS: u64 = 400;
 /// How often a server looks whether its own certificate must be renewed: weeks before it has to be.
 const RENEWAL_CHECK: Duration = Duration::from_secs(3600);
 
@@ -183,6 +188,7 @@ struct File {
     heartbeat_s: Option<u64>,
     renewable_days: Option<u64>,
     kept_days: Option<u64>,
+    sums_days: Option<u64>,
     #[serde(default)]
     limits: FileLimits,
 }
@@ -254,6 +260,7 @@ impl Config {
             return Err("heartbeat_s must be less than stale_after_s, or every host is stale".to_owned());
         }
         let defaults = Limits::default();
+        let sums = sums(&file)?;
         let limits = file.limits;
         Ok(Config {
             ca: state.join(CA_FOLDER),
@@ -270,6 +277,7 @@ impl Config {
             heartbeat,
             renewable: Duration::from_secs(RENEWABLE_DAYS.check(file.renewable_days, 30)? * 86_400),
             kept: Duration::from_secs(KEPT_DAYS.check(file.kept_days, DEFAULT_KEPT_DAYS)? * 86_400),
+            sums,
             renewal_check: RENEWAL_CHECK,
             limits: Limits {
                 handshake: HANDSHAKE_S.seconds(limits.handshake_s, defaults.handshake)?,
@@ -296,6 +304,17 @@ impl Config {
                 },
             },
         })
+    }
+}
+
+/// How long sums are kept: by default at least as long as sessions.
+fn sums(file: &File) -> Result<Option<Duration>, String> {
+    let kept = KEPT_DAYS.check(file.kept_days, DEFAULT_KEPT_DAYS)?;
+    let days = SUMS_DAYS.check(file.sums_days, DEFAULT_SUMS_DAYS.max(kept))?;
+    match days {
+        0 => Ok(None),
+        days if days < kept => Err(format!("sums_days = {days} must be 0 or at least kept_days, {kept}")),
+        days => Ok(Some(Duration::from_secs(days * 86_400))),
     }
 }
 
@@ -334,6 +353,8 @@ impl fmt::Display for NewFleet {
              # renewable_days = 30\n\
              # How long sessions, listeners and gaps that are over are kept.\n\
              # kept_days = 30\n\
+             # How long sums of sessions are kept, which stay when sessions go; 0 for none.\n\
+             # sums_days = 400\n\
              # The Unix socket (0600) of the local admin, by default in the state folder.\n\
              # admin_socket = \"/run/fleetsock/admin.sock\"\n\
              # Where `fleetctl backup` puts backups, by default in the state folder; another folder must be there.\n\
@@ -412,6 +433,10 @@ mod tests {
         assert_eq!((named.limits, named.stale_after), (written.limits, written.stale_after));
         assert_eq!((named.heartbeat, named.renewable), (written.heartbeat, written.renewable));
         assert_eq!((named.kept, named.log_format), (written.kept, written.log_format));
+        assert_eq!((named.sums, written.sums.map(|sums| sums.as_secs())), (written.sums, Some(400 * 86_400)));
+        let parsed = |text: &str| Config::parse(Path::new("/s"), &format!("{LEAST}{text}")).unwrap().sums;
+        assert_eq!(parsed("sums_days = 0\n"), None);
+        assert_eq!(parsed("kept_days = 500\n").map(|sums| sums.as_secs()), Some(500 * 86_400));
         assert_eq!(written.health, Some(HealthAddress::Default));
         assert_eq!(named.health, Some(HealthAddress::Chosen(HealthAddress::Default.address())));
         let none = Config::parse(Path::new("/s"), &format!("{LEAST}health = \"none\"\n")).unwrap();
@@ -431,6 +456,8 @@ mod tests {
             ("[limits]\nenrolments_per_s = 0\n", "limits.enrolments_per_s = 0 is not within 1 and 100000"),
             ("renewable_days = 366\n", "renewable_days = 366"),
             ("kept_days = 0\n", "kept_days = 0 is not within 1 and 36500"),
+            ("sums_days = 29\n", "sums_days = 29 must be 0 or at least kept_days, 30"),
+            ("sums_days = 36501\n", "sums_days = 36501 is not within 0 and 36500"),
             ("health = \"localhost\"\n", "health: `localhost` is no address with a port"),
             ("log_format = \"xml\"\n", "unknown variant `xml`, expected one of `auto`, `json`, `text`"),
         ] {

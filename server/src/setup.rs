@@ -56,7 +56,7 @@ pub fn init(state: &Path, fleet: &NewFleet, now: Timestamp) -> Result<String, Se
 /// How the history is opened.
 pub fn history_options(config: &Config) -> Options {
     let bounds = Bounds { rows: config.limits.answer_rows, time: config.limits.question };
-    let keeping = Keeping { kept: Some(config.kept), ..Keeping::default() };
+    let keeping = Keeping { kept: Some(config.kept), sums: config.sums, ..Keeping::default() };
     let reserve = Some(Reserve::default());
     let sealing = Sealing::beside(config.limits.question);
     Options { stale_after: config.stale_after, bounds, keeping, sealing, reserve, ..Options::default() }

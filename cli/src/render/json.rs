@@ -95,5 +95,14 @@ pub(super) fn meta(meta: &AnswerMeta) -> Value {
     if let Some(other_ends) = meta.other_ends {
         told["other_ends"] = other_ends.as_str().into();
     }
+    if let Some(sums) = &meta.sums {
+        told["sums"] = json!({
+            "since": moment(sums.since),
+            "until": moment(sums.until),
+            "counted": sums.counted,
+            "lacks": sums.lacks,
+            "unclear": sums.unclear,
+        });
+    }
     told
 }

@@ -103,6 +103,18 @@ impl Matcher {
             && (self.families.is_empty() || self.families.iter().any(|wanted| reaches(family, *wanted)))
     }
 
+    /// The same of a port of which only the class is known, as far as that tells.
+    pub fn matches_class(&self, protocol: Protocol, family: Family, class: PortClass) -> bool {
+        (self.classes.is_empty() || self.classes.contains(&class))
+            && (self.protocols.is_empty() || self.protocols.contains(&protocol))
+            && (self.families.is_empty() || self.families.iter().any(|wanted| reaches(family, *wanted)))
+    }
+
+    /// Whether a class is not enough.
+    pub fn asks_for_ports(&self) -> bool {
+        !self.ports.is_empty() || self.services.is_some()
+    }
+
     /// Whether owners have to be looked at.
     pub fn asks_for_owners(&self) -> bool {
         !self.processes.is_empty() || !self.users.is_empty()

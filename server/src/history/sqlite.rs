@@ -56,6 +56,7 @@ mod roster;
 mod schema;
 mod sealed;
 mod stored;
+mod sums;
 mod vitals;
 mod work;
 mod writer;
@@ -150,7 +151,7 @@ impl SqliteHistory {
             .name("history-writer".to_owned())
             .spawn(move || writer.run(orders))
             .map_err(OpenError::Thread)?;
-        let sealer = Sealer::start(files.clone(), work.downgrade(), options.sealing).map_err(OpenError::Thread)?;
+        let sealer = Sealer::start(files.clone(), work.downgrade(), &options).map_err(OpenError::Thread)?;
         Ok(SqliteHistory {
             roster,
             questions: Readers::new(files.clone(), QUESTIONS),

@@ -1,12 +1,13 @@
 //! Sums: which group a listener or a session belongs to, and which groups come first. Decided here for every engine.
 
-use std::{cmp::Reverse, collections::HashMap};
+use std::{cmp::Reverse, collections::HashMap, net::IpAddr};
 
 use fleetsock_proto::{
+    host::HostId,
     listener::Listener,
     owner::Owner,
     port::PortClass,
-    service::Service,
+    service::{self, Service},
     session::Session,
     socket::Protocol,
     summary::{Dimension, Group, Sum},
@@ -45,6 +46,42 @@ struct Socket<'a> {
     owners: &'a [Owner],
     opened_at: Timestamp,
 }
+
+/// What sessions of the past have in common of which only sums are kept.
+#[derive(Debug, Clone)]
+pub struct Past {
+    /// Name and id of the host.
+    pub host: (String, HostId),
+    /// Some moment of the hour in which they opened.
+    pub opened_at: Timestamp,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Class of the service's port.
+    pub class: PortClass,
+    /// The service's port; absent when it is not told.
+    pub port: Option<u16>,
+    /// Name of the process, empty when none is known; absent when it is not told.
+    pub process: Option<String>,
+    /// The peer, and the name of the host that has its address; absent when it is not told.
+    pub peer: Option<(IpAddr, String)>,
+}
+
+impl Default for Past {
+    fn default() -> Past {
+        Past {
+            host: (String::new(), HostId::from_array([0; 16])),
+            opened_at: Timestamp::MIN,
+            protocol: Protocol::Tcp,
+            class: PortClass::WellKnown,
+            port: None,
+            process: None,
+            peer: None,
+        }
+    }
+}
+
+/// The group of what is not told apart any more.
+pub const OTHERS: &str = "(others)";
 
 impl Sums {
     /// No sums yet, by these dimensions. What opened before `since` counts in its hour.
@@ -86,17 +123,41 @@ impl Sums {
         Ok(())
     }
 
+    /// Counts sessions of which only sums are kept: their number, and the bytes that they sent and received.
+    pub fn add_past(&mut self, past: Past, [sessions, sent, received]: [u64; 3]) -> Result<(), HistoryError> {
+        let mut group = Group::default();
+        for dimension in &self.by {
+            match dimension {
+                Dimension::Class => group.class = Some(past.class),
+                Dimension::Service => {
+                    let name =
+                        past.port.map(|port| service_name(service::by_port(port, past.protocol), port, past.protocol));
+                    group.service = Some(name.unwrap_or_else(|| OTHERS.to_owned()));
+                }
+                Dimension::Host => group.host = Some(past.host.clone()),
+                Dimension::Process => group.process = Some(past.process.clone().unwrap_or_else(|| OTHERS.to_owned())),
+                Dimension::Peer => group.peer.clone_from(&past.peer),
+                Dimension::Hour => group.hour = Some(hour(past.opened_at.max(self.since))),
+            }
+        }
+        let counts = self.counts(group)?;
+        counts.sessions = counts.sessions.saturating_add(sessions);
+        counts.bytes_sent = counts.bytes_sent.saturating_add(sent);
+        counts.bytes_received = counts.bytes_received.saturating_add(received);
+        Ok(())
+    }
+
     fn group(
         &self,
         socket: &Socket<'_>,
-        host: impl Fn() -> (String, fleetsock_proto::host::HostId),
-        peer: impl Fn() -> Option<(std::net::IpAddr, String)>,
+        host: impl Fn() -> (String, HostId),
+        peer: impl Fn() -> Option<(IpAddr, String)>,
     ) -> Group {
         let mut group = Group::default();
         for dimension in &self.by {
             match dimension {
                 Dimension::Class => group.class = Some(socket.class),
-                Dimension::Service => group.service = Some(service_name(socket)),
+                Dimension::Service => group.service = Some(service_name(socket.service, socket.port, socket.protocol)),
                 Dimension::Host => group.host = Some(host()),
                 Dimension::Process => {
                     let primary = socket.owners.first();
@@ -141,10 +202,10 @@ fn rank(sum: &Sum, by_hour: bool) -> Rank<'_> {
     (by_hour.then_some(Reverse(sum.group.hour)), Reverse(size), &sum.group)
 }
 
-fn service_name(socket: &Socket<'_>) -> String {
-    match socket.service {
+fn service_name(service: Option<Service>, port: u16, protocol: Protocol) -> String {
+    match service {
         Some(service) => service.name.to_owned(),
-        None => format!("{}/{}", socket.port, socket.protocol),
+        None => format!("{port}/{protocol}"),
     }
 }
 
@@ -156,7 +217,7 @@ fn hour(at: Timestamp) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use fleetsock_proto::{
-        host::{HostId, HostState},
+        host::HostState,
         socket::{Direction, Family, Known, OwnerKnown, SocketState},
     };
 

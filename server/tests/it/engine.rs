@@ -99,7 +99,7 @@ impl Engine for Sqlite {
 
     async fn open(&self, rules: Rules) -> SqliteHistory {
         // Files so small that whatever is tested happens across many of them.
-        let keeping = Keeping { part_rows: 5, kept: None };
+        let keeping = Keeping { part_rows: 5, ..Keeping::default() };
         let Rules { stale_after, bounds } = rules;
         // And whenever a question is asked, some of them are sealed and others are not.
         let sealing = Sealing { pause: Duration::from_millis(1), ..Sealing::default() };

@@ -28,6 +28,7 @@ mod scene;
 mod sealing;
 mod simulation;
 mod speaker;
+mod sums;
 mod victim;
 
 use fleetsock_proto::time::Timestamp;

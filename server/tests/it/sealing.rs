@@ -78,7 +78,7 @@ impl<const ROWS: i64> Engine for Hesitant<ROWS> {
     }
 
     async fn open(&self, rules: Rules) -> SqliteHistory {
-        let keeping = Keeping { part_rows: ROWS, kept: None };
+        let keeping = Keeping { part_rows: ROWS, ..Keeping::default() };
         let pause = Duration::from_millis(self.pause_ms.load(Relaxed));
         let sealing = Sealing { pause, stays: Duration::ZERO };
         let options =

@@ -92,6 +92,11 @@ fn hold_all(files: &Files) -> Result<Vec<Snapshot>, rusqlite::Error> {
             snapshots.push(Snapshot::hold(&part.path, connection)?);
         }
     }
+    for sums in &catalogue.sums {
+        if let Some(connection) = files.open_sums(sums)? {
+            snapshots.push(Snapshot::hold(&sums.path, connection)?);
+        }
+    }
     snapshots.push(Snapshot::hold(&catalogue.hot.path, files.open_hot(&catalogue.hot)?)?);
     Ok(snapshots)
 }

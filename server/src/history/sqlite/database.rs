@@ -15,7 +15,7 @@ use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{
-    parts::{self, Catalogue, Form, Hot, Keeping, Part, Shared},
+    parts::{self, Catalogue, Form, Hot, Keeping, Part, Shared, Summed},
     schema::{Kind, check_schema, migrate, refuse_newer},
 };
 use crate::history::HistoryError;
@@ -144,6 +144,16 @@ impl Database {
                 }
             }
         }
+        for sums in &catalogue.sums {
+            if !sums.path.exists() {
+                let problem = "it holds sums that are kept, and it is missing; restore a backup".to_owned();
+                return Err(OpenError::Engine { path: sums.path.clone(), problem });
+            }
+            let failed = |error: rusqlite::Error| engine(&sums.path, &error);
+            check_schema(&sums.path, &open_for_reading(&sums.path).map_err(failed)?, Kind::Sums)?;
+            let failed = |error: io::Error| OpenError::Engine { path: sums.path.clone(), problem: error.to_string() };
+            parts::remove_all(folder, sums.id).map_err(failed)?;
+        }
         let files = Files { folder: folder.to_owned(), main: main_path, catalogue: Shared::new(catalogue) };
         let database = Database { main, day, files, keeping, _lock: lock };
         parts::remove_dropped(&database.main, folder).map_err(|error| database.failed(error))?;
@@ -184,15 +194,22 @@ impl Database {
     /// Drops what is older than it is kept.
     pub(super) fn drop_old(&mut self, now: Timestamp) -> Result<(), rusqlite::Error> {
         let Some(horizon) = parts::horizon(self.keeping, now) else { return Ok(()) };
-        let complete = &self.files.catalogue.get().complete;
-        let gone = parts::drop_before(&mut self.main, complete, horizon, DELETED_AT_ONCE)?;
+        let catalogue = self.files.catalogue.get();
+        // Where sums are kept, they take the place of a file first (`sealed::sealer`).
+        let old = |part: &&Part| self.keeping.sums.is_none() && part.latest < horizon.as_micros();
+        let gone: Vec<i64> = catalogue.complete.iter().filter(old).map(|part| part.id).collect();
+        let horizon_of_sums = parts::horizon_of_sums(self.keeping, now).as_micros();
+        let sums_gone: Vec<i64> =
+            catalogue.sums.iter().filter(|sums| sums.latest < horizon_of_sums).map(|sums| sums.id).collect();
+        parts::drop_before(&mut self.main, (&gone, &sums_gone), horizon, DELETED_AT_ONCE)?;
         let horizon = parts::stored_horizon(&self.main)?;
         self.files.catalogue.change(|catalogue| {
-            catalogue.complete.retain(|part| !gone.contains(part));
+            catalogue.complete.retain(|part| !gone.contains(&part.id));
+            catalogue.sums.retain(|sums| !sums_gone.contains(&sums.id));
             catalogue.horizon = horizon;
         });
-        for part in &gone {
-            tracing::info!(file = %part.path.display(), "sessions that are older than what is kept are dropped");
+        if !gone.is_empty() || !sums_gone.is_empty() {
+            tracing::info!(files = ?gone, sums = ?sums_gone, "what is older than what is kept is dropped");
         }
         parts::remove_dropped(&self.main, &self.files.folder)
     }
@@ -236,6 +253,33 @@ impl Files {
             });
         }
         Ok(exchanged)
+    }
+
+    /// Puts the sums of a file in its place; whether it was still kept. Only the writer may call this.
+    pub(super) fn exchange_for_sums(
+        &self,
+        main: &mut Connection,
+        id: i64,
+        horizon: Timestamp,
+    ) -> Result<bool, rusqlite::Error> {
+        let exchanged = parts::exchange_for_sums(main, id, horizon)?;
+        if exchanged {
+            let (sums, horizon) = (parts::load_sums(main, &self.folder)?, parts::stored_horizon(main)?);
+            self.catalogue.change(|catalogue| {
+                catalogue.complete.retain(|part| part.id != id);
+                (catalogue.sums, catalogue.horizon) = (sums, horizon);
+            });
+        }
+        Ok(exchanged)
+    }
+
+    /// A connection to a file of sums; none when it was dropped meanwhile.
+    pub(super) fn open_sums(&self, sums: &Summed) -> Result<Option<Connection>, rusqlite::Error> {
+        match open_for_reading(&sums.path) {
+            Ok(connection) => Ok(Some(connection)),
+            Err(_) if !self.catalogue().sums.contains(sums) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The files that hold sessions, as they are now.
@@ -295,7 +339,11 @@ pub(super) fn main_file(folder: &Path) -> (String, PathBuf) {
 /// The names of the files that hold sessions, as the catalogue has them, and of which kind each is; those that are being
 /// dropped count no more.
 pub(super) fn day_files(main: &Connection) -> Result<Vec<(String, Kind)>, rusqlite::Error> {
-    let kind = |state: i64| if state == parts::SEALED { Kind::Sealed } else { Kind::Day };
+    let kind = |state: i64| match state {
+        parts::SEALED => Kind::Sealed,
+        parts::SUMMED => Kind::Sums,
+        _ => Kind::Day,
+    };
     main.prepare("SELECT file, state FROM parts WHERE state <> ?1 ORDER BY id")?
         .query_map([parts::DROPPING], |row| Ok((row.get("file")?, kind(row.get("state")?))))?
         .collect()

@@ -3,7 +3,8 @@
 //!
 //! The order of steps decides what a crash leaves. A new file is complete before the catalogue in `main.db` names it: one
 //! that is not named is left over, and removed at the next start. A file is dropped in the catalogue before it is removed:
-//! what is marked so is removed at the next start. So is a file of rows whose sealed form the catalogue names.
+//! what is marked so is removed at the next start. So is a file of rows whose sealed form the catalogue names, and what is left
+//! of a file whose sums it names.
 
 use std::{
     fs, io,
@@ -36,6 +37,7 @@ const HOT: i64 = 0;
 const COMPLETE: i64 = 1;
 pub(super) const SEALED: i64 = 2;
 pub(super) const DROPPING: i64 = 3;
+pub(super) const SUMMED: i64 = 4;
 
 /// When a file is complete, and how long it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,11 +46,13 @@ pub struct Keeping {
     pub part_rows: i64,
     /// How long what is over is kept; absent for ever.
     pub kept: Option<Duration>,
+    /// How long sums of sessions are kept that are not kept themselves; absent when none are made.
+    pub sums: Option<Duration>,
 }
 
 impl Default for Keeping {
     fn default() -> Keeping {
-        Keeping { part_rows: PART_ROWS, kept: None }
+        Keeping { part_rows: PART_ROWS, kept: None, sums: None }
     }
 }
 
@@ -74,6 +78,19 @@ pub(super) struct Part {
     pub(super) form: Form,
 }
 
+/// A file of sums, of one that is not kept any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Summed {
+    /// The number of that one.
+    pub(super) id: i64,
+    /// Where it is.
+    pub(super) path: PathBuf,
+    /// When that one began.
+    pub(super) started_at: Timestamp,
+    /// The latest closing in it.
+    pub(super) latest: i64,
+}
+
 /// The file that is written to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Hot {
@@ -92,8 +109,21 @@ pub(super) struct Catalogue {
     pub(super) hot: Hot,
     /// The others, the newest last.
     pub(super) complete: Vec<Part>,
+    /// Those of which there are only sums, the newest last.
+    pub(super) sums: Vec<Summed>,
     /// What was over before it is not kept.
     pub(super) horizon: Option<Timestamp>,
+}
+
+impl Catalogue {
+    /// The sums that reach from the sessions that are kept backwards without a hole.
+    pub(super) fn unbroken_sums(&self) -> &[Summed] {
+        let is_here =
+            |id: i64| self.complete.iter().any(|part| part.id == id) || self.sums.iter().any(|sums| sums.id == id);
+        let first =
+            (1..=self.hot.id).rev().find(|id| *id != self.hot.id && !is_here(*id)).map_or(1, |missing| missing + 1);
+        self.sums.get(self.sums.partition_point(|sums| sums.id < first)..).unwrap_or_default()
+    }
 }
 
 /// The catalogue that the writer changes and questions take a copy of.
@@ -126,8 +156,17 @@ pub(super) fn is_complete(keeping: Keeping, started_at: Timestamp, sessions: i64
 
 /// What is over before this moment goes.
 pub(super) fn horizon(keeping: Keeping, now: Timestamp) -> Option<Timestamp> {
-    let kept = i64::try_from(keeping.kept?.as_micros()).unwrap_or(i64::MAX);
-    Some(Timestamp::from_micros(now.as_micros().saturating_sub(kept)))
+    keeping.kept.map(|kept| before(now, kept))
+}
+
+/// The sums of what was over before this moment go: those that are kept for no time at once.
+pub(super) fn horizon_of_sums(keeping: Keeping, now: Timestamp) -> Timestamp {
+    keeping.sums.map_or(Timestamp::MAX, |kept| before(now, kept))
+}
+
+fn before(now: Timestamp, kept: Duration) -> Timestamp {
+    let kept = i64::try_from(kept.as_micros()).unwrap_or(i64::MAX);
+    Timestamp::from_micros(now.as_micros().saturating_sub(kept))
 }
 
 /// Reads the catalogue; the first file is entered into it here.
@@ -161,9 +200,23 @@ pub(super) fn load(main: &mut Connection, folder: &Path, now: Timestamp) -> Resu
         };
         statement.query_map([COMPLETE, SEALED], part)?.collect::<Result<_, _>>()?
     };
+    let sums = load_sums(&transaction, folder)?;
     let horizon = stored_horizon(&transaction)?;
     transaction.commit()?;
-    Ok(Catalogue { hot, complete, horizon })
+    Ok(Catalogue { hot, complete, sums, horizon })
+}
+
+pub(super) fn load_sums(main: &Connection, folder: &Path) -> Result<Vec<Summed>, rusqlite::Error> {
+    let all = "SELECT id, file, started_at_us, max_closed_at_us FROM parts WHERE state = ?1 ORDER BY id";
+    let summed = |row: &rusqlite::Row<'_>| {
+        Ok(Summed {
+            id: row.get("id")?,
+            path: folder.join(row.get::<_, String>("file")?),
+            started_at: Timestamp::from_micros(row.get("started_at_us")?),
+            latest: row.get("max_closed_at_us")?,
+        })
+    };
+    main.prepare(all)?.query_map([SUMMED], summed)?.collect()
 }
 
 /// What was over before this moment is not kept any more.
@@ -180,6 +233,31 @@ pub(super) fn file_of(id: i64) -> String {
 /// Name of its sealed form.
 pub(super) fn sealed_of(id: i64) -> String {
     format!("day-{id}.sealed")
+}
+
+/// Name of its sums.
+pub(super) fn sums_of(id: i64) -> String {
+    format!("day-{id}.sums")
+}
+
+/// Names the sums of a file in its place, which is not kept any more because it was over before `horizon`; whether it was
+/// still kept.
+pub(super) fn exchange_for_sums(main: &mut Connection, id: i64, horizon: Timestamp) -> Result<bool, rusqlite::Error> {
+    let transaction = main.transaction()?;
+    let changed = transaction.execute(
+        "UPDATE parts SET state = ?2, file = ?3 WHERE id = ?1 AND state IN (?4, ?5)",
+        params![id, SUMMED, sums_of(id), COMPLETE, SEALED],
+    )?;
+    if changed == 1 {
+        move_horizon(&transaction, horizon)?;
+    }
+    transaction.commit()?;
+    Ok(changed == 1)
+}
+
+fn move_horizon(main: &Connection, to: Timestamp) -> Result<(), rusqlite::Error> {
+    let sql = "INSERT INTO horizon (id, at_us) VALUES (1, ?1) ON CONFLICT DO UPDATE SET at_us = max(at_us, ?1)";
+    main.execute(sql, [to.as_micros()]).map(drop)
 }
 
 /// Names the sealed form of a file in its place; whether it was still kept.
@@ -224,18 +302,17 @@ pub(super) fn turn_over(
     transaction.commit()
 }
 
-/// Marks the files as dropped whose sessions were all over before `horizon`, and deletes what is over in `main.db` since
-/// before then: at most `limit` rows of each table, since a writer must not be kept for long. Gives what there is to remove.
+/// Marks files as dropped, those of sessions and those of sums, and deletes what is over in `main.db` since before `horizon`:
+/// at most `limit` rows of each table, since a writer must not be kept for long.
 pub(super) fn drop_before(
     main: &mut Connection,
-    complete: &[Part],
+    (gone, sums_gone): (&[i64], &[i64]),
     horizon: Timestamp,
     limit: u32,
-) -> Result<Vec<Part>, rusqlite::Error> {
-    let gone: Vec<Part> = complete.iter().filter(|part| part.latest < horizon.as_micros()).cloned().collect();
+) -> Result<(), rusqlite::Error> {
     let transaction = main.transaction()?;
-    for part in &gone {
-        transaction.execute("UPDATE parts SET state = ?2 WHERE id = ?1", params![part.id, DROPPING])?;
+    for id in gone.iter().chain(sums_gone) {
+        transaction.execute("UPDATE parts SET state = ?2 WHERE id = ?1", params![id, DROPPING])?;
     }
     let mut deleted = 0;
     for (table, key, time) in OLD {
@@ -244,13 +321,9 @@ pub(super) fn drop_before(
         deleted += transaction.execute(&sql, params![horizon.as_micros(), limit])?;
     }
     if !gone.is_empty() || deleted > 0 {
-        transaction.execute(
-            "INSERT INTO horizon (id, at_us) VALUES (1, ?1) ON CONFLICT DO UPDATE SET at_us = max(at_us, ?1)",
-            [horizon.as_micros()],
-        )?;
+        move_horizon(&transaction, horizon)?;
     }
-    transaction.commit()?;
-    Ok(gone)
+    transaction.commit()
 }
 
 /// Removes files that are marked as dropped. Whoever still reads one goes on.
@@ -260,12 +333,17 @@ pub(super) fn remove_dropped(main: &Connection, folder: &Path) -> Result<(), rus
         .query_map([DROPPING], |row| row.get("id"))?
         .collect::<Result<_, _>>()?;
     for id in dropped {
-        match remove(folder, &file_of(id)).and_then(|()| remove(folder, &sealed_of(id))) {
+        match remove_all(folder, id).and_then(|()| remove(folder, &sums_of(id))) {
             Ok(()) => main.execute("DELETE FROM parts WHERE id = ?1", [id]).map(drop)?,
             Err(error) => tracing::warn!(%error, id, "a file of the history that is not kept cannot be removed"),
         }
     }
     Ok(())
+}
+
+/// Removes a file of sessions in both of its forms.
+pub(super) fn remove_all(folder: &Path, id: i64) -> io::Result<()> {
+    remove(folder, &file_of(id)).and_then(|()| remove(folder, &sealed_of(id)))
 }
 
 /// Removes a file that is left over, if there is one: nobody named it, so nothing in it counts.
@@ -290,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_file_is_complete_at_midnight_or_when_it_is_full_and_never_without_sessions() {
-        let keeping = Keeping { part_rows: 100, kept: None };
+        let keeping = Keeping { part_rows: 100, ..Keeping::default() };
         for (sessions, now, expected) in [
             (1, at(7, DAY_US - 1), false),
             (1, at(8, 0), true),

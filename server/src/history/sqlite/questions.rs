@@ -27,6 +27,7 @@ mod pairs;
 pub(super) mod ports;
 pub(super) mod sessions;
 pub(super) mod summary;
+mod summed;
 
 /// Steps of SQLite's machine between two looks at the clock: a few microseconds.
 const STEPS: i32 = 1000;

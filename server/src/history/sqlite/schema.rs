@@ -33,12 +33,22 @@ mod sealed_schema {
     refinery::embed_migrations!("../migrations/sqlite/sealed");
 }
 
+mod sums_schema {
+    #![allow(
+        clippy::unwrap_used,
+        unreachable_pub,
+        reason = "made by the macro; names of files are checked when it runs"
+    )]
+    refinery::embed_migrations!("../migrations/sqlite/sums");
+}
+
 /// Which of the kinds of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Main,
     Day,
     Sealed,
+    Sums,
 }
 
 impl Kind {
@@ -47,6 +57,7 @@ impl Kind {
             Kind::Main => main_schema::migrations::runner(),
             Kind::Day => day_schema::migrations::runner(),
             Kind::Sealed => sealed_schema::migrations::runner(),
+            Kind::Sums => sums_schema::migrations::runner(),
         }
     }
 }
@@ -54,6 +65,11 @@ impl Kind {
 /// Makes the tables of a sealed file.
 pub(super) fn make_sealed(path: &Path, sealed: &mut Connection) -> Result<(), OpenError> {
     migrate(path, sealed, &Kind::Sealed.runner())
+}
+
+/// Makes the tables of a file of sums.
+pub(super) fn make_sums(path: &Path, sums: &mut Connection) -> Result<(), OpenError> {
+    migrate(path, sums, &Kind::Sums.runner())
 }
 
 /// Refuses a file of a schema that this program does not know.

@@ -68,8 +68,11 @@ pub(super) enum SealError {
     /// A block cannot be read again.
     #[error("what was written cannot be read again: {0}")]
     Damaged(#[from] Damaged),
+    /// A block of a file that was sealed cannot be read.
+    #[error("it cannot be read: {0}")]
+    Unreadable(HistoryError),
     /// The writer refused to name it.
-    #[error("its sealed form cannot be named: {0}")]
+    #[error("what was made of it cannot be named: {0}")]
     Exchange(HistoryError),
     /// What was read again is something else.
     #[error("what was written is not what was read")]

@@ -56,6 +56,7 @@ fn kept(reader: &Reader, folder: &Path) -> Result<Vitals, HistoryError> {
             ("main", 1, bytes(&database::main_file(folder).1)),
             ("hot", 1, bytes(&catalogue.hot.path)),
             ("complete", count(catalogue.complete.len()), complete),
+            ("sums", count(catalogue.sums.len()), catalogue.sums.iter().map(|sums| bytes(&sums.path)).sum()),
         ],
         disk: disk(folder),
         oldest: oldest.flatten().map(Timestamp::from_micros),

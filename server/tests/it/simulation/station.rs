@@ -49,7 +49,7 @@ impl Station {
 
     fn open(&self) -> Arc<SqliteHistory> {
         let options = Options {
-            keeping: Keeping { part_rows: PART_ROWS, kept: None },
+            keeping: Keeping { part_rows: PART_ROWS, ..Keeping::default() },
             // A copy that is made while files are exchanged is not what a kill leaves.
             sealing: Sealing { pause: Duration::from_secs(24 * 3600), ..Sealing::default() },
             clock: now,

@@ -10,7 +10,7 @@ use fleetsock_proto::{
 };
 use rusqlite::{Connection, Row, params};
 
-use super::Reader;
+use super::{Reader, summed};
 use crate::history::{
     Bounds, HistoryError,
     sqlite::{
@@ -48,7 +48,7 @@ pub(in crate::history::sqlite) fn list_gaps(
     let window = (question.since.unwrap_or(Timestamp::MIN), question.until.unwrap_or(now));
     let limit = question.limit.unwrap_or(bounds.rows).min(bounds.rows);
     let mut gaps = Vec::new();
-    let total = each_gap(reader, selection, window, |gap| {
+    let total = each_gap(reader, selection, window, reader.catalogue.horizon, |gap| {
         if gaps.len() < limit as usize {
             gaps.push(gap);
         }
@@ -71,19 +71,26 @@ pub(super) fn with_gaps(
     window: (Timestamp, Timestamp),
 ) -> Result<AnswerMeta, HistoryError> {
     let mut gaps = Vec::new();
-    let gaps_total = each_gap(reader, selection, window, |gap| {
+    let sums = meta.sums.or_else(|| summed::kept(reader, window.0));
+    let horizon = match &sums {
+        Some(sums) if sums.counted => Some(sums.since),
+        _ => reader.catalogue.horizon,
+    };
+    let gaps_total = each_gap(reader, selection, window, horizon, |gap| {
         if gaps.len() < META_NAMES_LIMIT {
             gaps.push(gap);
         }
     })?;
-    Ok(AnswerMeta { gaps, gaps_total, ..meta })
+    Ok(AnswerMeta { gaps, gaps_total, sums, ..meta })
 }
 
-/// Shows every gap of the selected hosts that touches `window`, the one that ended last first; how many there are.
+/// Shows every gap of the selected hosts that touches `window`, the one that ended last first; how many there are. What was
+/// over before `horizon` is not kept.
 fn each_gap(
     reader: &Reader,
     selection: &Selection,
     (since, until): (Timestamp, Timestamp),
+    horizon: Option<Timestamp>,
     mut show: impl FnMut(Gap),
 ) -> Result<u64, rusqlite::Error> {
     let hosts = selection.by_number();
@@ -93,7 +100,7 @@ fn each_gap(
          WHERE until_us > ?1 AND since_us < ?2 ORDER BY until_us DESC, id DESC",
     )?;
     for host in &selection.hosts {
-        let beginning = [not_yet(host, since), expired(host, since, reader.catalogue.horizon)];
+        let beginning = [not_yet(host, since), expired(host, since, horizon)];
         for gap in beginning.into_iter().chain([unreported(host, (since, until), selection)]).flatten() {
             total += 1;
             show(gap);

@@ -12,7 +12,7 @@ use fleetsock_proto::{
 use super::{
     Reader, coverage,
     outlet::{Outlet, Sink, Wanted},
-    ports, sessions,
+    ports, sessions, summed,
 };
 use crate::history::{
     HistoryError,
@@ -40,6 +40,7 @@ pub(in crate::history::sqlite) fn summarize(
         let _view = reader.day.unchecked_transaction()?;
         sessions::visit(reader, selection, places, &question.sockets, &mut counting)?;
     }
+    let sums = summed::count(reader, selection, places, question, &mut counting.0)?;
     if question.counts_listeners() {
         ports::visit(reader, selection, (&question.sockets.filter, &[]), time, &mut counting)?;
     }
@@ -48,7 +49,7 @@ pub(in crate::history::sqlite) fn summarize(
             break;
         }
     }
-    let meta = AnswerMeta { since, until, ..selection.meta(as_of) };
+    let meta = AnswerMeta { since, until, sums, ..selection.meta(as_of) };
     coverage::with_gaps(reader, selection, meta, (since.unwrap_or(as_of), until.unwrap_or(as_of)))
 }
 

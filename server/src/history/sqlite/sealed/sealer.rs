@@ -1,4 +1,5 @@
-//! The thread that seals files: one after the other, the oldest first, beside everything else.
+//! The thread that seals files, and that sums up those that are not kept any more: one after the other, the oldest first,
+//! beside everything else.
 //!
 //! The exchange of a file for its sealed form is one transaction of the writer. Questions that began before it still read
 //! the file, so that it is removed only when none of them can be left.
@@ -14,14 +15,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fleetsock_proto::time::Timestamp;
 use tokio::sync::{mpsc::WeakSender, oneshot};
 
 use super::{GoesOn, SealError, seal};
 use crate::history::{
     HistoryError,
     sqlite::{
+        Options,
         database::Files,
-        parts::{self, Form, Part},
+        parts::{self, Form, Keeping, Part},
+        sums::sum_up,
         work::{Work, answer},
     },
 };
@@ -68,11 +72,20 @@ impl Sealer {
     pub(in crate::history::sqlite) fn start(
         files: Files,
         work: WeakSender<Work>,
-        sealing: Sealing,
+        options: &Options,
     ) -> io::Result<Sealer> {
         let ended = Arc::new(AtomicBool::new(false));
         let (wake, woken) = mpsc::channel();
-        let turns = Turns { files, work, sealing, ended: Arc::clone(&ended), leaving: Vec::new(), rest: None };
+        let turns = Turns {
+            files,
+            work,
+            sealing: options.sealing,
+            keeping: options.keeping,
+            clock: options.clock,
+            ended: Arc::clone(&ended),
+            leaving: Vec::new(),
+            rest: None,
+        };
         let thread = std::thread::Builder::new().name("history-sealer".to_owned()).spawn(move || turns.run(&woken))?;
         Ok(Sealer { ended, wake: Some(wake), thread: Some(thread) })
     }
@@ -92,11 +105,31 @@ struct Turns {
     files: Files,
     work: WeakSender<Work>,
     sealing: Sealing,
+    keeping: Keeping,
+    clock: fn() -> Timestamp,
     ended: Arc<AtomicBool>,
-    /// Files whose sealed form took their place, and when.
-    leaving: Vec<(i64, Instant)>,
+    /// Files whose sealed form or sums took their place, what that is, and when.
+    leaving: Vec<(i64, Place, Instant)>,
     /// Until when nothing is tried.
     rest: Option<Instant>,
+}
+
+/// What takes the place of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Its sealed form.
+    Sealed,
+    /// Its sums: it was over before this moment.
+    Sums(Timestamp),
+}
+
+impl Place {
+    fn name(self, id: i64) -> String {
+        match self {
+            Place::Sealed => parts::sealed_of(id),
+            Place::Sums(_) => parts::sums_of(id),
+        }
+    }
 }
 
 impl Turns {
@@ -109,33 +142,47 @@ impl Turns {
             if self.rest.is_some_and(|until| Instant::now() < until) {
                 continue;
             }
-            let next = self.files.catalogue().complete.iter().find(|part| part.form == Form::Rows).cloned();
-            let Some(part) = next else { continue };
-            match self.seal(&part) {
+            let Some((part, place)) = self.next() else { continue };
+            match self.replace(&part, place) {
                 Ok(()) => self.rest = None,
                 Err(SealError::Unwanted) => {}
                 Err(error) => {
-                    tracing::error!(%error, file = %part.path.display(), "a file cannot be sealed; it stays as it is");
+                    tracing::error!(%error, file = %part.path.display(), to = %place.name(part.id), "a file stays as it is");
                     self.rest = Some(Instant::now() + RETRY);
                 }
             }
         }
     }
 
-    fn seal(&mut self, part: &Part) -> Result<(), SealError> {
+    /// The file whose turn it is.
+    fn next(&self) -> Option<(Part, Place)> {
+        let catalogue = self.files.catalogue();
+        if let Some(horizon) = parts::horizon(self.keeping, (self.clock)()).filter(|_| self.keeping.sums.is_some())
+            && let Some(old) = catalogue.complete.iter().find(|part| part.latest < horizon.as_micros())
+        {
+            return Some((old.clone(), Place::Sums(horizon)));
+        }
+        let rows = catalogue.complete.iter().find(|part| part.form == Form::Rows)?;
+        Some((rows.clone(), Place::Sealed))
+    }
+
+    fn replace(&mut self, part: &Part, place: Place) -> Result<(), SealError> {
         let begun = Instant::now();
-        let name = parts::sealed_of(part.id);
+        let name = place.name(part.id);
         let (files, ended, wanted) = (self.files.clone(), Arc::clone(&self.ended), part.clone());
         let goes_on: GoesOn =
             Arc::new(move || !ended.load(Ordering::Relaxed) && files.catalogue().complete.contains(&wanted));
         let path = self.files.folder().join(&name);
-        seal(&part.path, &path, &goes_on)?;
-        match self.exchange(part.id) {
+        match place {
+            Place::Sealed => seal(&part.path, &path, &goes_on)?,
+            Place::Sums(_) => sum_up(part, &self.files.open_main()?, &path, &goes_on)?,
+        }
+        match self.exchange(part.id, place) {
             Ok(true) => {
                 let size = |path| std::fs::metadata(path).map_or(0, |file| file.len());
                 let (before, after, took) = (size(&part.path), size(&path), begun.elapsed());
-                tracing::info!(file = %path.display(), before, after, ?took, "a file of sessions is sealed");
-                self.leaving.push((part.id, Instant::now()));
+                tracing::info!(file = %path.display(), before, after, ?took, "it took the place of a file of sessions");
+                self.leaving.push((part.id, place, Instant::now()));
                 Ok(())
             }
             Ok(false) => {
@@ -148,13 +195,17 @@ impl Turns {
         }
     }
 
-    /// Has the writer name the sealed form; whether the file was still kept.
-    fn exchange(&self, id: i64) -> Result<bool, HistoryError> {
+    /// Has the writer name what takes the place of a file; whether that was still kept.
+    fn exchange(&self, id: i64, place: Place) -> Result<bool, HistoryError> {
         let work = self.work.upgrade().ok_or(HistoryError::Closed)?;
         let (reply, outcome) = oneshot::channel();
         let files = self.files.clone();
         let order = Work::Main(Box::new(move |main, _| {
-            answer(reply, files.exchange(main, id).map_err(HistoryError::from));
+            let exchanged = match place {
+                Place::Sealed => files.exchange(main, id),
+                Place::Sums(horizon) => files.exchange_for_sums(main, id, horizon),
+            };
+            answer(reply, exchanged.map_err(HistoryError::from));
         }));
         work.blocking_send(order).map_err(|_| HistoryError::Closed)?;
         outcome.blocking_recv().map_err(|_| HistoryError::Closed)?
@@ -163,14 +214,18 @@ impl Turns {
     /// Removes the files that no question can be reading any more.
     fn remove_left(&mut self) {
         let (folder, stays) = (self.files.folder(), self.sealing.stays);
-        self.leaving.retain(|(id, since)| {
+        self.leaving.retain(|(id, place, since)| {
             if since.elapsed() < stays {
                 return true;
             }
-            match parts::remove(folder, &parts::file_of(*id)) {
+            let removed = match place {
+                Place::Sealed => parts::remove(folder, &parts::file_of(*id)),
+                Place::Sums(_) => parts::remove_all(folder, *id),
+            };
+            match removed {
                 Ok(()) => false,
                 Err(error) => {
-                    tracing::warn!(%error, id, "a file that is sealed cannot be removed; it is tried again");
+                    tracing::warn!(%error, id, "a file whose place is taken cannot be removed; it is tried again");
                     true
                 }
             }
