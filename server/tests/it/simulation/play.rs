@@ -195,9 +195,9 @@ impl<'a> Play<'a> {
                 let usual = Duration::from_millis(LATENCY_MS.1);
                 self.sim.set_link_max_message_latency(name(agent), "server", usual);
             }
-            Fault::KillServer => self.sim.bounce("server"),
+            Fault::KillServer => self.start("server".to_owned()),
             Fault::StopServer => self.start_again("server".to_owned()),
-            Fault::KillAgent(agent) | Fault::Reboot(agent) => self.sim.bounce(name(agent)),
+            Fault::KillAgent(agent) | Fault::Reboot(agent) => self.start(name(agent)),
             Fault::StopAgent(agent) => self.start_again(name(agent)),
         }
     }
@@ -207,7 +207,14 @@ impl<'a> Play<'a> {
         while self.sim.is_host_running(host.as_str()) {
             self.step();
         }
+        self.start(host);
+    }
+
+    /// Starts what is not running, and lets it begin: what goes wrong next may be an order to stop, which only what has begun
+    /// can hear.
+    fn start(&mut self, host: String) {
         self.sim.bounce(host);
+        self.step();
     }
 
     fn next_folder(&self) -> PathBuf {
