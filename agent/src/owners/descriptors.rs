@@ -42,22 +42,22 @@ impl Descriptors {
         let Some(mut count) = self.count else { return self.listed(0, &mut found) };
         let (mut number, mut seen) = (0, 0);
         while seen < count {
-            while seen < count {
-                if number - seen > HOLES {
-                    return self.listed(number, &mut found);
-                }
-                match self.link(DecInt::new(number).as_c_str())? {
-                    Link::Nothing => {}
-                    Link::Other => seen += 1,
-                    Link::Socket(inode) => {
-                        seen += 1;
-                        found(inode)?;
-                    }
-                }
-                number += 1;
+            if number - seen > HOLES {
+                return self.listed(number, &mut found);
             }
-            // Some were opened since they were counted, into holes before the last one: in our own process this folder is.
-            count = fstat(&self.folder)?.st_size.unsigned_abs();
+            match self.link(DecInt::new(number).as_c_str())? {
+                Link::Nothing => {}
+                Link::Other => seen += 1,
+                Link::Socket(inode) => {
+                    seen += 1;
+                    found(inode)?;
+                }
+            }
+            number += 1;
+            if seen == count {
+                // Some may have been opened since, into holes before the last one: in our own process this folder is.
+                count = fstat(&self.folder)?.st_size.unsigned_abs();
+            }
         }
         Ok(())
     }
@@ -133,5 +133,6 @@ mod tests {
         for count in [Some(count), Some(count - 9), None] {
             assert!(kept_inodes.is_subset(&sockets(count)), "{count:?}");
         }
+        assert_eq!(sockets(Some(0)), BTreeSet::new());
     }
 }
