@@ -2,6 +2,8 @@
 //! that names an engine.
 
 use std::{
+    collections::BTreeSet,
+    fs,
     path::Path,
     sync::{
         Arc,
@@ -17,6 +19,7 @@ use fleetsock_proto::{
     change::ChangeRecord,
     host::{HostId, HostSelector},
     listener::Listener,
+    private,
     question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SessionTime, SummaryQuestion},
     session::Session,
     summary::Sum,
@@ -26,7 +29,7 @@ use fleetsock_proto::{
 use fleetsock_server::history::{
     Actor, Applied, Bounds, CHUNK_ROWS, Claim, Contact, History, HistoryError, Issue, IssuedCertificate, Labels,
     Registry, Subject,
-    sqlite::{Keeping, OpenError, Options, Sealing, SqliteHistory},
+    sqlite::{self, Keeping, OpenError, Options, Sealing, SqliteHistory},
 };
 use tokio::sync::mpsc;
 
@@ -82,6 +85,16 @@ pub(crate) fn reopen(folder: &Path, options: &Options) -> SqliteHistory {
             }
             opened => return opened.unwrap(),
         }
+    }
+}
+
+/// Puts a copy of a history in the place of the history, once it is closed: all its files, which must be in order.
+pub(crate) fn put_back(copy: &Path, names: &BTreeSet<String>, history: &Path) {
+    assert_eq!(&BTreeSet::from_iter(sqlite::verify(copy).unwrap()), names);
+    fs::remove_dir_all(history).unwrap();
+    private::make_folder(history).unwrap();
+    for name in names {
+        fs::copy(copy.join(name), history.join(name)).unwrap();
     }
 }
 

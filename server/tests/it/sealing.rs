@@ -14,7 +14,6 @@ use std::{
 use fleetsock_proto::{
     batch::BatchKind::{Changes, SnapshotWhole},
     port::PortRange,
-    private,
     question::{SessionQuestion, SessionTime, SocketFilter, SummaryQuestion},
     socket::Direction::{In, Out},
     summary::Dimension,
@@ -22,12 +21,12 @@ use fleetsock_proto::{
 };
 use fleetsock_server::history::{
     CopyOrder, Heard, History, HistoryError,
-    sqlite::{self, Keeping, Options, Sealing, SqliteHistory},
+    sqlite::{Keeping, Options, Sealing, SqliteHistory},
 };
 use rusqlite::Connection;
 
 use crate::{
-    engine::{Engine, Rules, World, actor, reopen},
+    engine::{Engine, Rules, World, actor, put_back, reopen},
     scene::{Agent, Described, at, closed, opened, owner, session, session_line},
 };
 
@@ -202,13 +201,7 @@ async fn a_sealed_file_answers_as_the_file_of_rows_did() {
     let names: BTreeSet<String> = copied.into_iter().map(|file| file.name).collect();
     assert!(names.is_superset(&world.engine.files(".sealed")), "{names:?}");
     world.stop().await;
-    assert_eq!(BTreeSet::from_iter(sqlite::verify(copy.path()).unwrap()), names);
-    let folder = world.engine.folder();
-    fs::remove_dir_all(&folder).unwrap();
-    private::make_folder(&folder).unwrap();
-    for name in names {
-        fs::copy(copy.path().join(&name), folder.join(&name)).unwrap();
-    }
+    put_back(copy.path(), &names, &world.engine.folder());
     world.begin().await;
     assert_eq!(sorted(answers(&world).await), after, "also from a backup");
     world.stop().await;

@@ -16,7 +16,6 @@ use fleetsock_proto::{
     batch::BatchKind::{Changes, SnapshotWhole},
     host::HostSelector,
     port::PortClass,
-    private,
     question::{PortQuestion, SessionQuestion, SessionTime, SocketFilter, SummaryQuestion},
     socket::{
         Direction::{self, In, Out},
@@ -27,12 +26,12 @@ use fleetsock_proto::{
 };
 use fleetsock_server::history::{
     CopyOrder, Heard, History,
-    sqlite::{self, Keeping, Options, Sealing, SqliteHistory},
+    sqlite::{Keeping, Options, Sealing, SqliteHistory},
 };
 use rusqlite::Connection;
 
 use crate::{
-    engine::{Engine, Rules, World, actor, reopen},
+    engine::{Engine, Rules, World, actor, put_back, reopen},
     scene::{Agent, Described, at, closed, opened, owner, session},
 };
 
@@ -390,13 +389,7 @@ async fn sums_go_when_they_are_older_than_they_are_kept_and_are_in_backups_befor
     assert!(sums.counted && expired.len() == 2 && expired.iter().all(|gap| gap.until == Some(sums.since)), "{sums:?}");
 
     world.stop().await;
-    assert_eq!(BTreeSet::from_iter(sqlite::verify(copy.path()).unwrap()), names);
-    let folder = world.engine.folder();
-    fs::remove_dir_all(&folder).unwrap();
-    private::make_folder(&folder).unwrap();
-    for name in names {
-        fs::copy(copy.path().join(&name), folder.join(&name)).unwrap();
-    }
+    put_back(copy.path(), &names, &world.engine.folder());
     world.engine.sums_days.store(1000, Relaxed);
     world.begin().await;
     same(&answers(&world).await, &expected);

@@ -6,40 +6,25 @@ use rusqlite::Connection;
 
 use super::database::{OpenError, engine};
 
-mod main_schema {
+/// The migrations of each kind, in its folder.
+mod schemas {
     #![allow(
         clippy::unwrap_used,
         unreachable_pub,
         reason = "made by the macro; names of files are checked when it runs"
     )]
-    refinery::embed_migrations!("../migrations/sqlite/main");
-}
-
-mod day_schema {
-    #![allow(
-        clippy::unwrap_used,
-        unreachable_pub,
-        reason = "made by the macro; names of files are checked when it runs"
-    )]
-    refinery::embed_migrations!("../migrations/sqlite/day");
-}
-
-mod sealed_schema {
-    #![allow(
-        clippy::unwrap_used,
-        unreachable_pub,
-        reason = "made by the macro; names of files are checked when it runs"
-    )]
-    refinery::embed_migrations!("../migrations/sqlite/sealed");
-}
-
-mod sums_schema {
-    #![allow(
-        clippy::unwrap_used,
-        unreachable_pub,
-        reason = "made by the macro; names of files are checked when it runs"
-    )]
-    refinery::embed_migrations!("../migrations/sqlite/sums");
+    pub(super) mod main {
+        refinery::embed_migrations!("../migrations/sqlite/main");
+    }
+    pub(super) mod day {
+        refinery::embed_migrations!("../migrations/sqlite/day");
+    }
+    pub(super) mod sealed {
+        refinery::embed_migrations!("../migrations/sqlite/sealed");
+    }
+    pub(super) mod sums {
+        refinery::embed_migrations!("../migrations/sqlite/sums");
+    }
 }
 
 /// Which of the kinds of files.
@@ -54,10 +39,10 @@ pub(super) enum Kind {
 impl Kind {
     pub(super) fn runner(self) -> refinery::Runner {
         match self {
-            Kind::Main => main_schema::migrations::runner(),
-            Kind::Day => day_schema::migrations::runner(),
-            Kind::Sealed => sealed_schema::migrations::runner(),
-            Kind::Sums => sums_schema::migrations::runner(),
+            Kind::Main => schemas::main::migrations::runner(),
+            Kind::Day => schemas::day::migrations::runner(),
+            Kind::Sealed => schemas::sealed::migrations::runner(),
+            Kind::Sums => schemas::sums::migrations::runner(),
         }
     }
 }
