@@ -259,7 +259,7 @@ impl Lives {
                 life.closer = life.closer.or(process(event.by));
                 let (pair, walked) = (life.pair(), followed.walked.get());
                 followed.since_ns = walked.map_or(followed.since_ns, |_| at_ns);
-                self.unpair(pair, event.socket, walked);
+                self.unpair(pair, event.socket);
                 self.closed_by_pair.insert(pair, event.socket);
                 if walked.is_some() {
                     self.overflow += self.queue.add(at_ns, event.socket);
@@ -287,7 +287,7 @@ impl Lives {
         }
         let mut earlier = Vec::new();
         if let Some(before) = self.sockets.remove(&event.socket) {
-            self.unpair(before.life.pair(), event.socket, before.walked.get());
+            self.unpair(before.life.pair(), event.socket);
             earlier = before.earlier;
             match before.told.get() {
                 true => {}
@@ -334,16 +334,23 @@ impl Lives {
         }
     }
 
-    /// A socket has its pair no more. Another that had it before, and whose end was not told, is looked for now, unless a walk
-    /// saw this one: then what the walk saw may have been the other.
-    fn unpair(&mut self, pair: Pair, socket: u64, walked: Option<SocketKey>) {
+    /// A socket has its pair no more. Another that had it before, and whose end was not told, is looked for now.
+    fn unpair(&mut self, pair: Pair, socket: u64) {
         self.closed_by_pair.remove(pair, socket);
-        if walked.is_some() {
-            self.by_pair.remove_with_earlier(pair, socket);
-        } else if let Some(earlier) = self.by_pair.remove(pair, socket)
+        if let Some(earlier) = self.by_pair.remove(pair, socket)
             && let Some(since_ns) = self.sockets.get(&earlier).map(|followed| followed.since_ns)
         {
             self.overflow += self.queue.add(since_ns, earlier);
+        }
+    }
+
+    /// What a walk saw was not the latest socket with this pair, as its cookie tells: it was the one before.
+    fn saw_earlier(&self, pair: Pair, key: SocketKey) {
+        let earlier = self.by_pair.get(pair).and_then(|socket| self.sockets.get(&socket));
+        if let Some(Followed { walked, .. }) = earlier
+            && walked.get().is_none()
+        {
+            walked.set(Some(key));
         }
     }
 
@@ -351,7 +358,7 @@ impl Lives {
         self.part(at_ns, event, ended);
         let mut followed = match self.sockets.remove(&event.socket) {
             Some(followed) => {
-                self.unpair(followed.life.pair(), event.socket, followed.walked.get());
+                self.unpair(followed.life.pair(), event.socket);
                 followed
             }
             // Nothing told of it before its end: it is older than the events, or its records were lost.
@@ -364,7 +371,13 @@ impl Lives {
         // Reset by the peer: the process closes what is closed already, and this is where it is seen.
         followed.life.closer = followed.life.closer.or(process(event.by));
         let Followed { life, earlier, walked, told, .. } = followed;
-        let walked = walked.get().filter(|key| key.cookie == cookie);
+        let (walked, other) = match walked.get() {
+            Some(key) if key.cookie == cookie => (Some(key), None),
+            other => (None, other),
+        };
+        if let Some(other) = other {
+            self.saw_earlier(life.pair(), other);
+        }
         let cookie = Some(cookie);
         for life in earlier {
             ended.push(Ended { cookie, life, closed_ns: life.closed_ns.unwrap_or(at_ns), walked: None });

@@ -48,16 +48,6 @@ impl Pairs {
         next
     }
 
-    /// Removes all sockets with this pair if this one is the latest.
-    pub(super) fn remove_with_earlier(&mut self, pair: Pair, socket: u64) {
-        if self.latest.get(&pair) == Some(&socket) {
-            self.latest.remove(&pair);
-            self.earlier.remove(&pair);
-        } else {
-            self.forget(pair, socket);
-        }
-    }
-
     fn forget(&mut self, pair: Pair, socket: u64) {
         if let Some(earlier) = self.earlier.get_mut(&pair) {
             earlier.retain(|other| *other != socket);

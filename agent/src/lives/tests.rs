@@ -428,23 +428,26 @@ fn thousands_of_ends_whose_records_did_not_come_are_noticed_by_two_walks() {
 #[test]
 fn an_end_whose_record_did_not_come_is_noticed_though_the_pair_was_used_again() {
     const AGAIN: (u64, &str, &str) = (0x6, IN.1, IN.2);
-    for seen in [false, true] {
+    // What a walk saw of the pair, by the cookie of the second one: nothing, that one, or the first.
+    for seen in [None, Some(KEY.cookie), Some(KEY.cookie + 1)] {
         let mut scene = Scene::new();
         scene.state(IN, Actor::Kernel, Listen, SynReceived);
         look_twice(&mut scene);
         scene.state(AGAIN, Actor::Kernel, Listen, SynReceived);
         scene.lives.conclude(scene.at_ns, &mut scene.ended);
         assert_eq!(scene.ended, [], "it may be in another namespace");
-        assert!(!seen || see(&scene, AGAIN));
+        assert!(seen.is_none() || see(&scene, AGAIN));
         scene.state(AGAIN, BOB, SynReceived, None);
-        scene.destroy(AGAIN, BOB, 8);
+        scene.destroy(AGAIN, BOB, seen.unwrap_or(8));
         assert_eq!(scene.ended.len(), 1);
         look_twice(&mut scene);
         scene.lives.conclude(50, &mut scene.ended);
-        // What the walk saw may have been the first one.
-        let noticed = (!seen).then(|| (None, 50, IN.1.parse().unwrap()));
-        assert_eq!(ends(&scene).get(1).copied(), noticed, "seen: {seen}");
-        assert_eq!(scene.lives.len(), usize::from(seen));
+        let first_was_seen = seen.is_some_and(|cookie| cookie != KEY.cookie);
+        let noticed = (!first_was_seen).then(|| (None, 50, IN.1.parse().unwrap()));
+        assert_eq!(ends(&scene).get(1).copied(), noticed, "{seen:?}");
+        assert_eq!(scene.ended[0].walked, seen.filter(|_| !first_was_seen).map(|_| KEY), "{seen:?}");
+        let followed: Vec<_> = scene.lives.sockets.values().map(|followed| followed.walked.get()).collect();
+        assert_eq!(followed, if first_was_seen { vec![Some(KEY)] } else { Vec::new() }, "walks tell when it is gone");
     }
 }
 

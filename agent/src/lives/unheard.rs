@@ -73,7 +73,7 @@ impl Lives {
     /// The socket is gone, and no record told so.
     pub(super) fn conclude_one(&mut self, at_ns: u64, socket: u64, ended: &mut Vec<Ended>) {
         let Some(Followed { life, earlier, walked, told, .. }) = self.sockets.remove(&socket) else { return };
-        self.unpair(life.pair(), socket, walked.get());
+        self.unpair(life.pair(), socket);
         // What was told before its end was noticed then.
         let is_counted = told.get() && life.closed_ns.is_none();
         self.unheard += u64::from(!is_counted);
