@@ -16,6 +16,8 @@ use fleetsock_proto::{
 use foldhash::HashMap;
 use prost::Message;
 
+/// Batches that what one walk found is cut into when it is much: their size grows before their number does.
+const MANY_BATCHES: usize = 8;
 /// Bytes of a row at most: 12 bytes of small enums and counts, cookie 8, namespace 10, two addresses of 16, two ports
 /// of 3, two times of 10, two byte counts of 10, with some room.
 const ROW_BYTES: usize = 112;
@@ -72,9 +74,11 @@ pub struct Packed {
     pub details_lost: u64,
 }
 
-/// Packs changes into batches.
+/// Packs changes into batches: small ones, and about [`MANY_BATCHES`] of them where so many changes are small no more.
 pub fn pack(content: Content, window: Window, changes: impl IntoIterator<Item = Change>) -> Packed {
-    let mut packer = Packer::new(content, window);
+    let changes = changes.into_iter();
+    let aim = aim(changes.size_hint().0);
+    let mut packer = Packer::new(content, window, aim);
     for change in changes {
         packer.add(change);
     }
@@ -85,7 +89,7 @@ impl Packed {
     /// Lets the last batch say what is open after it; one without changes where nothing changed.
     pub fn prove(&mut self, window: Window, digest: &Digest) {
         if self.drafts.is_empty() {
-            let mut packer = Packer::new(Content::Changes, window);
+            let mut packer = Packer::new(Content::Changes, window, aim(0));
             packer.close(BatchKind::Changes);
             self.drafts = packer.parts.drafts;
         }
@@ -97,9 +101,16 @@ impl Packed {
     }
 }
 
+/// How large the batches of so many changes should become, bytes. The server keeps the room for the largest one of a host,
+/// but each costs both sides a write of its own: a busy host is given the room.
+fn aim(changes: usize) -> usize {
+    (changes.saturating_mul(ROW_BYTES) / MANY_BATCHES).clamp(BATCH_BYTES_AIM, BATCH_BYTES_LIMIT)
+}
+
 struct Packer {
     content: Content,
     window: Window,
+    aim: usize,
     parts: Packed,
     load: Load,
 }
@@ -136,14 +147,14 @@ impl Load {
         }
     }
 
-    fn has_room_for(&self, weight: &Weight) -> bool {
+    fn has_room_for(&self, weight: &Weight, aim: usize) -> bool {
         let processes = self.processes.len() + weight.processes;
         self.changes.len() < BATCH_SOCKETS_LIMIT
             && self.owners + weight.owners <= BATCH_OWNERS_LIMIT
             && processes <= BATCH_PROCESSES_LIMIT
             // And the empty string.
             && processes * STRINGS < BATCH_STRINGS_LIMIT
-            && self.bytes + weight.bytes <= if self.changes.is_empty() { BATCH_BYTES_LIMIT } else { BATCH_BYTES_AIM }
+            && self.bytes + weight.bytes <= if self.changes.is_empty() { BATCH_BYTES_LIMIT } else { aim }
     }
 
     fn add(&mut self, weight: &Weight, change: Change) {
@@ -159,14 +170,14 @@ fn place(owner: &Arc<Owner>) -> usize {
 }
 
 impl Packer {
-    fn new(content: Content, window: Window) -> Packer {
-        Packer { content, window, parts: Packed::default(), load: Load::default() }
+    fn new(content: Content, window: Window, aim: usize) -> Packer {
+        Packer { content, window, aim, parts: Packed::default(), load: Load::default() }
     }
 
     fn add(&mut self, mut change: Change) {
         self.parts.details_lost += cut_to_limits(&mut change.socket);
         let mut weight = self.load.weight(&change.socket);
-        if !self.load.changes.is_empty() && !self.load.has_room_for(&weight) {
+        if !self.load.changes.is_empty() && !self.load.has_room_for(&weight, self.aim) {
             let kind = match self.content {
                 Content::Changes => BatchKind::Changes,
                 Content::Snapshot if self.parts.drafts.is_empty() => BatchKind::SnapshotBegin,
@@ -176,7 +187,7 @@ impl Packer {
             weight = self.load.weight(&change.socket);
         }
         // A single socket whose owners' texts are as long as they can be.
-        while !self.load.has_room_for(&weight) && change.socket.owners.pop().is_some() {
+        while !self.load.has_room_for(&weight, self.aim) && change.socket.owners.pop().is_some() {
             self.parts.details_lost += 1;
             weight = self.load.weight(&change.socket);
         }
@@ -315,6 +326,18 @@ mod tests {
         assert!(!parts.is_empty() && parts.iter().all(|kind| *kind == BatchKind::SnapshotPart));
         let rows: u32 = packed.drafts.iter().map(|draft| draft.rows).sum();
         assert_eq!(rows, 10_000);
+    }
+
+    #[test]
+    fn few_changes_make_small_batches_and_many_make_few_large_ones() {
+        let largest = |packed: &Packed| packed.drafts.iter().map(|draft| draft.body.len()).max().unwrap();
+        let changes = |count| (0..count).map(|cookie| change(cookie, Vec::new()));
+        let few = pack(Content::Changes, window(), changes(300));
+        assert!(largest(&few) <= BATCH_BYTES_AIM && few.drafts.len() > 2, "{}", largest(&few));
+        let many = pack(Content::Changes, window(), changes(4000));
+        assert!(largest(&many) > BATCH_BYTES_AIM && many.drafts.len() <= MANY_BATCHES + 1, "{}", many.drafts.len());
+        let most = pack(Content::Changes, window(), changes(40_000));
+        assert!(largest(&most) <= BATCH_BYTES_LIMIT && most.drafts.len() > MANY_BATCHES, "{}", most.drafts.len());
     }
 
     #[test]

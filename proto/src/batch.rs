@@ -33,11 +33,11 @@ pub const BATCH_TEXT_LIMIT: usize = 4096;
 /// that is what they take where they are read and stored, however few bytes they were on the way.
 /// Agents count texts in this way when they keep to [`BATCH_BYTES_LIMIT`], so that none of them comes near.
 pub const BATCH_PROCESS_TEXTS_LIMIT: usize = 1024 * 1024;
-/// Aim for encoded batches of at most this many bytes: for as long as a stream lives, the server keeps the room that the
+/// Aim for encoded batches of at most this many bytes while there is little to tell: for as long as a stream lives, the server keeps the room that the
 /// largest message of it took (in tonic and in h2, which begin with 8 KiB for a frame).
 pub const BATCH_BYTES_AIM: usize = 7 * 1024;
-/// Most bytes of an encoded batch, which only a single socket with many owners comes near, so that it fits the message
-/// limit of 256 KiB.
+/// Most bytes of an encoded batch, which a busy host and a single socket with many owners come near, so that it fits the
+/// message limit of 256 KiB.
 pub const BATCH_BYTES_LIMIT: usize = 192 * 1024;
 
 words! {
