@@ -1,7 +1,7 @@
 //! The hosts, in memory: who they are, whether they are heard, and which of them a question means.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     net::IpAddr,
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
@@ -9,99 +9,21 @@ use std::{
 
 use fleetsock_proto::{
     answer::{AnswerMeta, META_NAMES_LIMIT},
-    host::{BootId, Host, HostFacts, HostId, HostSelector, HostState, Tier, Warning},
-    port::PortRange,
+    host::{HostId, HostSelector, HostState, Warning},
     service::edit_distance,
-    stream::AgentCost,
-    tcp::TcpCounts,
     time::Timestamp,
-    token::Approval,
 };
-use rusqlite::{Connection, Row, Transaction, params};
+use rusqlite::{Connection, Row, params};
 
+use self::entry::entry;
+pub(super) use self::entry::{HostEntry, host, store_hello};
 use super::coding;
 use crate::history::{Contact, HistoryError, Labels, Presence, Skew, matching::Glob};
 
+mod entry;
+
 /// How often signs of life are written down, at most.
 const WRITE_PRESENCE_EVERY: Duration = Duration::from_secs(5);
-
-/// What is known of a host.
-#[derive(Debug, Clone)]
-pub(super) struct HostEntry {
-    /// Its number in the database.
-    pub(super) id: i64,
-    pub(super) host_id: HostId,
-    pub(super) name: String,
-    pub(super) labels: Labels,
-    pub(super) enrolled_at: Timestamp,
-    pub(super) revoked: bool,
-    /// It waits for approval.
-    pub(super) waits: bool,
-    pub(super) warning: Option<Warning>,
-    pub(super) facts: Option<HostFacts>,
-    pub(super) last_seen_at: Option<Timestamp>,
-    /// The first walk that was told of, by the server's clock.
-    pub(super) observed_since: Option<Timestamp>,
-    /// The last walk that a sign of life told of, by the server's clock.
-    pub(super) observed_until: Option<Timestamp>,
-    /// The last walk that a batch told of, by the server's clock.
-    pub(super) told_until: Option<Timestamp>,
-    pub(super) skew: Skew,
-    pub(super) cost: AgentCost,
-    pub(super) tcp_counts: Option<TcpCounts>,
-    /// The last walk as of which what is open here was what the agent has, by the server's clock.
-    pub(super) proved_at: Option<Timestamp>,
-    /// There is something that is not written down yet.
-    unwritten: bool,
-}
-
-impl HostEntry {
-    /// A host that enrolled and did not speak yet.
-    pub(super) fn pending(
-        id: i64,
-        host_id: HostId,
-        name: String,
-        labels: Labels,
-        (at, approval): (Timestamp, Approval),
-    ) -> HostEntry {
-        HostEntry {
-            id,
-            host_id,
-            name,
-            labels,
-            enrolled_at: at,
-            revoked: false,
-            waits: approval == Approval::Needed,
-            warning: None,
-            facts: None,
-            last_seen_at: None,
-            observed_since: None,
-            observed_until: None,
-            told_until: None,
-            skew: Skew::default(),
-            cost: AgentCost::default(),
-            tcp_counts: None,
-            proved_at: None,
-            unwritten: false,
-        }
-    }
-
-    /// Up to when it told of what it observed, if it ever did.
-    pub(super) fn known_until(&self) -> Option<Timestamp> {
-        self.observed_since?;
-        self.told_until.max(self.observed_until).max(self.observed_since)
-    }
-
-    fn state(&self, now: Timestamp, stale_after: Duration) -> HostState {
-        match self.last_seen_at {
-            _ if self.revoked => HostState::Revoked,
-            _ if self.waits => HostState::Pending,
-            None => HostState::Pending,
-            Some(at) if now.since(at) > stale_after => HostState::Stale,
-            Some(_) => HostState::Online,
-        }
-    }
-}
 
 #[derive(Debug, Default)]
 struct Hosts {
@@ -379,139 +301,4 @@ fn unknown_host<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> History
         [] => format!("no host is called `{name}`"),
         hint => format!("no host is called `{name}`; did you mean {}?", hint.join(" or ")),
     })
-}
-
-/// Stores what a host says of itself.
-pub(super) fn store_hello(transaction: &Transaction<'_>, id: i64, contact: &Contact) -> Result<(), rusqlite::Error> {
-    let facts = &contact.facts;
-    let addresses: Vec<u8> = facts.addresses.iter().flat_map(|address| coding::address_bytes(*address)).collect();
-    transaction
-        .prepare_cached(
-            "UPDATE hosts SET name = ?2, os = ?3, kernel = ?4, arch = ?5, boot_id = ?6, addresses = ?7,
-                 ephemeral_first = ?8, ephemeral_last = ?9, agent_version = ?10, tier = ?11, tier_reason = ?12,
-                 netns = ?13, last_seen_at_us = ?14, clock_offset_us = ?15 WHERE id = ?1",
-        )?
-        .execute(params![
-            id,
-            facts.name,
-            facts.os,
-            facts.kernel,
-            facts.arch,
-            facts.boot_id.as_bytes(),
-            addresses,
-            facts.ephemeral_ports.map(PortRange::first),
-            facts.ephemeral_ports.map(PortRange::last),
-            facts.agent_version,
-            facts.tier.number(),
-            facts.tier_reason,
-            coding::signed(facts.netns),
-            contact.at.as_micros(),
-            contact.clock_offset_us,
-        ])
-        .map(drop)
-}
-
-fn entry(row: &Row<'_>, labels: Labels) -> Result<HostEntry, rusqlite::Error> {
-    let name: String = row.get("name")?;
-    let boot_id: Option<[u8; 16]> = row.get("boot_id")?;
-    let facts = match boot_id {
-        Some(boot_id) => Some(facts(row, name.clone(), BootId::from_array(boot_id))?),
-        None => None,
-    };
-    Ok(HostEntry {
-        id: row.get("id")?,
-        host_id: HostId::from_array(row.get("host_id")?),
-        name,
-        labels,
-        enrolled_at: coding::time(row, "enrolled_at_us")?,
-        revoked: row.get::<_, Option<i64>>("revoked_at_us")?.is_some(),
-        waits: row.get("waits")?,
-        warning: warning(row)?,
-        facts,
-        last_seen_at: coding::time_or_null(row, "last_seen_at_us")?,
-        observed_since: coding::time_or_null(row, "observed_since_us")?,
-        observed_until: coding::time_or_null(row, "observed_until_us")?,
-        told_until: None,
-        skew: Skew { offset_us: row.get("clock_offset_us")? },
-        cost: AgentCost {
-            cpu: Duration::ZERO,
-            rss_bytes: coding::unsigned(row, "agent_rss_bytes")?,
-            cpu_millipercent: row.get("agent_cpu_millipercent")?,
-            losses: coding::unsigned(row, "losses")?,
-        },
-        tcp_counts: tcp_counts(row)?,
-        proved_at: coding::time_or_null(row, "proved_at_us")?,
-        unwritten: false,
-    })
-}
-
-fn tcp_counts(row: &Row<'_>) -> Result<Option<TcpCounts>, rusqlite::Error> {
-    let [time_wait, syn_received, bound] = ["tcp_time_wait", "tcp_syn_received", "tcp_bound"]
-        .map(|column| row.get::<_, Option<i64>>(column).map(|number| number.map(i64::cast_unsigned)));
-    let (time_wait, bound) = (time_wait?, bound?);
-    Ok(time_wait.zip(syn_received?).map(|(time_wait, syn_received)| TcpCounts { time_wait, syn_received, bound }))
-}
-
-fn warning(row: &Row<'_>) -> Result<Option<Warning>, rusqlite::Error> {
-    let (text, at): (Option<String>, _) = (row.get("warning")?, coding::time_or_null(row, "warned_at_us")?);
-    Ok(text.zip(at).map(|(text, at)| Warning { text, at }))
-}
-
-fn facts(row: &Row<'_>, name: String, boot_id: BootId) -> Result<HostFacts, rusqlite::Error> {
-    let ephemeral: (Option<u16>, Option<u16>) = (row.get("ephemeral_first")?, row.get("ephemeral_last")?);
-    Ok(HostFacts {
-        name,
-        os: row.get("os")?,
-        kernel: row.get("kernel")?,
-        arch: row.get("arch")?,
-        boot_id,
-        addresses: coding::addresses("addresses", &row.get::<_, Vec<u8>>("addresses")?)?,
-        ephemeral_ports: match ephemeral {
-            (Some(first), Some(last)) => PortRange::new(first, last).ok(),
-            _ => None,
-        },
-        agent_version: row.get("agent_version")?,
-        tier: coding::word(row, "tier", Tier::from_number)?,
-        tier_reason: row.get("tier_reason")?,
-        netns: coding::unsigned(row, "netns")?,
-    })
-}
-
-/// A host as an answer shows it.
-pub(super) fn host(selected: &Selected, listeners: u64, sessions_open: u64) -> Host {
-    let HostEntry {
-        host_id,
-        name,
-        labels,
-        enrolled_at,
-        facts,
-        last_seen_at,
-        skew,
-        cost,
-        tcp_counts,
-        warning,
-        waits,
-        proved_at,
-        ..
-    } = selected.entry.clone();
-    let waiting = || Warning { text: format!("waits for approval: fleetctl hosts approve {host_id}"), at: enrolled_at };
-    let warning = if waits { Some(waiting()) } else { warning };
-    Host {
-        host_id,
-        name,
-        state: selected.state,
-        last_seen_at,
-        enrolled_at: Some(enrolled_at),
-        facts,
-        labels: BTreeMap::clone(&labels),
-        listeners,
-        sessions_open,
-        losses: cost.losses,
-        agent_cpu_millipercent: cost.cpu_millipercent,
-        agent_rss_bytes: cost.rss_bytes,
-        clock_offset_us: skew.offset_us,
-        warning,
-        tcp_counts,
-        proved_at,
-    }
 }
