@@ -5,10 +5,8 @@ use std::{cmp::Reverse, collections::HashMap, net::IpAddr};
 use fleetsock_proto::{
     host::HostId,
     listener::Listener,
-    owner::Owner,
     port::PortClass,
-    service::{self, Service},
-    session::Session,
+    service,
     socket::Protocol,
     summary::{Dimension, Group, Sum},
     time::Timestamp,
@@ -37,19 +35,9 @@ struct Counts {
     bytes_received: u64,
 }
 
-/// What a listener and a session have in common.
-struct Socket<'a> {
-    class: PortClass,
-    service: Option<Service>,
-    port: u16,
-    protocol: Protocol,
-    owners: &'a [Owner],
-    opened_at: Timestamp,
-}
-
-/// What sessions of the past have in common of which only sums are kept.
+/// What sessions have in common that are counted together, as far as sums are by it.
 #[derive(Debug, Clone)]
-pub struct Past {
+pub struct Alike {
     /// Name and id of the host.
     pub host: (String, HostId),
     /// Some moment of the hour in which they opened.
@@ -66,9 +54,9 @@ pub struct Past {
     pub peer: Option<(IpAddr, String)>,
 }
 
-impl Default for Past {
-    fn default() -> Past {
-        Past {
+impl Default for Alike {
+    fn default() -> Alike {
+        Alike {
             host: (String::new(), HostId::from_array([0; 16])),
             opened_at: Timestamp::MIN,
             protocol: Protocol::Tcp,
@@ -89,57 +77,34 @@ impl Sums {
         Sums { by: by.to_vec(), since, groups: HashMap::new() }
     }
 
+    /// Whether they are by this dimension.
+    pub fn are_by(&self, dimension: Dimension) -> bool {
+        self.by.contains(&dimension)
+    }
+
+    /// The beginning of the hour in which is counted what opened then.
+    pub fn hour_of(&self, opened_at: Timestamp) -> Timestamp {
+        hour(opened_at.max(self.since))
+    }
+
     /// Counts a listener.
     pub fn add_listener(&mut self, listener: &Listener) -> Result<(), HistoryError> {
-        let socket = Socket {
-            class: listener.class(),
-            service: listener.service(),
-            port: listener.port,
-            protocol: listener.protocol,
-            owners: &listener.owners,
+        let group = self.group(Alike {
+            host: (listener.host.clone(), listener.host_id),
             opened_at: listener.opened_at,
-        };
-        let group = self.group(&socket, || (listener.host.clone(), listener.host_id), || None);
+            protocol: listener.protocol,
+            class: listener.class(),
+            port: Some(listener.port),
+            process: Some(listener.owners.first().map(|owner| owner.process.clone()).unwrap_or_default()),
+            peer: None,
+        });
         self.counts(group)?.listeners += 1;
         Ok(())
     }
 
-    /// Counts a session.
-    pub fn add_session(&mut self, session: &Session) -> Result<(), HistoryError> {
-        let socket = Socket {
-            class: session.class(),
-            service: session.service(),
-            port: session.service_port(),
-            protocol: session.protocol,
-            owners: &session.owners,
-            opened_at: session.opened_at,
-        };
-        let peer = || Some((session.peer.ip(), session.peer_host.clone()));
-        let group = self.group(&socket, || (session.host.clone(), session.host_id), peer);
-        let counts = self.counts(group)?;
-        counts.sessions += 1;
-        counts.bytes_sent = counts.bytes_sent.saturating_add(session.bytes_sent);
-        counts.bytes_received = counts.bytes_received.saturating_add(session.bytes_received);
-        Ok(())
-    }
-
-    /// Counts sessions of which only sums are kept: their number, and the bytes that they sent and received.
-    pub fn add_past(&mut self, past: Past, [sessions, sent, received]: [u64; 3]) -> Result<(), HistoryError> {
-        let mut group = Group::default();
-        for dimension in &self.by {
-            match dimension {
-                Dimension::Class => group.class = Some(past.class),
-                Dimension::Service => {
-                    let name =
-                        past.port.map(|port| service_name(service::by_port(port, past.protocol), port, past.protocol));
-                    group.service = Some(name.unwrap_or_else(|| OTHERS.to_owned()));
-                }
-                Dimension::Host => group.host = Some(past.host.clone()),
-                Dimension::Process => group.process = Some(past.process.clone().unwrap_or_else(|| OTHERS.to_owned())),
-                Dimension::Peer => group.peer.clone_from(&past.peer),
-                Dimension::Hour => group.hour = Some(hour(past.opened_at.max(self.since))),
-            }
-        }
+    /// Counts sessions by what they have in common: their number, and the bytes that they sent and received.
+    pub fn add_sessions(&mut self, alike: Alike, [sessions, sent, received]: [u64; 3]) -> Result<(), HistoryError> {
+        let group = self.group(alike);
         let counts = self.counts(group)?;
         counts.sessions = counts.sessions.saturating_add(sessions);
         counts.bytes_sent = counts.bytes_sent.saturating_add(sent);
@@ -147,27 +112,18 @@ impl Sums {
         Ok(())
     }
 
-    fn group(
-        &self,
-        socket: &Socket<'_>,
-        host: impl Fn() -> (String, HostId),
-        peer: impl Fn() -> Option<(IpAddr, String)>,
-    ) -> Group {
-        let mut group = Group::default();
-        for dimension in &self.by {
-            match dimension {
-                Dimension::Class => group.class = Some(socket.class),
-                Dimension::Service => group.service = Some(service_name(socket.service, socket.port, socket.protocol)),
-                Dimension::Host => group.host = Some(host()),
-                Dimension::Process => {
-                    let primary = socket.owners.first();
-                    group.process = Some(primary.map(|owner| owner.process.clone()).unwrap_or_default());
-                }
-                Dimension::Peer => group.peer = peer(),
-                Dimension::Hour => group.hour = Some(hour(socket.opened_at.max(self.since))),
-            }
+    fn group(&self, alike: Alike) -> Group {
+        let Alike { host, opened_at, protocol, class, port, process, peer } = alike;
+        let is = |dimension| self.are_by(dimension);
+        let others = || OTHERS.to_owned();
+        Group {
+            class: is(Dimension::Class).then_some(class),
+            service: is(Dimension::Service).then(|| port.map_or_else(others, |port| service_name(port, protocol))),
+            host: is(Dimension::Host).then_some(host),
+            process: is(Dimension::Process).then(|| process.unwrap_or_else(others)),
+            peer: peer.filter(|_| is(Dimension::Peer)),
+            hour: is(Dimension::Hour).then(|| self.hour_of(opened_at)),
         }
-        group
     }
 
     fn counts(&mut self, group: Group) -> Result<&mut Counts, HistoryError> {
@@ -202,8 +158,8 @@ fn rank(sum: &Sum, by_hour: bool) -> Rank<'_> {
     (by_hour.then_some(Reverse(sum.group.hour)), Reverse(size), &sum.group)
 }
 
-fn service_name(service: Option<Service>, port: u16, protocol: Protocol) -> String {
-    match service {
+fn service_name(port: u16, protocol: Protocol) -> String {
+    match service::by_port(port, protocol) {
         Some(service) => service.name.to_owned(),
         None => format!("{port}/{protocol}"),
     }
@@ -216,44 +172,24 @@ fn hour(at: Timestamp) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use fleetsock_proto::{
-        host::HostState,
-        socket::{Direction, Family, Known, OwnerKnown, SocketState},
-    };
+    use std::net::Ipv4Addr;
 
     use super::*;
 
-    fn session(peer: u32) -> Session {
-        Session {
-            host_id: HostId::from_array([1; 16]),
-            host: "web1".to_owned(),
-            host_state: HostState::Online,
-            protocol: Protocol::Tcp,
-            family: Family::Ipv4,
-            direction: Direction::In,
-            local: "10.0.0.1:443".parse().unwrap(),
-            peer: std::net::SocketAddr::from((std::net::Ipv4Addr::from(peer), 4000)),
-            peer_host: String::new(),
-            state: SocketState::Established,
-            netns: 1,
-            owner_known: OwnerKnown::Unknown,
-            owners: Vec::new(),
-            opened_at: Timestamp::from_micros(HOUR_US + 5),
-            opened_known: Known::Event,
-            closed: None,
-            bytes_sent: u64::MAX,
-            bytes_received: 1,
-            other_end: None,
-        }
+    const COUNTS: [u64; 3] = [1, u64::MAX, 1];
+
+    fn with(peer: u32) -> Alike {
+        let peer = Some((Ipv4Addr::from_bits(peer).into(), String::new()));
+        Alike { opened_at: Timestamp::from_micros(HOUR_US + 5), peer, ..Alike::default() }
     }
 
     #[test]
     fn more_groups_than_may_be_held_are_refused_with_words_and_a_known_one_still_counts() {
         let mut sums = Sums::new(&[Dimension::Peer], Timestamp::MIN);
         let limit = u32::try_from(GROUPS_LIMIT).unwrap();
-        (0..limit).for_each(|peer| sums.add_session(&session(peer)).unwrap());
-        sums.add_session(&session(7)).unwrap();
-        let refused = sums.add_session(&session(limit)).unwrap_err().to_string();
+        (0..limit).for_each(|peer| sums.add_sessions(with(peer), COUNTS).unwrap());
+        sums.add_sessions(with(7), COUNTS).unwrap();
+        let refused = sums.add_sessions(with(limit), COUNTS).unwrap_err().to_string();
         assert!(refused.contains("more than 100000 groups by peer; ask for fewer hosts"), "{refused}");
         let largest = sums.ordered().swap_remove(0);
         assert_eq!((largest.sessions, largest.bytes_sent, largest.bytes_received), (2, u64::MAX, 2));
@@ -262,7 +198,7 @@ mod tests {
     #[test]
     fn what_opened_before_the_window_counts_in_its_first_hour() {
         let mut sums = Sums::new(&[Dimension::Hour], Timestamp::from_micros(5 * HOUR_US + 1));
-        sums.add_session(&session(1)).unwrap();
+        sums.add_sessions(with(1), COUNTS).unwrap();
         assert_eq!(sums.ordered()[0].group.hour, Some(Timestamp::from_micros(5 * HOUR_US)));
     }
 }

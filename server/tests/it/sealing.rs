@@ -15,7 +15,10 @@ use fleetsock_proto::{
     batch::BatchKind::{Changes, SnapshotWhole},
     port::PortRange,
     question::{SessionQuestion, SessionTime, SocketFilter, SummaryQuestion},
-    socket::Direction::{In, Out},
+    socket::{
+        Direction::{In, Out},
+        SocketState,
+    },
     summary::Dimension,
     time::Timestamp,
 };
@@ -120,6 +123,9 @@ async fn live(world: &World<Hesitant<FEW>>) {
     }
 }
 
+/// Dimensions that come together.
+const OTHERS: [Dimension; 3] = [Dimension::Service, Dimension::Process, Dimension::Host];
+
 /// What is asked, and what the answer is.
 async fn answers(world: &World<Hesitant<FEW>>) -> Vec<(String, Vec<String>)> {
     let within = |since, until| SessionTime::Within { since: at(since), until: Some(at(until)) };
@@ -132,6 +138,7 @@ async fn answers(world: &World<Hesitant<FEW>>) -> Vec<(String, Vec<String>)> {
         ("all", all.clone()),
         ("of a while", SessionQuestion { time: within(55, 78), ..all.clone() }),
         ("open then", SessionQuestion { time: SessionTime::At(at(104)), ..all.clone() }),
+        ("whatever state", SessionQuestion { states: vec![SocketState::Established], ..all.clone() }),
         ("outgoing", SessionQuestion { directions: vec![Out], ..all.clone() }),
         ("one peer", peers("203.0.113.7/32")),
         ("a peer of all", peers("10.0.0.9/32")),
@@ -149,10 +156,15 @@ async fn answers(world: &World<Hesitant<FEW>>) -> Vec<(String, Vec<String>)> {
         let (rows, meta) = world.sessions(question.clone(), at(10_000)).await.unwrap();
         let full = |row| format!("{} {row:?}", session_line(row));
         answers.push((format!("{what} {}", meta.truncated), rows.iter().map(full).collect()));
-        let question = SummaryQuestion { sockets: question, by: vec![Dimension::Peer], ..SummaryQuestion::default() };
-        if question.sockets.limit.is_none() {
+        if question.limit.is_some() {
+            continue;
+        }
+        for by in [&[Dimension::Peer][..], &[Dimension::Class, Dimension::Hour], &OTHERS] {
+            let question = SummaryQuestion { sockets: question.clone(), by: by.to_vec(), limit: None };
             let (sums, _) = world.sums(question, at(10_000)).await.unwrap();
-            answers.push((format!("sums of {what}"), sums.iter().map(|sum| format!("{sum:?}")).collect()));
+            answers.push((format!("sums of {what} by {by:?}"), sums.iter().map(|sum| format!("{sum:?}")).collect()));
+            let counted: u64 = sums.iter().map(|sum| sum.sessions).sum();
+            assert_eq!(counted, rows.len() as u64, "{what} by {by:?}");
         }
     }
     answers
@@ -252,9 +264,10 @@ async fn a_block_that_was_damaged_is_an_error_and_never_another_answer() {
     world.stop().await;
     let sealed = world.engine.folder().join("day-2.sealed");
     for (damage, words) in [
-        ("UPDATE contents SET columns = substr(columns, 1, length(columns) - 9)", "cannot be decompressed"),
-        ("UPDATE blocks SET codec = 99", "99 has no meaning"),
-        ("UPDATE blocks SET codec = 1; DELETE FROM contents", "is missing"),
+        ("UPDATE contents SET columns = substr(columns, 1, length(columns) - 9)", "its columns have other lengths"),
+        ("UPDATE blocks SET codec = 1", "is damaged"),
+        ("UPDATE blocks SET codec = 99", "its codec has no meaning"),
+        ("DELETE FROM contents", "is missing"),
     ] {
         change(&sealed, damage);
         world.begin().await;

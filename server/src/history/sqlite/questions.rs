@@ -231,6 +231,12 @@ impl<'a> Programs<'a> {
         self.known.get(&id).ok_or(rusqlite::Error::QueryReturnedNoRows)
     }
 
+    /// Process and user of a program, as filters see them.
+    fn names(&mut self, id: i64) -> Result<OwnerNames<'_>, rusqlite::Error> {
+        let program = self.get(id)?;
+        Ok(OwnerNames { process: &program.process, user: &program.user, uid: program.uid })
+    }
+
     /// The owners of a row, the primary one first.
     pub(super) fn owners(&mut self, columns: &OwnerColumns) -> Result<Vec<Owner>, rusqlite::Error> {
         columns.owners().into_iter().map(|stored| self.owner(stored)).collect()

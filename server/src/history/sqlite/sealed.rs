@@ -6,7 +6,7 @@
 //! opened, copied and checked like the others.
 //!
 //! [`seal`] writes such a file beside the first and reads it again; `sealer` is the thread that does so and then exchanges
-//! the two. `block` and `column` say how sessions become bytes.
+//! the two. `block`, `layout` and `column` say how sessions become bytes.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -30,13 +30,15 @@ use crate::history::HistoryError;
 
 mod block;
 mod column;
+mod layout;
 mod sealer;
 
+pub(super) use self::block::{Block, Column, Recurring};
 pub(super) use self::sealer::Sealer;
 pub use self::sealer::Sealing;
 use self::{
-    block::{CODEC, decode},
     column::Damaged,
+    layout::{BLOCK_SESSIONS, CODEC},
 };
 
 /// Bytes of a page: larger ones hold blocks better, and nothing is changed in them.
@@ -158,11 +160,11 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
         let mut statement =
             source.prepare(&format!("SELECT {} FROM sessions ORDER BY host_id, closed_at_us, id", stored::OVER))?;
         let mut found = statement.query([])?;
-        let mut block: Vec<StoredSession> = Vec::with_capacity(block::BLOCK_SESSIONS);
+        let mut block: Vec<StoredSession> = Vec::with_capacity(BLOCK_SESSIONS);
         while let Some(row) = found.next()? {
             let session = StoredSession::over(row)?;
             let is_other = block.first().is_some_and(|first| first.host_id != session.host_id);
-            if is_other || block.len() == block::BLOCK_SESSIONS {
+            if is_other || block.len() == BLOCK_SESSIONS {
                 contents.add(&block);
                 store(&transaction, &block)?;
                 block.clear();
@@ -217,8 +219,8 @@ fn write_pairs(rows: &Path, sealed: &mut Connection, goes_on: &GoesOn) -> Result
     })
 }
 
-/// The sessions of a block, in the order of their closing.
-pub(super) fn read_block(sealed: &Connection, id: i64) -> Result<Vec<StoredSession>, HistoryError> {
+/// A block of a sealed file.
+pub(super) fn read_block(sealed: &Connection, id: i64) -> Result<Block, HistoryError> {
     let mut statement = sealed.prepare_cached(
         "SELECT blocks.host_id, blocks.codec, contents.columns FROM blocks
          JOIN contents ON contents.block_id = blocks.id WHERE blocks.id = ?1",
@@ -227,12 +229,14 @@ pub(super) fn read_block(sealed: &Connection, id: i64) -> Result<Vec<StoredSessi
     let Some(row) = rows.next()? else {
         return Err(coding::wrong("columns", format!("block {id} is missing")).into());
     };
-    let codec: i64 = row.get(1)?;
-    if codec != CODEC {
-        return Err(coding::wrong("codec", format!("{codec} has no meaning")).into());
-    }
     let columns = row.get_ref(2)?.as_blob().map_err(|error| coding::wrong("columns", error.to_string()))?;
-    decode(row.get(0)?, columns).map_err(|error| coding::wrong("columns", error.to_string()).into())
+    Ok(Block::read(row.get(0)?, row.get(1)?, columns)?)
+}
+
+impl From<Damaged> for HistoryError {
+    fn from(damaged: Damaged) -> HistoryError {
+        coding::wrong("columns", damaged.to_string()).into()
+    }
 }
 
 /// Reads every session of a sealed file.
@@ -240,13 +244,14 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
     let sealed = Connection::open_with_flags(unfinished, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     let mut contents = Summing::default();
     let mut statement = sealed.prepare(
-        "SELECT blocks.host_id, blocks.sessions, contents.columns FROM blocks
+        "SELECT blocks.host_id, blocks.sessions, contents.columns, blocks.codec FROM blocks
          JOIN contents ON contents.block_id = blocks.id ORDER BY blocks.id",
     )?;
     let mut blocks = statement.query([])?;
     while let Some(row) = blocks.next()? {
         let columns = row.get_ref(2)?.as_blob().map_err(|_| SealError::Different)?;
-        let sessions = decode(row.get(0)?, columns)?;
+        let sessions: Vec<StoredSession> =
+            Block::read(row.get(0)?, row.get(3)?, columns)?.all().collect::<Result<_, _>>()?;
         if count(&sessions) != row.get::<_, i64>(1)? {
             return Err(SealError::Different);
         }

@@ -1,10 +1,9 @@
-//! Listeners, sessions and bytes in sum: every row that is meant is looked at once, and only the groups are held.
+//! Listeners, sessions and bytes in sum: what is meant is looked at once, and only the groups are held.
 
 use fleetsock_proto::{
     answer::AnswerMeta,
     listener::Listener,
     question::{SessionTime, SummaryQuestion},
-    session::Session,
     summary::Sum,
     time::Timestamp,
 };
@@ -38,7 +37,7 @@ pub(in crate::history::sqlite) fn summarize(
     {
         // One view of the file, so that a session that closes meanwhile is not counted twice.
         let _view = reader.day.unchecked_transaction()?;
-        sessions::visit(reader, selection, places, &question.sockets, &mut counting)?;
+        sessions::count(reader, selection, places, question, &mut counting.0)?;
     }
     let sums = summed::count(reader, selection, places, question, &mut counting.0)?;
     if question.counts_listeners() {
@@ -53,14 +52,8 @@ pub(in crate::history::sqlite) fn summarize(
     coverage::with_gaps(reader, selection, meta, (since.unwrap_or(as_of), until.unwrap_or(as_of)))
 }
 
-/// Counts what it is shown.
+/// Counts the listeners that it is shown.
 struct Counting(Sums);
-
-impl Sink<Session> for Counting {
-    fn push(&mut self, session: Session) -> Result<Wanted, HistoryError> {
-        self.0.add_session(&session).map(|()| Wanted::More)
-    }
-}
 
 impl Sink<Listener> for Counting {
     fn push(&mut self, listener: Listener) -> Result<Wanted, HistoryError> {

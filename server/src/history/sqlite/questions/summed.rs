@@ -22,7 +22,7 @@ use crate::history::{
         roster::{Places, Selected, Selection},
         sums::{self, Counts, OTHERS},
     },
-    summing::{Past, Sums},
+    summing::{Alike, Sums},
 };
 
 /// Up to so many hosts are each read by the key of the table; for more, all of it is.
@@ -165,8 +165,8 @@ impl Counting<'_> {
                 _ => Some(coding::address_of(row.get_ref(1)?)?),
             };
         let peer = address.map(|address| (address, self.places.get(&address).cloned().flatten().unwrap_or_default()));
-        let past = Past { host: name(host), peer, ..Past::default() };
-        self.add(past, sums::counts(row, 2)?)
+        let alike = Alike { host: name(host), peer, ..Alike::default() };
+        self.add(alike, sums::counts(row, 2)?)
     }
 
     fn sum(&mut self, row: &Row<'_>, names: &HashMap<i64, String>) -> Result<(), HistoryError> {
@@ -197,7 +197,10 @@ impl Counting<'_> {
             Meant::Yes => {
                 let opened_at = Timestamp::from_micros(sums::beginning(opened));
                 let process = process.map(str::to_owned);
-                self.add(Past { host: name(host), opened_at, protocol, class, port: told, process, peer: None }, counts)
+                self.add(
+                    Alike { host: name(host), opened_at, protocol, class, port: told, process, peer: None },
+                    counts,
+                )
             }
         }
     }
@@ -231,9 +234,9 @@ impl Counting<'_> {
         }
     }
 
-    fn add(&mut self, past: Past, counts: Counts) -> Result<(), HistoryError> {
+    fn add(&mut self, alike: Alike, counts: Counts) -> Result<(), HistoryError> {
         let Counts { sessions, bytes_sent, bytes_received } = counts;
-        self.into.add_past(past, [sessions, bytes_sent, bytes_received])
+        self.into.add_sessions(alike, [sessions, bytes_sent, bytes_received])
     }
 }
 

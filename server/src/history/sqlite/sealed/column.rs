@@ -12,6 +12,8 @@ pub(in crate::history::sqlite) struct Damaged(pub(super) &'static str);
 
 /// Bytes of the longest number.
 const LONGEST: u32 = 10;
+/// The highest bit of each of eight bytes: where it is not set a number ends.
+const ENDS: u64 = 0x8080_8080_8080_8080;
 
 /// A column that is being written.
 #[derive(Debug, Default)]
@@ -62,6 +64,21 @@ impl<'a> Reading<'a> {
     }
 
     pub(super) fn unsigned(&mut self) -> Result<u64, Damaged> {
+        // Eight bytes at once: where the end of a number is cannot be foretold, so that a step for each byte costs more.
+        if let Some(eight) = self.bytes.first_chunk::<8>() {
+            let eight = u64::from_le_bytes(*eight);
+            let ends = !eight & ENDS;
+            if ends != 0 {
+                let length = (ends.trailing_zeros() / 8 + 1) as usize;
+                self.bytes = self.bytes.get(length..).unwrap_or_default();
+                return Ok(joined(eight & (ends ^ (ends - 1))));
+            }
+        }
+        self.stepwise()
+    }
+
+    /// A number by its bytes, one after the other.
+    fn stepwise(&mut self) -> Result<u64, Damaged> {
         let mut number = 0;
         for place in 0..LONGEST {
             let (byte, rest) = self.bytes.split_first().ok_or(Damaged("a number is missing"))?;
@@ -79,13 +96,23 @@ impl<'a> Reading<'a> {
     }
 
     pub(super) fn signed(&mut self) -> Result<i64, Damaged> {
-        let number = self.unsigned()?;
-        Ok((number >> 1).cast_signed() ^ -(number & 1).cast_signed())
+        self.unsigned().map(signed)
     }
 
     pub(super) fn difference(&mut self) -> Result<i64, Damaged> {
         self.before = self.before.wrapping_add(self.signed()?);
         Ok(self.before)
+    }
+
+    /// So many numbers.
+    pub(super) fn numbers(&mut self, count: usize) -> Result<Vec<u64>, Damaged> {
+        let bytes = self.bytes;
+        // As many bytes as numbers, so that each has one.
+        if bytes.len() == count && bytes.iter().all(|byte| *byte < 0x80) {
+            self.bytes = &[];
+            return Ok(bytes.iter().map(|byte| u64::from(*byte)).collect());
+        }
+        (0..count).map(|_| self.unsigned()).collect()
     }
 
     /// A number of a narrower type.
@@ -109,6 +136,18 @@ impl<'a> Reading<'a> {
     pub(super) fn end(&self) -> Result<(), Damaged> {
         if self.bytes.is_empty() { Ok(()) } else { Err(Damaged("there is more than there are rows")) }
     }
+}
+
+/// The signed number whose sign is in the lowest bit.
+pub(super) const fn signed(number: u64) -> i64 {
+    (number >> 1).cast_signed() ^ -(number & 1).cast_signed()
+}
+
+/// The lower seven bits of each of eight bytes, one after the other.
+const fn joined(bytes: u64) -> u64 {
+    let pairs = (bytes & 0x007f_007f_007f_007f) | ((bytes & 0x7f00_7f00_7f00_7f00) >> 1);
+    let fours = (pairs & 0x0000_3fff_0000_3fff) | ((pairs & 0x3fff_0000_3fff_0000) >> 2);
+    (fours & 0x0fff_ffff) | ((fours & 0x0fff_ffff_0000_0000) >> 4)
 }
 
 /// Values that come again, each written once; what follows are their places.
@@ -166,6 +205,22 @@ mod tests {
                 prop_assert_eq!(reading.text(), Ok(text.as_slice()));
             }
             prop_assert_eq!(reading.end(), Ok(()));
+        }
+
+        #[test]
+        fn many_numbers_are_read_as_each_by_itself(
+            numbers in prop::collection::vec(prop_oneof![any::<u64>(), 0_u64..300, (0_u32..64).prop_map(|bits| 1 << bits)], 0..40),
+            mut after: Vec<u8>
+        ) {
+            let mut writing = Writing::default();
+            numbers.iter().for_each(|number| writing.unsigned(*number));
+            let mut bytes = writing.finish();
+            bytes.append(&mut after);
+            prop_assert_eq!(Reading::new(&bytes).numbers(numbers.len()), Ok(numbers.clone()));
+            let mut reading = Reading::new(&bytes);
+            for number in numbers {
+                prop_assert_eq!(reading.stepwise(), Ok(number));
+            }
         }
 
         #[test]

@@ -13,7 +13,7 @@ use crate::history::{
         coding::{self, OwnerColumns},
         parts::Form,
         questions::Reader,
-        sealed,
+        sealed::{self, Block},
         stored::{self, StoredSession},
     },
 };
@@ -179,9 +179,20 @@ impl Turn<'_> {
             if self.pay(sessions.unsigned_abs()) == Kept::Cut {
                 return Ok(Kept::Cut);
             }
-            sealed::read_block(file, id)?.iter().for_each(|one| self.take(one));
+            self.block(&sealed::read_block(file, id)?)?;
         }
         Ok(Kept::Whole)
+    }
+
+    /// Takes the sessions of a block with peers that are wanted.
+    fn block(&mut self, block: &Block) -> Result<(), HistoryError> {
+        let peers: HashSet<_> = self.wanted.sockets.iter().map(|sockets| sockets.peer.ip()).collect();
+        let recurring = block.peers()?;
+        let wanted: Vec<bool> = recurring.values.iter().map(|peer| peers.contains(peer)).collect();
+        for (at, _) in recurring.places.iter().enumerate().filter(|(_, place)| wanted[**place]) {
+            self.take(&block.session(at)?);
+        }
+        Ok(())
     }
 
     /// Whether the host had sessions with any of the wanted peers, as the table of a sealed file tells.

@@ -1,23 +1,51 @@
-//! Sessions of sealed files: which blocks a question needs, and what in them.
+//! Sessions of sealed files: which blocks a question needs, and which sessions in them. Of a block only those columns are
+//! read that decide, and the others only when a session of it is meant.
 
 use std::{
     collections::{BinaryHeap, HashMap},
     rc::Rc,
 };
 
-use fleetsock_proto::socket::Direction;
+use fleetsock_proto::socket::{Direction, Family, Protocol, SocketState};
 use rusqlite::{Connection, params, params_from_iter};
 
-use super::{BY_HOST, InFile, Next, Search, What};
+use super::{BY_HOST, InFile, Next, Search, What, meaning::Traits};
 use crate::history::{
     HistoryError,
-    sqlite::{coding, parts::Form, sealed, stored::StoredSession},
+    sqlite::{
+        coding,
+        parts::Form,
+        sealed::{self, Block, Column},
+        stored::StoredSession,
+    },
 };
 
 const US_PER_S: i64 = 1_000_000;
 
 /// Between which times sessions closed, both included.
 type Span = (i64, i64);
+
+/// The sessions of a block that are meant.
+pub(super) struct Chosen {
+    block: Block,
+    /// Where they are in it, in the order of their closing.
+    places: Vec<usize>,
+}
+
+impl Chosen {
+    /// The last of the first so many.
+    pub(super) fn last(&self, of: usize) -> Result<Option<StoredSession>, HistoryError> {
+        let place = of.checked_sub(1).and_then(|last| self.places.get(last));
+        Ok(place.map(|place| self.block.session(*place)).transpose()?)
+    }
+}
+
+/// The turn of the first so many of the chosen.
+pub(super) fn turn(chosen: &Rc<Chosen>, left: usize) -> Result<Option<Next>, HistoryError> {
+    let Some(place) = left.checked_sub(1).and_then(|last| chosen.places.get(last)) else { return Ok(None) };
+    let latest = chosen.block.numbers(Column::ClosedAt)?.get(*place).copied();
+    Ok(latest.map(|latest| Next { latest, what: What::InBlock { chosen: Rc::clone(chosen), left } }))
+}
 
 impl Search<'_> {
     pub(super) fn is_sealed(&self, file: InFile) -> bool {
@@ -28,7 +56,7 @@ impl Search<'_> {
     /// Finds the blocks of a file that may hold what is meant, without reading them.
     pub(super) fn blocks(&self, file: InFile, heap: &mut BinaryHeap<Next>) -> Result<(), HistoryError> {
         let Some(sealed) = self.file(file)? else { return Ok(()) };
-        let met = if self.question.peers.is_empty() { None } else { Some(self.met(sealed)?) };
+        let met = if self.meaning.asks_for_peers() { Some(self.met(sealed)?) } else { None };
         let mut few: Vec<i64> = match &met {
             Some(met) => met.keys().copied().collect(),
             None => self.hosts.keys().copied().collect(),
@@ -47,7 +75,7 @@ impl Search<'_> {
             "SELECT host_id, min_closed_at_s, max_closed_at_s FROM pairs WHERE peer_address BETWEEN ?1 AND ?2",
         )?;
         let mut met: HashMap<i64, Span> = HashMap::new();
-        for prefix in &self.question.peers {
+        for prefix in &self.meaning.question.peers {
             let ends = [prefix.network(), prefix.broadcast()].map(coding::address_bytes);
             let mut rows = statement.query(params_from_iter(ends))?;
             while let Some(row) = rows.next()? {
@@ -73,13 +101,13 @@ impl Search<'_> {
         met: Option<&HashMap<i64, Span>>,
         heap: &mut BinaryHeap<Next>,
     ) -> Result<(), HistoryError> {
-        let of_host = if host.is_some() { "host_id = ?3" } else { "?3 IS NULL" };
+        let of_host = if host.is_some() { "host_id = ?4" } else { "?4 IS NULL" };
         let mut statement = sealed.prepare_cached(&format!(
             "SELECT id, host_id, min_closed_at_us, max_closed_at_us FROM blocks
-             WHERE {of_host} AND max_closed_at_us > ?1 AND min_opened_at_us <= ?2 AND min_closed_at_us <= ?4"
+             WHERE {of_host} AND max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND min_opened_at_us <= ?3"
         ))?;
-        let (after, until) = (self.window.closed_after.as_micros(), self.window.opened_until.as_micros());
-        let mut rows = statement.query(params![after, until, host, self.window.last_closing()])?;
+        let [after, last, until] = self.meaning.window.bounds();
+        let mut rows = statement.query(params![after, last, until, host])?;
         while let Some(row) = rows.next()? {
             let (id, host, earliest, latest): (i64, i64, i64, i64) =
                 (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
@@ -94,32 +122,113 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// The sessions of a block, in the order of their closing.
-    pub(super) fn read_block(&self, file: InFile, id: i64) -> Result<Vec<StoredSession>, HistoryError> {
+    /// A block, with the places of the sessions in it that are meant; none when the file is not kept any more.
+    pub(super) fn read_block(&mut self, file: InFile, id: i64) -> Result<Option<(Block, Vec<usize>)>, HistoryError> {
         self.reader.go_on()?;
-        let Some(sealed) = self.file(file)? else { return Ok(Vec::new()) };
-        sealed::read_block(sealed, id)
+        let Some(sealed) = self.file(file)? else { return Ok(None) };
+        let block = sealed::read_block(sealed, id)?;
+        let places = self.meant_in(&block)?;
+        Ok(Some((block, places)))
     }
 
-    /// The next session of a block before a place that may be meant.
-    pub(super) fn next_in(&self, block: &Rc<Vec<StoredSession>>, before: usize) -> Option<Next> {
-        let before = block.get(..before)?;
-        let at = before.iter().rposition(|one| self.may_be_meant(one))?;
-        let latest = before.get(at)?.closed?.0;
-        Some(Next { latest, what: What::InBlock { block: Rc::clone(block), at } })
+    /// The same for an answer that is told in order.
+    pub(super) fn choose(&mut self, file: InFile, id: i64) -> Result<Option<Next>, HistoryError> {
+        match self.read_block(file, id)? {
+            Some((block, places)) => {
+                let left = places.len();
+                turn(&Rc::new(Chosen { block, places }), left)
+            }
+            None => Ok(None),
+        }
     }
 
-    /// What SQLite asks of rows.
-    fn may_be_meant(&self, one: &StoredSession) -> bool {
-        let closed = one
-            .closed
-            .is_some_and(|(at, _)| at > self.window.closed_after.as_micros() && at <= self.window.last_closing());
-        let port = if one.direction == Direction::In.number() { one.local.port() } else { one.peer.port() };
-        let (first, last) = self.narrowed.ports;
-        closed
-            && one.opened_at_us <= self.window.opened_until.as_micros()
-            && (first..=last).contains(&port)
-            && (self.question.peers.is_empty()
-                || self.question.peers.iter().any(|prefix| prefix.contains(&one.peer.ip())))
+    /// Where in a block the sessions are that are meant: each condition looks only at what the ones before left.
+    fn meant_in(&mut self, block: &Block) -> Result<Vec<usize>, HistoryError> {
+        let mut places: Vec<usize> = (0..block.len()).collect();
+        if self.meaning.asks_for_peers() {
+            let peers = block.peers()?;
+            let meant: Vec<bool> = peers.values.iter().map(|peer| self.meaning.has_peer(*peer)).collect();
+            places.retain(|at| meant[peers.places[*at]]);
+        }
+        if !places.is_empty() {
+            self.keep_by_time(block, &mut places)?;
+        }
+        if self.meaning.asks_for_traits() && !places.is_empty() {
+            self.keep_by_traits(block, &mut places)?;
+        }
+        if self.meaning.asks_for_owners() && !places.is_empty() {
+            let owners = block.owners()?;
+            let meant = |owners| self.meaning.has_owners(owners, &mut self.programs);
+            let meant: Vec<bool> = owners.values.iter().map(meant).collect::<Result<_, _>>()?;
+            places.retain(|at| meant[owners.places[*at]]);
+        }
+        Ok(places)
     }
+
+    fn keep_by_time(&self, block: &Block, places: &mut Vec<usize>) -> Result<(), HistoryError> {
+        let (closed, lasted) = (block.numbers(Column::ClosedAt)?, block.numbers(Column::Lasted)?);
+        let [after, last, until] = self.meaning.window.bounds();
+        places.retain(|at| {
+            let closed_at_us = closed[*at];
+            closed_at_us > after && closed_at_us <= last && closed_at_us.wrapping_sub(lasted[*at]) <= until
+        });
+        Ok(())
+    }
+
+    fn keep_by_traits(&self, block: &Block, places: &mut Vec<usize>) -> Result<(), HistoryError> {
+        let services = Services::of(block)?;
+        let (families, states) = (block.numbers(Column::Family)?, block.numbers(Column::State)?);
+        let mut kept = Vec::with_capacity(places.len());
+        for at in places.drain(..) {
+            let (protocol, direction, port) = services.of_session(at)?;
+            let traits = Traits {
+                protocol,
+                direction,
+                port,
+                family: word("family", families[at], Family::from_number)?,
+                state: word("state", states[at], SocketState::from_number)?,
+            };
+            if self.meaning.has_traits(traits) {
+                kept.push(at);
+            }
+        }
+        *places = kept;
+        Ok(())
+    }
+}
+
+/// The columns that tell the service of a session.
+pub(super) struct Services<'b> {
+    protocols: &'b [i64],
+    directions: &'b [i64],
+    local: &'b [i64],
+    peer: &'b [i64],
+}
+
+impl<'b> Services<'b> {
+    pub(super) fn of(block: &'b Block) -> Result<Services<'b>, HistoryError> {
+        Ok(Services {
+            protocols: block.numbers(Column::Protocol)?,
+            directions: block.numbers(Column::Direction)?,
+            local: block.numbers(Column::LocalPort)?,
+            peer: block.numbers(Column::PeerPort)?,
+        })
+    }
+
+    /// Protocol, direction and the service's port.
+    pub(super) fn of_session(&self, at: usize) -> Result<(Protocol, Direction, u16), HistoryError> {
+        let direction = word("direction", self.directions[at], Direction::from_number)?;
+        let port = match direction {
+            Direction::In => self.local[at],
+            Direction::Out => self.peer[at],
+        };
+        let port = u16::try_from(port).map_err(|_| coding::wrong("port", format!("{port} is too large")))?;
+        Ok((word("protocol", self.protocols[at], Protocol::from_number)?, direction, port))
+    }
+}
+
+/// The word of a number in a column.
+fn word<T>(column: &'static str, number: i64, of: impl FnOnce(i32) -> Option<T>) -> Result<T, HistoryError> {
+    let word = i32::try_from(number).ok().and_then(of);
+    word.ok_or_else(|| coding::wrong(column, format!("{number} has no meaning")).into())
 }

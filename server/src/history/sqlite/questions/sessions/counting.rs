@@ -1,0 +1,227 @@
+//! Sessions in sum, in no order: of a block only those columns are read that the sums are by, and no session is made of them.
+
+use std::{
+    collections::{BinaryHeap, HashMap},
+    hash::{BuildHasherDefault, Hasher},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use fleetsock_proto::{
+    port::PortClass, question::SummaryQuestion, socket::Protocol, summary::Dimension, time::Timestamp,
+};
+
+use super::{Next, Search, What, blocks::Services, meaning::Traits, rows::Of};
+use crate::history::{
+    HistoryError,
+    sqlite::{
+        coding::OwnerColumns,
+        questions::{Reader, outlet::Wanted},
+        roster::{Places, Selection},
+        sealed::{Block, Column, Recurring},
+        stored::StoredSession,
+        sums::Counts,
+    },
+    summing::{Alike, Sums},
+};
+
+/// Counts the sessions that a question means.
+pub(in crate::history::sqlite::questions) fn count(
+    reader: &Reader,
+    selection: &Selection,
+    places: &Places,
+    question: &SummaryQuestion,
+    into: &mut Sums,
+) -> Result<(), HistoryError> {
+    let mut search = Search::new(reader, selection, places, &question.sockets)?;
+    let window = search.meaning.window;
+    if window.closed_before.is_none() {
+        search.each_open(selection, |search, one| search.add_one(one, into).map(|()| Wanted::More))?;
+    }
+    if !window.past {
+        return Ok(());
+    }
+    let mut heap: BinaryHeap<Next> = search.files();
+    while let Some(Next { latest, what }) = heap.pop() {
+        match what {
+            What::File(file) => search.open_file(latest, file, selection, &mut heap)?,
+            What::Host { file, host, .. } => {
+                search.each_row(file, Of::Host(host), |search, one| search.add_one(one, into))?;
+            }
+            What::Zone { file, first, last } => {
+                search.each_row(file, Of::Zone(first, last), |search, one| search.add_one(one, into))?;
+            }
+            What::Block { file, id } => {
+                if let Some((block, meant)) = search.read_block(file, id)? {
+                    search.add_block(&block, &meant, into)?;
+                }
+            }
+            // An answer in order makes these of the others.
+            What::Session(_) | What::Row { .. } | What::InBlock { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+/// What of a session tells its group, as far as the sums are by it.
+struct Told {
+    protocol: Protocol,
+    /// The service's port.
+    port: u16,
+    opened_at_us: i64,
+    /// Of the primary owner; 0 for none.
+    program_id: i64,
+    peer: IpAddr,
+}
+
+impl Search<'_> {
+    fn add_one(&mut self, one: &StoredSession, into: &mut Sums) -> Result<(), HistoryError> {
+        let Traits { protocol, port, .. } = Traits::of(one)?;
+        let (opened_at_us, program_id, peer) = (one.opened_at_us, one.owners.program_id, one.peer.ip());
+        let told = Told { protocol, port, opened_at_us, program_id, peer };
+        self.add(one.host_id, &told, counts(one.bytes_sent, one.bytes_received), into)
+    }
+
+    /// Counts sessions of a block: first in groups of its own, of which there are few.
+    fn add_block(&mut self, block: &Block, meant: &[usize], into: &mut Sums) -> Result<(), HistoryError> {
+        if meant.is_empty() {
+            return Ok(());
+        }
+        let columns = Columns::of(block, into)?;
+        let (sent, received) = (block.numbers(Column::BytesSent)?, block.numbers(Column::BytesReceived)?);
+        let mut groups = Groups::default();
+        for at in meant {
+            groups.of(columns.key(*at, into)?, *at).add(counts(sent[*at], received[*at]));
+        }
+        for (at, counts) in groups.all {
+            self.add(block.host_id(), &columns.told(at)?, counts, into)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, host: i64, told: &Told, counts: Counts, into: &mut Sums) -> Result<(), HistoryError> {
+        let host = self.hosts.get(&host).filter(|_| into.are_by(Dimension::Host));
+        let alike = Alike {
+            host: host.map_or_else(|| Alike::default().host, |host| (host.entry.name.clone(), host.entry.host_id)),
+            opened_at: Timestamp::from_micros(told.opened_at_us),
+            protocol: told.protocol,
+            class: PortClass::of(told.protocol, told.port),
+            port: Some(told.port),
+            process: match told.program_id {
+                // Nobody is known.
+                0 => Some(String::new()),
+                program => Some(self.programs.names(program)?.process.to_owned()),
+            },
+            peer: into.are_by(Dimension::Peer).then(|| (told.peer, self.name_of(told.peer))),
+        };
+        let Counts { sessions, bytes_sent, bytes_received } = counts;
+        into.add_sessions(alike, [sessions, bytes_sent, bytes_received])
+    }
+}
+
+fn counts(bytes_sent: i64, bytes_received: i64) -> Counts {
+    Counts { sessions: 1, bytes_sent: bytes_sent.cast_unsigned(), bytes_received: bytes_received.cast_unsigned() }
+}
+
+/// The columns of a block that sums are by.
+struct Columns<'b> {
+    services: Option<Services<'b>>,
+    /// When sessions closed, and how long they lasted.
+    times: Option<(&'b [i64], &'b [i64])>,
+    owners: Option<&'b Recurring<OwnerColumns>>,
+    peers: Option<&'b Recurring<IpAddr>>,
+}
+
+/// What is the same in all sessions of a group: port, hour, owners, peer.
+type Key = [u64; 4];
+
+impl<'b> Columns<'b> {
+    fn of(block: &'b Block, sums: &Sums) -> Result<Columns<'b>, HistoryError> {
+        let is = |dimension| sums.are_by(dimension);
+        Ok(Columns {
+            services: if is(Dimension::Class) || is(Dimension::Service) { Some(Services::of(block)?) } else { None },
+            times: if is(Dimension::Hour) {
+                Some((block.numbers(Column::ClosedAt)?, block.numbers(Column::Lasted)?))
+            } else {
+                None
+            },
+            owners: if is(Dimension::Process) { Some(block.owners()?) } else { None },
+            peers: if is(Dimension::Peer) { Some(block.peers()?) } else { None },
+        })
+    }
+
+    fn opened_at_us(&self, at: usize) -> i64 {
+        self.times.map_or(0, |(closed, lasted)| closed[at].wrapping_sub(lasted[at]))
+    }
+
+    fn key(&self, at: usize, sums: &Sums) -> Result<Key, HistoryError> {
+        let service = match &self.services {
+            None => 0,
+            Some(services) => {
+                let (protocol, _, port) = services.of_session(at)?;
+                if sums.are_by(Dimension::Service) {
+                    u64::from(protocol.number().cast_unsigned()) << 16 | u64::from(port)
+                } else {
+                    u64::from(PortClass::of(protocol, port).number().cast_unsigned())
+                }
+            }
+        };
+        let hour = sums.hour_of(Timestamp::from_micros(self.opened_at_us(at)));
+        let owners = self.owners.map_or(0, |owners| owners.places[at]);
+        let peer = self.peers.map_or(0, |peers| peers.places[at]);
+        Ok([service, hour.as_micros().cast_unsigned(), owners as u64, peer as u64])
+    }
+
+    fn told(&self, at: usize) -> Result<Told, HistoryError> {
+        let (protocol, port) = match &self.services {
+            Some(services) => services.of_session(at).map(|(protocol, _, port)| (protocol, port))?,
+            None => (Protocol::Tcp, 0),
+        };
+        Ok(Told {
+            protocol,
+            port,
+            opened_at_us: self.opened_at_us(at),
+            program_id: self.owners.map_or(0, |owners| owners.values[owners.places[at]].program_id),
+            peer: self.peers.map_or(Ipv4Addr::UNSPECIFIED.into(), |peers| peers.values[peers.places[at]]),
+        })
+    }
+}
+
+/// The groups of a block: the first session of each, and what they count.
+#[derive(Default)]
+struct Groups {
+    all: Vec<(usize, Counts)>,
+    places: HashMap<Key, usize, BuildHasherDefault<Mixing>>,
+    last: Option<(Key, usize)>,
+}
+
+impl Groups {
+    /// The counts of the group of this session.
+    fn of(&mut self, key: Key, at: usize) -> &mut Counts {
+        let place = match self.last {
+            Some((last, place)) if last == key => place,
+            _ => *self.places.entry(key).or_insert(self.all.len()),
+        };
+        self.last = Some((key, place));
+        if place == self.all.len() {
+            self.all.push((at, Counts::default()));
+        }
+        &mut self.all[place].1
+    }
+}
+
+/// Mixes the numbers of a key. It is no secret: a block is small, so that nobody gains much by making keys meet in it.
+#[derive(Default)]
+struct Mixing(u64);
+
+impl Hasher for Mixing {
+    fn write(&mut self, bytes: &[u8]) {
+        for eight in bytes.chunks(8) {
+            let number = eight.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
+            self.0 = (self.0.rotate_left(23) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+}
