@@ -231,6 +231,8 @@ async fn whatever_a_crash_left_while_a_file_was_sealed_nothing_is_lost() {
     // It was being written; it was whole and the catalogue did not name it yet.
     fs::write(folder.join("day-1.unfinished"), b"half").unwrap();
     fs::write(folder.join("day-2.sealed"), b"whole, and of another attempt").unwrap();
+    // It was being written, and the file was not kept any more before it could be written anew.
+    fs::write(folder.join("day-77.unfinished"), b"half").unwrap();
     world.engine.pause_ms.store(1, Relaxed);
     world.begin().await;
     world.engine.wait_until_sealed();

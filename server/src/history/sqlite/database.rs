@@ -121,6 +121,8 @@ impl Database {
         }
         private::make_folder(folder)?;
         let lock = lock(folder)?;
+        let failed = |error: io::Error| OpenError::Engine { path: folder.to_owned(), problem: error.to_string() };
+        parts::remove_unfinished(folder).map_err(failed)?;
         let main_path = folder.join(MAIN_FILE);
         let mut main = open_for_writing(&main_path, Kind::Main.runner())?;
         let catalogue = parts::load(&mut main, folder, now).map_err(|error| engine(&main_path, &error))?;

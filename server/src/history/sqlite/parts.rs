@@ -3,8 +3,8 @@
 //!
 //! The order of steps decides what a crash leaves. A new file is complete before the catalogue in `main.db` names it: one
 //! that is not named is left over, and removed at the next start. A file is dropped in the catalogue before it is removed:
-//! what is marked so is removed at the next start. So is a file of rows whose sealed form the catalogue names, and what is left
-//! of a file whose sums it names.
+//! what is marked so is removed at the next start. So is a file of rows whose sealed form the catalogue names, what is left
+//! of a file whose sums it names, and what is unfinished.
 
 use std::{
     fs, io,
@@ -344,6 +344,19 @@ pub(super) fn remove_dropped(main: &Connection, folder: &Path) -> Result<(), rus
 /// Removes a file of sessions in both of its forms.
 pub(super) fn remove_all(folder: &Path, id: i64) -> io::Result<()> {
     remove(folder, &file_of(id)).and_then(|()| remove(folder, &sealed_of(id)))
+}
+
+/// Removes what was being made of files when the server was killed: of those that are kept it is made anew, and of the others
+/// nobody would ever remove it.
+pub(super) fn remove_unfinished(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let is_unfinished = entry.path().extension().is_some_and(|ending| ending == UNFINISHED);
+        if is_unfinished && entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes a file that is left over, if there is one: nobody named it, so nothing in it counts.
