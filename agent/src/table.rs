@@ -246,6 +246,7 @@ impl Table {
         comparison.changes.append(&mut updated);
         self.open_all(&walk, &fresh, &search, insight, &mut comparison);
         drop(fresh);
+        self.turn_first_seen(&mut comparison.unseen);
         for socket in self.departed.drain(..) {
             self.listeners.remove(&socket);
         }

@@ -269,6 +269,23 @@ impl Table {
     }
 }
 
+impl Table {
+    /// Looks again which end began the sessions that were there before anything was seen, and ended since: now the listeners
+    /// are known.
+    pub(super) fn turn_first_seen(&self, unseen: &mut [Change]) {
+        for Change { socket, .. } in unseen {
+            let (known, key, protocol, local) = (socket.opened_known, socket.key, socket.protocol, socket.local);
+            if let Role::Session { direction, .. } = &mut socket.role
+                && known == Known::FirstSeen
+                && self.listeners.accept(key.netns, protocol, local)
+            {
+                *direction = Direction::In;
+                self.ask_listener(socket);
+            }
+        }
+    }
+}
+
 /// The state by now of a socket that events left in one and that a walk saw in another one: events are as good as a walk,
 /// and it may be older, but they do not tell of FIN_WAIT2.
 pub(super) fn later(told: SocketState, seen: SocketState) -> SocketState {
