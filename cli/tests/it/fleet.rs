@@ -97,6 +97,11 @@ impl Fleet {
         self.server.take().unwrap().stop();
     }
 
+    /// kill -9.
+    pub(crate) fn kill_server(&mut self) {
+        drop(self.server.take());
+    }
+
     fn enrol(&self, host: &str, settings: &str) {
         let token = self.ask(&["tokens", "create", "--label", "role=test"]);
         assert_eq!(token.code, 0, "{}", token.err);
@@ -121,6 +126,11 @@ impl Fleet {
     pub(crate) fn stop_agent(&mut self, host: &str) {
         let at = self.agents.iter().position(|(name, _)| *name == host).unwrap();
         self.agents.swap_remove(at).1.stop();
+    }
+
+    /// kill -9.
+    pub(crate) fn kill_agent(&mut self, host: &str) {
+        self.agents.retain(|(name, _)| *name != host);
     }
 
     fn heard(&self, host: &str) {

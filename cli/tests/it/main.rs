@@ -14,6 +14,7 @@ mod fleet;
 mod formats;
 mod help;
 mod identity;
+mod kills;
 mod network;
 mod past;
 mod program;
