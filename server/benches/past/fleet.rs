@@ -1,6 +1,8 @@
 //! A fleet's sessions: 1,000 hosts of very different load, with clients that come back, scanners that do not, and each other.
 
 use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
@@ -48,7 +50,7 @@ impl Dice {
 }
 
 /// How much of the fleet's sessions a host has: about one over its number.
-pub(crate) fn share(host: usize) -> f64 {
+fn share(host: usize) -> f64 {
     let all: f64 = (0..HOSTS).map(|host| 1.0 / (host as f64 + 20.0)).sum();
     1.0 / (host as f64 + 20.0) / all
 }
@@ -67,8 +69,70 @@ pub(crate) fn address(host: usize) -> IpAddr {
     Ipv4Addr::from_bits(0x0a00_0001 + host as u32).into()
 }
 
+/// What some hosts report, in the order of time, in batches of 10 to 100 sessions.
+pub(crate) struct Reports {
+    hosts: Vec<Reporting>,
+    /// When the last session of each closed that has more, and its place.
+    turns: BinaryHeap<Reverse<(i64, usize)>>,
+}
+
+struct Reporting {
+    load: HostLoad,
+    seq: u64,
+    left: u64,
+}
+
+/// The sessions of a batch.
+pub(crate) struct Report {
+    pub(crate) host: usize,
+    pub(crate) seq: u64,
+    pub(crate) sessions: Vec<Change>,
+}
+
+impl Reports {
+    /// Those of some hosts, each with its part of so many sessions of the fleet.
+    pub(crate) fn of(numbers: impl Iterator<Item = usize>, sessions: u64) -> Reports {
+        let part = |number: usize| (sessions as f64 * share(number)) as u64;
+        let hosts: Vec<Reporting> =
+            numbers.map(|number| Reporting { load: HostLoad::new(number), seq: 0, left: part(number) }).collect();
+        Reports::from(hosts)
+    }
+
+    fn from(hosts: Vec<Reporting>) -> Reports {
+        let turn = |(place, host): (usize, &Reporting)| Reverse((host.load.at(), place));
+        let turns = hosts.iter().enumerate().filter(|(_, host)| host.left > 0).map(turn).collect();
+        Reports { hosts, turns }
+    }
+
+    /// What the hosts of all of them report after that: so many sessions of the fleet more.
+    pub(crate) fn continued(all: Vec<Reports>, sessions: u64) -> Reports {
+        let mut hosts: Vec<Reporting> = all.into_iter().flat_map(|reports| reports.hosts).collect();
+        for host in &mut hosts {
+            host.left += (sessions as f64 * share(host.load.number)) as u64;
+        }
+        Reports::from(hosts)
+    }
+}
+
+impl Iterator for Reports {
+    type Item = Report;
+
+    fn next(&mut self) -> Option<Report> {
+        let Reverse((_, place)) = self.turns.pop()?;
+        let host = &mut self.hosts[place];
+        host.seq += 1;
+        let rows = (10 + host.seq % 91).min(host.left);
+        host.left -= rows;
+        let report = Report { host: host.load.number, seq: host.seq, sessions: host.load.next(rows) };
+        if host.left > 0 {
+            self.turns.push(Reverse((host.load.at(), place)));
+        }
+        Some(report)
+    }
+}
+
 /// A host, and what it has been told of.
-pub(crate) struct HostLoad {
+struct HostLoad {
     number: usize,
     dice: Dice,
     daemons: Vec<Arc<Owner>>,
@@ -94,7 +158,7 @@ fn program(process: &str, pid: u32, started_at: i64) -> Arc<Owner> {
 }
 
 impl HostLoad {
-    pub(crate) fn new(number: usize) -> HostLoad {
+    fn new(number: usize) -> HostLoad {
         let daemons = ["nginx", "postgres", "sshd", "node", "java"];
         let started = BEGIN_US - 1_000_000 * number as i64;
         HostLoad {
@@ -109,7 +173,7 @@ impl HostLoad {
     }
 
     /// When its last session closed, us.
-    pub(crate) fn at(&self) -> i64 {
+    fn at(&self) -> i64 {
         self.closes_us
     }
 
@@ -132,7 +196,7 @@ impl HostLoad {
     }
 
     /// The next sessions, all over.
-    pub(crate) fn next(&mut self, sessions: u64) -> Vec<Change> {
+    fn next(&mut self, sessions: u64) -> Vec<Change> {
         (0..sessions).map(|_| self.session()).collect()
     }
 

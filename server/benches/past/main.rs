@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench -p fleetsock-server --bench past                            # 20 million sessions, some minutes
 //! cargo bench -p fleetsock-server --bench past -- --sessions 100000000    # 20 days of five million
+//! cargo bench -p fleetsock-server --bench past -- --busy --acks --compare # also under load, and beside other ways
 //! ```
 //!
 //! Sessions go in through the history's own write path, in batches that are each acknowledged when they are durable, and
@@ -14,11 +15,16 @@
     reason = "a program for measuring, run by hand"
 )]
 
+mod acks;
+mod clock;
+mod compare;
 mod fleet;
 #[path = "../ingest/load.rs"]
 #[allow(dead_code, reason = "the other bench uses the rest")]
 mod load;
+mod pace;
 mod questions;
+mod table;
 #[path = "../ingest/watch.rs"]
 mod watch;
 
@@ -27,7 +33,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -41,8 +47,11 @@ use fleetsock_server::history::{
 use tokio::task::JoinSet;
 
 use self::{
-    fleet::{HOSTS, HostLoad, share},
+    fleet::{DAY_SESSIONS, HOSTS, Report, Reports},
     load::{batch, enrol},
+    pace::steadily,
+    questions::Answered,
+    table::Table,
     watch::Watch,
 };
 
@@ -54,12 +63,24 @@ const STEP: u64 = 10_000_000;
 /// The growth of a long history, and questions about it.
 #[derive(Debug, Clone, Parser)]
 struct Arguments {
-    /// Sessions that the history has in the end.
+    /// Sessions that the history has in the end; 0 for no such history.
     #[arg(long, default_value_t = 20_000_000)]
     sessions: u64,
     /// Times that each question is asked.
     #[arg(long, default_value_t = 50)]
     asked: usize,
+    /// Also ask while 20,000 rows a second come in.
+    #[arg(long)]
+    busy: bool,
+    /// Also measure how long acknowledgements take, while nothing is sealed and while a day is.
+    #[arg(long)]
+    acks: bool,
+    /// Also load sessions by other ways: bare SQLite, and `sqlite3` and PostgreSQL where they are installed.
+    #[arg(long)]
+    compare: bool,
+    /// Sessions of a comparison, and of the day that is sealed while acknowledgements are measured.
+    #[arg(long, default_value_t = DAY_SESSIONS)]
+    compared: u64,
     /// Where the history is made; by default beside the build.
     #[arg(long)]
     folder: Option<std::path::PathBuf>,
@@ -68,19 +89,28 @@ struct Arguments {
     bench: bool,
 }
 
-/// Sessions of the whole fleet, each host with its part, reported by hosts at once.
-async fn grow(history: &Arc<SqliteHistory>, hosts: &[HostId], sessions: u64) -> Vec<f64> {
+/// Sessions of the whole fleet, each host with its part, reported by hosts at once. The rates, and what could follow.
+async fn grow(history: &Arc<SqliteHistory>, hosts: &[HostId], sessions: u64) -> (Vec<f64>, Vec<Reports>) {
     let stored = Arc::new(AtomicU64::new(0));
     let mut reporting = JoinSet::new();
     for first in 0..AT_ONCE {
-        let mine: Vec<(usize, HostId)> = (first..HOSTS).step_by(AT_ONCE).map(|host| (host, hosts[host])).collect();
-        let (history, stored) = (Arc::clone(history), Arc::clone(&stored));
-        reporting.spawn(async move { report(&history, &mine, sessions, &stored).await });
+        let mut mine = Reports::of((first..HOSTS).step_by(AT_ONCE), sessions);
+        let (history, stored, hosts) = (Arc::clone(history), Arc::clone(&stored), hosts.to_vec());
+        reporting.spawn(async move {
+            for Report { host, seq, sessions } in &mut mine {
+                let rows = sessions.len() as u64;
+                assert_eq!(history.apply(hosts[host], batch(seq, sessions)).await.unwrap(), Applied::Committed);
+                stored.fetch_add(rows, Relaxed);
+            }
+            mine
+        });
     }
-    let (begun, mut rates, mut step) = (Instant::now(), Vec::new(), (0, 0.0));
+    let (begun, mut rates, mut step, mut done) = (Instant::now(), Vec::new(), (0, 0.0), Vec::new());
     while !reporting.is_empty() {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        while reporting.try_join_next().is_some() {}
+        while let Some(reports) = reporting.try_join_next() {
+            done.push(reports.unwrap());
+        }
         let (now, at) = (stored.load(Relaxed), begun.elapsed().as_secs_f64());
         if now - step.0 >= STEP {
             rates.push((now - step.0) as f64 / (at - step.1));
@@ -88,34 +118,18 @@ async fn grow(history: &Arc<SqliteHistory>, hosts: &[HostId], sessions: u64) -> 
             step = (now, at);
         }
     }
-    rates
-}
-
-/// Reports the sessions of some hosts, in batches of 10 to 100, in the order of time.
-async fn report(history: &SqliteHistory, hosts: &[(usize, HostId)], sessions: u64, stored: &AtomicU64) {
-    let part = |number: usize| (sessions as f64 * share(number)) as u64;
-    let mut loads: Vec<_> =
-        hosts.iter().map(|(number, host)| (*host, HostLoad::new(*number), 1, part(*number))).collect();
-    while let Some((host, load, seq, left)) =
-        loads.iter_mut().filter(|(.., left)| *left > 0).min_by_key(|(_, load, ..)| load.at())
-    {
-        let rows = (10 + *seq % 91).min(*left);
-        let batch = batch(*seq, load.next(rows));
-        assert_eq!(history.apply(*host, batch).await.unwrap(), Applied::Committed);
-        *seq += 1;
-        *left -= rows;
-        stored.fetch_add(rows, Relaxed);
-    }
+    (rates, done)
 }
 
 /// Bytes of all files with this ending, and how many they are.
 fn files(folder: &Path, ending: &str) -> (u64, usize) {
-    let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
-    let days = entries.filter(|entry| {
+    let days = fs::read_dir(folder).unwrap().map(Result::unwrap).filter(|entry| {
         let name = entry.file_name().into_string().unwrap();
         name.starts_with("day-") && name.ends_with(ending)
     });
-    days.fold((0, 0), |(bytes, count), entry| (bytes + entry.metadata().unwrap().len(), count + 1))
+    // One that was there may be gone by now.
+    let sizes = days.filter_map(|entry| Some(entry.metadata().ok()?.len()));
+    sizes.fold((0, 0), |(bytes, count), size| (bytes + size, count + 1))
 }
 
 async fn run(arguments: Arguments) {
@@ -124,7 +138,21 @@ async fn run(arguments: Arguments) {
         None => tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")),
     };
     let place = place.unwrap();
-    let folder = place.path().join("history");
+    let mut table = Table::default();
+    if arguments.sessions > 0 {
+        grow_and_ask(place.path(), &arguments, &mut table).await;
+    }
+    if arguments.acks {
+        acks::measure(place.path(), arguments.compared, &mut table).await;
+    }
+    if arguments.compare {
+        compare::compare(place.path(), arguments.compared, &mut table).await;
+    }
+    table.print();
+}
+
+async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
+    let folder = place.join("history");
     let sealing = Sealing { stays: Duration::from_secs(1), ..Sealing::default() };
     let bounds = Bounds { rows: u32::MAX, ..Bounds::default() };
     let options = Options { sealing, bounds, ..Options::default() };
@@ -132,30 +160,64 @@ async fn run(arguments: Arguments) {
     let hosts = enrol(&history, HOSTS).await;
 
     let watch = Watch::start();
-    let rates = grow(&history, &hosts, arguments.sessions).await;
+    let (rates, done) = grow(&history, &hosts, arguments.sessions).await;
     let ingest = watch.took();
     // The last file is written to still; what is complete gets sealed.
     while files(&folder, ".db").1 > 1 || files(&folder, ".unfinished").1 > 0 {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let all = watch.took();
-    let rate = |clock: f64| arguments.sessions as f64 / clock / 1000.0;
-    println!("\n| {} sessions of {HOSTS} hosts | |\n|---|---|", arguments.sessions);
-    println!("| stored, k/s, while earlier days are sealed | {:.0} |", rate(ingest.clock));
-    println!("| stored and sealed, k/s | {:.0} |", rate(all.clock));
-    println!("| CPU of both with the load itself, us per session | {:.2} |", all.cpu * 1e6 / arguments.sessions as f64);
+    let rate = |clock: f64| format!("{:.0} k/s", arguments.sessions as f64 / clock / 1000.0);
+    table.figure(
+        &format!("{} sessions of {HOSTS} hosts stored, earlier days sealed", arguments.sessions),
+        rate(ingest.clock),
+    );
+    table.figure("the same until all is sealed", rate(all.clock));
+    table.figure("CPU, the load's too", format!("{:.2} us a session", all.cpu * 1e6 / arguments.sessions as f64));
     if let (Some(slowest), Some(fastest)) =
         (rates.iter().copied().reduce(f64::min), rates.iter().copied().reduce(f64::max))
     {
-        println!("| slowest of fastest ten million | {:.2} |", slowest / fastest);
+        table.beside("slowest ten million", (slowest / 1000.0, "k/s"), ("fastest", fastest / 1000.0));
     }
     let (bytes, count) = files(&folder, ".sealed");
     let sealed = sealed_sessions(&folder);
     if sealed > 0 {
-        println!("| bytes per sealed session, peers included ({count} files) | {:.1} |", bytes as f64 / sealed as f64);
+        let each = format!("{:.1} B a session", bytes as f64 / sealed as f64);
+        table.figure(&format!("{count} sealed files, peers included"), each);
     }
-    questions::ask_all(&history, arguments.sessions, arguments.asked).await;
+    let idle = questions::ask_all(&history, arguments.sessions, arguments.asked).await;
+    let busy = if arguments.busy { ask_busily(&history, &hosts, done, arguments).await } else { Vec::new() };
+    for (place, Answered { what, rows, took: (p50, p99) }) in idle.iter().enumerate() {
+        let (beside, ratio) = match busy.get(place).map(|busy| busy.took) {
+            Some((busy, late)) => {
+                (format!("at 20,000 rows/s: p50 {busy:.2}, p99 {late:.2} ms"), format!("{:.2}", late / p99))
+            }
+            None => (String::new(), String::new()),
+        };
+        let what = format!("question: {what} ({rows} rows)");
+        table.line([what, format!("p50 {p50:.2}, p99 {p99:.2} ms"), beside, ratio]);
+    }
     history.close().await.unwrap();
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// The same questions while sessions come in.
+async fn ask_busily(
+    history: &Arc<SqliteHistory>,
+    hosts: &[HostId],
+    done: Vec<Reports>,
+    arguments: &Arguments,
+) -> Vec<Answered> {
+    let over = Arc::new(AtomicBool::new(false));
+    let load = {
+        let (history, hosts, over) = (Arc::clone(history), hosts.to_vec(), Arc::clone(&over));
+        let mut reports = Reports::continued(done, arguments.sessions.max(DAY_SESSIONS));
+        tokio::spawn(async move { steadily(&history, &hosts, &mut reports, |_| !over.load(Relaxed)).await })
+    };
+    let answered = questions::ask_all(history, arguments.sessions, arguments.asked).await;
+    over.store(true, Relaxed);
+    assert!(!load.await.unwrap().is_empty());
+    answered
 }
 
 fn sealed_sessions(folder: &Path) -> i64 {
