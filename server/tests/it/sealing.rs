@@ -15,6 +15,7 @@ use fleetsock_proto::{
     batch::BatchKind::{Changes, SnapshotWhole},
     port::PortRange,
     question::{SessionQuestion, SessionTime, SocketFilter, SummaryQuestion},
+    session::Session,
     socket::{
         Direction::{In, Out},
         SocketState,
@@ -341,6 +342,52 @@ async fn a_peer_is_found_among_thousands_of_rows_of_many_hosts_before_they_are_s
         if round == 0 {
             world.restart().await;
         }
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_open_at_a_moment_is_found_among_thousands_of_rows_that_opened_later() {
+    const HOSTS: i64 = 70;
+    const ROUNDS: i64 = 20;
+    let mut world = World::<Hesitant<MANY>>::new().await;
+    let mut agents = Vec::new();
+    for number in 0..HOSTS {
+        let mut agent = world.host(&format!("host{number:02}")).await;
+        world.tell(&mut agent, SnapshotWhole, 1, Vec::new()).await;
+        agents.push(agent);
+    }
+    for round in 0..ROUNDS {
+        for (number, agent) in (0..).zip(&mut agents) {
+            // Of a round one session lasted for long.
+            let life = |n: i64| {
+                let ended = 1000 + round * 100 + n * 10;
+                let lasted = if n == 0 && number == round { 450 + round } else { 20 + number % 7 };
+                let cookie = (round * 10 + n + 1).unsigned_abs();
+                closed(session(cookie, "10.0.0.1:443", In, "10.0.0.9:4000").since(ended - lasted), ended)
+            };
+            world.tell(agent, Changes, 1050 + round * 100, (0..4).map(life).collect()).await;
+        }
+        if round == ROUNDS / 2 {
+            world.restart().await;
+        }
+    }
+    let ask = async |time| {
+        let question = SessionQuestion { time, ..SessionQuestion::default() };
+        world.sessions(question, at(9_000)).await.unwrap().0
+    };
+    let all = ask(SessionTime::Within { since: at(0), until: None }).await;
+    assert_eq!(i64::try_from(all.len()).unwrap(), HOSTS * ROUNDS * 4);
+    for second in [900, 1017, 1500, 1903, 2550, 2899, 2950] {
+        let is_open =
+            |one: &&Session| one.opened_at <= at(second) && one.closed.is_none_or(|(closed, _)| closed > at(second));
+        let mut expected: Vec<_> = all.iter().filter(is_open).map(|one| format!("{one:?}")).collect();
+        let mut found: Vec<_> = ask(SessionTime::At(at(second))).await.iter().map(|one| format!("{one:?}")).collect();
+        expected.sort();
+        found.sort();
+        assert_eq!(found, expected, "{second}");
+        let until = ask(SessionTime::Within { since: at(0), until: Some(at(second)) }).await;
+        assert_eq!(until.len(), all.iter().filter(|one| one.opened_at <= at(second)).count(), "until {second}");
     }
     world.stop().await;
 }

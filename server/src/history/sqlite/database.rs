@@ -166,14 +166,13 @@ impl Database {
     pub(super) fn turn_over(&mut self, now: Timestamp) -> Result<(), OpenError> {
         let catalogue = self.files.catalogue.get();
         let before = &catalogue.hot;
-        let ended = "SELECT coalesce(max(id), 0), coalesce((SELECT max(max_closed_at_us) FROM zones), 0) FROM sessions";
-        let (sessions, latest) = self
-            .day
-            .query_row(ended, [], |row| Ok((row.get(0)?, row.get(1)?)))
-            .map_err(|error| engine(&before.path, &error))?;
+        let number =
+            |sql: &str| self.day.query_row(sql, [], |row| row.get(0)).map_err(|error| engine(&before.path, &error));
+        let sessions = number("SELECT coalesce(max(id), 0) FROM sessions")?;
         if !parts::is_complete(self.keeping, before.started_at, sessions, now) {
             return Ok(());
         }
+        let latest = number("SELECT coalesce(max(max_closed_at_us), 0) FROM zones")?;
         let id = before.id + 1;
         let next = Hot { id, path: self.files.folder.join(parts::file_of(id)), started_at: now };
         let failed = |problem: io::Error| OpenError::Engine { path: next.path.clone(), problem: problem.to_string() };

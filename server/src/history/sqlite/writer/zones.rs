@@ -1,4 +1,4 @@
-//! Zones of the table of sessions: which rows closed when, and with whom.
+//! Zones of the table of sessions: which rows opened and closed when, and with whom.
 
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
@@ -13,13 +13,16 @@ struct Zone {
     last_id: i64,
     min_closed_at_us: i64,
     max_closed_at_us: i64,
+    /// None when it is not known of all rows.
+    min_opened_at_us: Option<i64>,
     peers: PeerFilter,
 }
 
 impl Zone {
     fn beginning(id: i64) -> Zone {
         let (min_closed_at_us, max_closed_at_us) = (i64::MAX, i64::MIN);
-        Zone { first_id: id, last_id: id, min_closed_at_us, max_closed_at_us, peers: PeerFilter::new() }
+        let (min_opened_at_us, peers) = (Some(i64::MAX), PeerFilter::new());
+        Zone { first_id: id, last_id: id, min_closed_at_us, max_closed_at_us, min_opened_at_us, peers }
     }
 
     /// The zone of a row; none when its peers were not noted.
@@ -31,6 +34,7 @@ impl Zone {
             last_id: row.get("last_id")?,
             min_closed_at_us: row.get("min_closed_at_us")?,
             max_closed_at_us: row.get("max_closed_at_us")?,
+            min_opened_at_us: row.get("min_opened_at_us")?,
             peers,
         }))
     }
@@ -40,13 +44,13 @@ impl Zone {
     }
 
     fn store(&self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
-        let Zone { first_id, last_id, min_closed_at_us, max_closed_at_us, peers } = self;
+        let Zone { first_id, last_id, min_closed_at_us, max_closed_at_us, min_opened_at_us, peers } = self;
         transaction
             .prepare_cached(
-                "REPLACE INTO zones (first_id, last_id, min_closed_at_us, max_closed_at_us, peers)
-                 VALUES (?1, ?2, ?3, ?4, ?5)",
+                "REPLACE INTO zones (first_id, last_id, min_closed_at_us, max_closed_at_us, min_opened_at_us, peers)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
-            .execute(params![first_id, last_id, min_closed_at_us, max_closed_at_us, peers.bytes()])
+            .execute(params![first_id, last_id, min_closed_at_us, max_closed_at_us, min_opened_at_us, peers.bytes()])
             .map(drop)
     }
 }
@@ -58,12 +62,13 @@ pub(super) fn last_id(transaction: &Transaction<'_>) -> Result<i64, rusqlite::Er
 
 /// Notes the sessions after `before` in zones.
 pub(super) fn note(transaction: &Transaction<'_>, before: i64) -> Result<(), rusqlite::Error> {
-    let mut statement =
-        transaction.prepare_cached("SELECT id, closed_at_us, peer_address FROM sessions WHERE id > ?1 ORDER BY id")?;
+    let mut statement = transaction.prepare_cached(
+        "SELECT id, closed_at_us, peer_address, closed_at_us - duration_us FROM sessions WHERE id > ?1 ORDER BY id",
+    )?;
     let mut rows = statement.query([before])?;
     let mut zone: Option<Zone> = None;
     while let Some(row) = rows.next()? {
-        let (id, closed_at_us): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let (id, closed_at_us, opened_at_us): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(3)?);
         let into = match zone.take() {
             Some(zone) if zone.is_full() => {
                 zone.store(transaction)?;
@@ -76,6 +81,7 @@ pub(super) fn note(transaction: &Transaction<'_>, before: i64) -> Result<(), rus
         into.last_id = id;
         into.min_closed_at_us = into.min_closed_at_us.min(closed_at_us);
         into.max_closed_at_us = into.max_closed_at_us.max(closed_at_us);
+        into.min_opened_at_us = into.min_opened_at_us.map(|earliest| earliest.min(opened_at_us));
         into.peers.add(coding::address_of(row.get_ref(2)?)?);
     }
     zone.map_or(Ok(()), |zone| zone.store(transaction))

@@ -30,10 +30,9 @@ impl Search<'_> {
         let Some(connection) = self.file(file)? else { return Ok(()) };
         let mut statement = connection.prepare_cached(
             "SELECT first_id, last_id, max_closed_at_us, peers FROM zones
-             WHERE max_closed_at_us > ?1 AND min_closed_at_us <= ?2",
+             WHERE max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND ifnull(min_opened_at_us <= ?3, TRUE)",
         )?;
-        let [after, last, _] = self.meaning.window.bounds();
-        let mut rows = statement.query([after, last])?;
+        let mut rows = statement.query(self.meaning.window.bounds())?;
         while let Some(row) = rows.next()? {
             // Zones of an earlier version do not say.
             if self.meaning.asks_for_peers()
