@@ -102,7 +102,7 @@ pub enum What {
 #[command(next_help_heading = "Output and server")]
 pub struct Options {
     /// table, wide, json, jsonl, csv, tsv, yaml, markdown, name.
-    #[arg(short, long, global = true, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
+    #[arg(short, long, alias = "format", global = true, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
     #[arg(hide_default_value = true, hide_possible_values = true)]
     pub output: Format,
     /// Columns or fields to write (help columns).

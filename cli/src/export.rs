@@ -20,7 +20,10 @@ use fleetsock_proto::{
     time::Timestamp,
 };
 
-use self::pages::{Pages, Stuck};
+use self::{
+    pages::{Pages, Stuck},
+    parquet::{GroupLimits, Parquet},
+};
 use crate::{
     Invocation,
     failure::{Ended, Exit, Failure},
@@ -32,11 +35,13 @@ use crate::{
 };
 
 mod pages;
+mod parquet;
 
 /// What stands first in the help.
 pub const EXAMPLES: &str = "\
 Examples:
-  fleetctl export sessions.csv --since 30d      then: duckdb -c \"SELECT * FROM 'sessions.csv'\"
+  fleetctl export sessions.parquet --since 30d  then: duckdb -c \"SELECT * FROM 'sessions.parquet'\"
+  fleetctl export sessions.csv --since 30d      for a spreadsheet
   fleetctl export db.jsonl --since 7d --host 'db*' --direction in
   fleetctl export - -o csv --since 1d --peer 203.0.113.0/24 | xz > seen.csv.xz
 
@@ -48,7 +53,7 @@ const PATIENCE: u32 = 60;
 /// Which sessions, and where to.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A file that ends in .csv, .tsv or .jsonl, or - for standard output.
+    /// A file that ends in .csv, .tsv, .jsonl or .parquet, or - for standard output.
     #[arg(value_name = "FILE")]
     file: String,
     #[command(flatten)]
@@ -70,6 +75,10 @@ pub struct Arguments {
 /// Does it.
 pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Exit, Ended> {
     let format = format(&arguments.file, invocation.options.output)?;
+    if format == Format::Parquet && arguments.file == "-" && invocation.console.on_terminal {
+        let hint = format!("fleetctl export sessions.parquet --since {}", arguments.since);
+        return Err(Failure::usage("a Parquet file is not for a terminal").hint(hint).into());
+    }
     if !invocation.options.sort.is_empty() {
         return Err(Failure::usage("--sort: an export is in the order of closing, the newest first")
             .hint("leave --sort out")
@@ -86,20 +95,14 @@ pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Ex
     let until = until.unwrap_or_else(|| invocation.clock.now());
     let selection = Selection::new(&invocation.options.columns, format, arguments.sessions.filter.left_out())?;
     refuse_what_is_there(&arguments.file, arguments.force)?;
+    let view = View { clock: invocation.clock.clone(), times: format.times(), until };
+    let render = renderer(invocation, format, selection, view)?;
     let time = SessionTime::Within { since, until: Some(until) };
     let pairing = if arguments.both_ends { Pairing::Always } else { Pairing::Never };
     let asked = SessionQuestion { time, pairing, ..SessionQuestion::default() };
     let (client, question) = arguments.sessions.ask(invocation, asked).await?;
     let target = Target::open(&arguments.file)?;
     let mut export = Export { client, question, since, until, sessions: 0 };
-    let style = Style {
-        format,
-        headers: if invocation.options.no_headers { Headers::Hidden } else { Headers::Shown },
-        paint: invocation.console.paint,
-        on_terminal: false,
-    };
-    let view = View { clock: invocation.clock.clone(), times: format.times(), until };
-    let render = render::renderer(&style, selection, view);
     let written = export.write(invocation, target, render).await;
     invocation.console.progress("");
     let bytes = written?;
@@ -115,20 +118,37 @@ fn format(file: &str, asked: Format) -> Result<Format, Failure> {
         Some("csv") => Some(Format::Csv),
         Some("tsv") => Some(Format::Tsv),
         Some("jsonl" | "ndjson") => Some(Format::Jsonl),
+        Some("parquet") => Some(Format::Parquet),
         _ => None,
     };
     match (asked, told) {
-        (Format::Csv | Format::Tsv | Format::Jsonl, _) => Ok(asked),
+        (Format::Csv | Format::Tsv | Format::Jsonl | Format::Parquet, _) => Ok(asked),
         (Format::Table, Some(told)) => Ok(told),
         (Format::Table, None) => {
-            let message = format!("`{file}` does not say in which format: it ends in neither .csv, .tsv nor .jsonl");
+            let message =
+                format!("`{file}` does not say in which format: it ends in none of .csv, .tsv, .jsonl, .parquet");
             Err(Failure::usage(message).hint(format!("fleetctl export {file} -o csv")))
         }
         (other, _) => {
-            let message = format!("an export is csv, tsv or jsonl, and not {}", format!("{other:?}").to_lowercase());
+            let message =
+                format!("an export is csv, tsv, jsonl or parquet, and not {}", format!("{other:?}").to_lowercase());
             Err(Failure::usage(message).hint("-o csv"))
         }
     }
+}
+
+fn renderer(
+    invocation: &Invocation,
+    format: Format,
+    selection: Selection<Session>,
+    view: View,
+) -> Result<Box<dyn Render<Session>>, Failure> {
+    if format == Format::Parquet {
+        return Ok(Box::new(Parquet::new(selection, view, GroupLimits::default())?));
+    }
+    let headers = if invocation.options.no_headers { Headers::Hidden } else { Headers::Shown };
+    let style = Style { format, headers, paint: invocation.console.paint, on_terminal: false };
+    render::renderer(&style, selection, view)
 }
 
 /// Before anybody is asked, whether the file may be written.
@@ -337,9 +357,11 @@ mod tests {
         assert_eq!(format("x/y.jsonl", Format::Table), Ok(Format::Jsonl));
         assert_eq!(format("a.csv", Format::Tsv), Ok(Format::Tsv));
         assert_eq!(format("-", Format::Jsonl), Ok(Format::Jsonl));
+        assert_eq!(format("a.parquet", Format::Table), Ok(Format::Parquet));
+        assert_eq!(format("-", Format::Parquet), Ok(Format::Parquet));
         for (file, asked, words) in [
             ("-", Format::Table, "does not say in which format"),
-            ("a.parquet", Format::Table, "does not say in which format"),
+            ("a.xlsx", Format::Table, "does not say in which format"),
             ("a.csv", Format::Yaml, "and not yaml"),
         ] {
             let failure = format(file, asked).unwrap_err();

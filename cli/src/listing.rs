@@ -44,6 +44,9 @@ impl<T: Record> Listing<T> {
     /// What the options ask for, without the columns `left_out` unless they are asked for by name.
     pub fn new(invocation: &Invocation, left_out: &[&str]) -> Result<Listing<T>, Failure> {
         let options = &invocation.options;
+        if options.output == Format::Parquet {
+            return Err(render::only_exported());
+        }
         let style = Style {
             format: options.output,
             headers: if options.no_headers { Headers::Hidden } else { Headers::Shown },
@@ -75,7 +78,7 @@ impl<T: Record> Listing<T> {
 
     /// Writes an answer as it arrives, and what it covers.
     pub async fn write(self, invocation: &mut Invocation, mut answer: Answer<T>) -> Result<Exit, Ended> {
-        let mut writer = Writer::new(&self, invocation);
+        let mut writer = Writer::new(&self, invocation)?;
         loop {
             // Questions name hosts; whichever is unknown is told by the answer.
             let rows = answer.next().await.map_err(|error| Failure::from(error).or_hint(HOSTS))?;
@@ -89,7 +92,7 @@ impl<T: Record> Listing<T> {
 
     /// Writes rows that were made of answers, and what those cover.
     pub fn write_answer(self, invocation: &mut Invocation, rows: Vec<T>, meta: &AnswerMeta) -> Result<Exit, Ended> {
-        let mut writer = Writer::new(&self, invocation);
+        let mut writer = Writer::new(&self, invocation)?;
         writer.take(rows, invocation)?;
         writer.finish(&Meta::of_answer(meta), invocation)?;
         Ok(freshness::tell(meta, invocation, self.limited))
@@ -97,7 +100,7 @@ impl<T: Record> Listing<T> {
 
     /// Writes rows that are known already.
     pub fn write_rows(self, invocation: &mut Invocation, rows: Vec<T>) -> Result<Exit, Ended> {
-        let mut writer = Writer::new(&self, invocation);
+        let mut writer = Writer::new(&self, invocation)?;
         writer.take(rows, invocation)?;
         writer.finish(&Meta::none(), invocation)?;
         Ok(Exit::Done)
@@ -105,10 +108,10 @@ impl<T: Record> Listing<T> {
 }
 
 impl<'a, T: Record> Writer<'a, T> {
-    fn new(listing: &'a Listing<T>, invocation: &Invocation) -> Writer<'a, T> {
+    fn new(listing: &'a Listing<T>, invocation: &Invocation) -> Result<Writer<'a, T>, Failure> {
         let view = View { clock: invocation.clock.clone(), times: listing.style.format.times(), until: listing.until };
-        let render = render::renderer(&listing.style, listing.selection.clone(), view.clone());
-        Writer { listing, view, render, held: Vec::new(), marks: Marks::default(), rows: 0 }
+        let render = render::renderer(&listing.style, listing.selection.clone(), view.clone())?;
+        Ok(Writer { listing, view, render, held: Vec::new(), marks: Marks::default(), rows: 0 })
     }
 
     fn take(&mut self, rows: Vec<T>, invocation: &mut Invocation) -> Result<(), Ended> {

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::{
     console::Paint,
+    failure::Failure,
     record::{Record, Times, View},
     render::{
         delimited::Delimited,
@@ -50,6 +51,8 @@ pub enum Format {
     Markdown,
     /// One name per line.
     Name,
+    /// A file of typed columns, which only an export writes.
+    Parquet,
 }
 
 impl Format {
@@ -114,9 +117,15 @@ pub struct Style {
     pub on_terminal: bool,
 }
 
-/// The renderer of a format.
-pub fn renderer<T: Record>(style: &Style, selection: Selection<T>, view: View) -> Box<dyn Render<T>> {
-    match style.format {
+/// A listing cannot be in this format.
+pub(crate) fn only_exported() -> Failure {
+    Failure::usage("-o parquet: only an export is written as Parquet")
+        .hint("fleetctl export sessions.parquet --since 1d")
+}
+
+/// The renderer of a format; refused when no listing can be in it.
+pub fn renderer<T: Record>(style: &Style, selection: Selection<T>, view: View) -> Result<Box<dyn Render<T>>, Failure> {
+    Ok(match style.format {
         Format::Table | Format::Wide => Box::new(Table::new(selection, view, style.headers, style.paint)),
         Format::Json => Box::new(Json::new(selection, view)),
         Format::Jsonl => Box::new(Lines::new(selection, view)),
@@ -125,5 +134,6 @@ pub fn renderer<T: Record>(style: &Style, selection: Selection<T>, view: View) -
         Format::Yaml => Box::new(Yaml::new(selection, view)),
         Format::Markdown => Box::new(Markdown::new(selection, view, style.headers)),
         Format::Name => Box::new(Names::new(style.on_terminal)),
-    }
+        Format::Parquet => return Err(only_exported()),
+    })
 }

@@ -35,7 +35,7 @@ pub(super) fn class(invocation: &mut Invocation, class: PortClass, ports: &[List
         on_terminal: console.on_terminal,
     };
     let left_out = [&LEFT_OUT[..], &["since"]].concat();
-    let mut table = render::renderer(&style, Selection::new(&[], Format::Table, &left_out)?, view);
+    let mut table = render::renderer(&style, Selection::new(&[], Format::Table, &left_out)?, view)?;
     table.rows(&rows, &mut console.out)?;
     table.finish(&Meta::none(), &mut console.out)?;
     Ok(console.out.flush()?)

@@ -1,7 +1,16 @@
 //! An export has every session, also when one answer could not hold them.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    path::Path,
+    process::Stdio,
+};
 
+use parquet::{
+    file::reader::{FileReader, SerializedFileReader},
+    record::Field,
+};
 use serde_json::Value;
 
 use crate::{fleet::Fleet, network::until};
@@ -25,9 +34,28 @@ fn identities(sessions: &[Value]) -> BTreeSet<String> {
     sessions.iter().map(|one| fields.map(|field| one[field].to_string()).join(" ")).collect()
 }
 
+/// The sessions of a Parquet file, as JSON tells them: to the millisecond.
+fn sessions_of(file: &str) -> Vec<Value> {
+    let value = |name: &str, field: &Field| match field {
+        Field::Null => Value::Null,
+        Field::Str(text) if name == "owners" => serde_json::from_str(text).unwrap(),
+        Field::Str(text) => text.as_str().into(),
+        Field::UShort(number) => (*number).into(),
+        Field::UInt(number) => (*number).into(),
+        Field::ULong(number) => (*number).into(),
+        Field::TimestampMicros(us) => {
+            fleetctl::clock::rfc3339(fleetsock_proto::time::Timestamp::from_micros(*us)).into()
+        }
+        other => panic!("{name}: {other:?}"),
+    };
+    let reader = SerializedFileReader::new(File::open(file).unwrap()).unwrap();
+    let rows = reader.get_row_iter(None).unwrap().map(Result::unwrap);
+    rows.map(|row| row.get_column_iter().map(|(name, field)| (name.clone(), value(name, field))).collect()).collect()
+}
+
 fn left_over(folder: &Path) -> Vec<String> {
     let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.contains("export")).collect()
+    BTreeSet::from_iter(names.filter(|name| name.contains("export"))).into_iter().collect()
 }
 
 #[test]
@@ -62,6 +90,14 @@ fn an_export_has_every_session_also_when_an_answer_could_not_hold_them() {
     let exported: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(exported.len(), all.len());
     assert_eq!(identities(&exported), identities(&all));
+    let columns = folder.join("export.parquet").display().to_string();
+    let ran = export(&[&columns]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(sessions_of(&columns), exported, "Parquet is on the left, JSON on the right");
+    let piped = fleet.fleetctl(&["export", "-", "-o", "parquet", "--since", "1h", "--port", "4400"]).output().unwrap();
+    let through_a_pipe = fleet.folder("piped");
+    fs::write(&through_a_pipe, piped.stdout).unwrap();
+    assert_eq!(sessions_of(&through_a_pipe), exported);
     let closed: Vec<&str> = exported.iter().map(|session| session["closed_at"].as_str().unwrap()).collect();
     assert!(closed.is_sorted_by(|one, other| one >= other), "newest first: {closed:?}");
 
@@ -76,5 +112,30 @@ fn an_export_has_every_session_also_when_an_answer_could_not_hold_them() {
     let nobody = folder.join("export-of-nobody.csv").display().to_string();
     let failed = export(&[&nobody, "--host", "nobody"]);
     assert_eq!(failed.code, 6, "{}", failed.err);
-    assert_eq!(left_over(&folder), ["export.jsonl"]);
+    assert_eq!(left_over(&folder), ["export.jsonl", "export.parquet"]);
+    a_killed_export_is_no_file(&mut fleet, &folder);
+}
+
+/// Where a server answers one question a second, so that an export takes its time.
+fn a_killed_export_is_no_file(fleet: &mut Fleet, folder: &Path) {
+    fleet.stop_server();
+    let settings = fleet.folder("server/server.toml");
+    let text = fs::read_to_string(&settings).unwrap();
+    assert!(text.contains("# operator_calls_per_s = 20"), "{text}");
+    fs::write(&settings, text.replace("# operator_calls_per_s = 20", "operator_calls_per_s = 1")).unwrap();
+    fleet.serve();
+    for ending in ["csv", "parquet"] {
+        let file = folder.join(format!("export-killed.{ending}"));
+        let unfinished = folder.join(format!("export-killed.{ending}.unfinished"));
+        let mut command = fleet.fleetctl(&["export", file.to_str().unwrap(), "--since", "1h", "--port", "4400"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("the export has begun", || unfinished.exists().then_some(()));
+        assert_eq!(child.try_wait().unwrap(), None, "it is over already");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!file.exists(), "{:?}", left_over(folder));
+        if ending == "parquet" {
+            assert!(SerializedFileReader::new(File::open(unfinished).unwrap()).is_err());
+        }
+    }
 }

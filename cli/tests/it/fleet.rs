@@ -1,6 +1,11 @@
 //! The whole way, with the three real binaries: hosts of their own report over mutual TLS, and fleetctl answers.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, process::Stdio};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use serde_json::Value;
 
@@ -64,9 +69,14 @@ impl Fleet {
 
     /// Runs fleetctl as alice, on the server's host.
     pub(crate) fn ask(&self, arguments: &[&str]) -> Ran {
+        Ran::from(self.fleetctl(arguments).output().unwrap())
+    }
+
+    /// fleetctl as alice runs it, on the server's host.
+    pub(crate) fn fleetctl(&self, arguments: &[&str]) -> Command {
         let mut command = self.network.command(self.first(), env!("CARGO_BIN_EXE_fleetctl"));
         command.args(arguments).env_clear().env("HOME", self.home.path()).env("TZ", "UTC").env("PATH", "/usr/bin:/bin");
-        Ran::from(command.output().unwrap())
+        command
     }
 
     /// The items of an answer, and what it covers.

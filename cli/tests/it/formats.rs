@@ -208,7 +208,7 @@ fn written<T: Record>(format: Format, columns: &[&str], headers: Headers, rows: 
     let columns: Vec<String> = columns.iter().map(|name| (*name).to_owned()).collect();
     let style = Style { format, headers, paint: Paint::Plain, on_terminal: false };
     let selection = Selection::new(&columns, format, &[]).unwrap();
-    let mut renderer = render::renderer(&style, selection, view(format));
+    let mut renderer = render::renderer(&style, selection, view(format)).unwrap();
     let mut out = Vec::new();
     // In two chunks, as they may arrive.
     let (first, second) = rows.split_at(rows.len().min(1));

@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use crate::program::{Home, Ran};
@@ -91,6 +91,42 @@ fn a_wrong_filter_is_told_with_what_to_type() {
             check(line, 2, expected);
         }
     }
+}
+
+#[test]
+fn what_cannot_be_written_as_parquet_is_told_with_what_to_type() {
+    for (line, expected) in [
+        (
+            "ports -o parquet",
+            "error: -o parquet: only an export is written as Parquet\n  \
+             try: fleetctl export sessions.parquet --since 1d\n",
+        ),
+        (
+            "export s.parquet -q --since 1d --columns host,peer,peer_port",
+            "error: --columns: `peer_port` is named twice, and each column of a Parquet file has its own name\n  \
+             try: name it once\n",
+        ),
+        (
+            "export s.xlsx --since 1d",
+            "error: `s.xlsx` does not say in which format: it ends in none of .csv, .tsv, .jsonl, .parquet\n  \
+             try: fleetctl export s.xlsx -o csv\n",
+        ),
+    ] {
+        check(line, 2, expected);
+    }
+}
+
+/// A terminal is what script(1) makes.
+#[test]
+fn parquet_does_not_go_to_a_terminal() {
+    let home = Home::new();
+    let line = format!("{} export - -o parquet --since 30d", env!("CARGO_BIN_EXE_fleetctl"));
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &line, "/dev/null"]).stdin(Stdio::null());
+    let ran = Ran::from(script.env_clear().env("HOME", home.path()).env("PATH", "/usr/bin:/bin").output().unwrap());
+    assert_eq!(ran.code, 2, "{ran:?}");
+    let words = ["error: a Parquet file is not for a terminal", "try: fleetctl export sessions.parquet --since 30d"];
+    assert!(words.iter().all(|words| ran.out.contains(words)), "{ran:?}");
 }
 
 #[test]
