@@ -254,8 +254,8 @@ impl Export {
         loop {
             match self.write_page(&mut pages, invocation, target, render).await {
                 Ok(Page::Last) => break,
-                Ok(Page::BrokeOff) => {
-                    pages.broke_off().map_err(|Stuck| stuck())?;
+                Ok(Page::BrokeOff(bound)) => {
+                    pages.broke_off().map_err(|all| stuck(all, bound))?;
                     left = PATIENCE;
                 }
                 // So many questions are too many for the server; later ones are not.
@@ -285,11 +285,13 @@ impl Export {
         loop {
             let rows = match answer.next().await {
                 Ok(Some(rows)) => pages.take(rows),
-                Ok(None) if answer.meta().is_some_and(|meta| meta.truncated) => return Ok(Page::BrokeOff),
+                Ok(None) if answer.meta().is_some_and(|meta| meta.truncated) => {
+                    return Ok(Page::BrokeOff(Bound::Rows));
+                }
                 Ok(None) => return Ok(Page::Last),
-                Err(CallError::TooSlow(_)) => return Ok(Page::BrokeOff),
+                Err(CallError::TooSlow(_)) => return Ok(Page::BrokeOff(Bound::Time)),
                 // Not the same page again: a part of it is written.
-                Err(CallError::TooMuch(_)) if begun => return Ok(Page::BrokeOff),
+                Err(CallError::TooMuch(_)) if begun => return Ok(Page::BrokeOff(Bound::Time)),
                 Err(error) => return Err(error.into()),
             };
             begun = true;
@@ -318,7 +320,14 @@ impl Export {
 /// How an answer ended.
 enum Page {
     Last,
-    BrokeOff,
+    BrokeOff(Bound),
+}
+
+/// What ended an answer before there was no more.
+#[derive(Debug, Clone, Copy)]
+enum Bound {
+    Rows,
+    Time,
 }
 
 /// Why there is no answer.
@@ -342,9 +351,18 @@ impl From<Ended> for Told {
     }
 }
 
-fn stuck() -> Failure {
-    let message = "more sessions are open, or closed at one moment, than the server tells in one answer";
-    Failure::new(Exit::Failed, message).hint("export fewer hosts at once: --host 'web*'")
+fn stuck(all: Stuck, bound: Bound) -> Failure {
+    let (count, what) = match all {
+        Stuck::Open(count) => (count, "are open at once"),
+        Stuck::AtOneMoment(count) => (count, "closed at one moment"),
+    };
+    let (why, limit) = match bound {
+        Bound::Rows => ("the server tells no more in one answer", "limits.answer_rows"),
+        Bound::Time => ("the server has no time to tell more in one answer", "limits.question_s"),
+    };
+    let message = format!("at least {count} sessions {what}, and {why} ({limit})");
+    let hint = format!("export fewer hosts at once, as in --host 'web*', or raise {limit} in the server's server.toml");
+    Failure::new(Exit::Failed, message).hint(hint)
 }
 
 #[cfg(test)]

@@ -11,11 +11,18 @@ pub(super) struct Pages {
     closed_before: Option<Timestamp>,
     /// Sessions that closed at the last moment that was told.
     held: Vec<Session>,
+    /// How many the answer in hand has told.
+    told: u64,
 }
 
 /// There is no way to ask for less at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stuck;
+pub(super) enum Stuck {
+    /// So many sessions were told and all are open: there is no closing before which the next answer could begin.
+    Open(u64),
+    /// So many closed at one moment.
+    AtOneMoment(u64),
+}
 
 impl Pages {
     /// What is asked next.
@@ -25,6 +32,7 @@ impl Pages {
 
     /// Takes rows as they come; those that are certain not to come again.
     pub(super) fn take(&mut self, rows: Vec<Session>) -> Vec<Session> {
+        self.told += rows.len() as u64;
         let mut certain = Vec::with_capacity(rows.len());
         for row in rows {
             if moment(&row) != self.held.last().and_then(moment) {
@@ -37,14 +45,15 @@ impl Pages {
 
     /// The answer ended before there was no more.
     pub(super) fn broke_off(&mut self) -> Result<(), Stuck> {
-        let last = self.held.last().and_then(moment).ok_or(Stuck)?;
+        let last = self.held.last().and_then(moment).ok_or(Stuck::Open(self.told))?;
         // Whole microseconds: what closed at that moment closed before the next.
         let next = Some(Timestamp::from_micros(last.as_micros().saturating_add(1)));
         if next == self.closed_before {
-            return Err(Stuck);
+            return Err(Stuck::AtOneMoment(self.held.len() as u64));
         }
         self.closed_before = next;
         self.held.clear();
+        self.told = 0;
         Ok(())
     }
 
@@ -131,10 +140,11 @@ mod tests {
             let all = all(open, closed);
             match written(&all, limit, chunk) {
                 Ok(written) => prop_assert_eq!(written, all),
-                Err(Stuck) => {
+                Err(stuck) => {
                     let most = (0..40).map(|at| all.iter().filter(|one| moment(one) == Some(Timestamp::from_micros(at))).count());
                     let most = most.max().unwrap().max(open as usize);
                     prop_assert!(most >= limit, "{} fit into {}", most, limit);
+                    prop_assert!([Stuck::Open(limit as u64), Stuck::AtOneMoment(limit as u64)].contains(&stuck), "{:?}", stuck);
                 }
             }
         }

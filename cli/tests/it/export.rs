@@ -29,6 +29,14 @@ for c, s in held:
     c.close(); s.close(); time.sleep(0.01)
 ";
 
+/// Held until it is killed.
+const HOLD: &str = "
+import socket, time
+l = socket.socket(); l.bind(('127.0.0.1', 4401)); l.listen(512)
+held = [(socket.create_connection(('127.0.0.1', 4401)), l.accept()[0]) for _ in range(60)]
+time.sleep(3600)
+";
+
 fn identities(sessions: &[Value]) -> BTreeSet<String> {
     let fields = ["direction", "local_port", "peer_port", "opened_at", "closed_at"];
     sessions.iter().map(|one| fields.map(|field| one[field].to_string()).join(" ")).collect()
@@ -113,7 +121,25 @@ fn an_export_has_every_session_also_when_an_answer_could_not_hold_them() {
     let failed = export(&[&nobody, "--host", "nobody"]);
     assert_eq!(failed.code, 6, "{}", failed.err);
     assert_eq!(left_over(&folder), ["export.jsonl", "export.parquet"]);
+    more_open_sessions_than_an_answer_holds_are_told(&fleet, &folder);
     a_killed_export_is_no_file(&mut fleet, &folder);
+}
+
+fn more_open_sessions_than_an_answer_holds_are_told(fleet: &Fleet, folder: &Path) {
+    let before = left_over(folder);
+    let _holds = fleet.network.python("web1", HOLD);
+    until("more are open than an answer holds", || {
+        let (_, meta) = fleet.items(&["sessions", "--port", "4401"]);
+        (meta["truncated"] == Value::Bool(true)).then_some(())
+    });
+    let file = folder.join("export-open.csv").display().to_string();
+    let failed = fleet.ask(&["export", &file, "--since", "1h", "--port", "4401"]);
+    let words = [
+        "error: at least 40 sessions are open at once, and the server tells no more in one answer (limits.answer_rows)",
+        "try: export fewer hosts at once, as in --host 'web*', or raise limits.answer_rows in the server's server.toml",
+    ];
+    assert!(failed.code == 1 && words.iter().all(|words| failed.err.contains(words)), "{failed:?}");
+    assert_eq!(left_over(folder), before);
 }
 
 /// Where a server answers one question a second, so that an export takes its time.
