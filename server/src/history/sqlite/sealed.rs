@@ -250,8 +250,7 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
     let mut blocks = statement.query([])?;
     while let Some(row) = blocks.next()? {
         let columns = row.get_ref(2)?.as_blob().map_err(|_| SealError::Different)?;
-        let sessions: Vec<StoredSession> =
-            Block::read(row.get(0)?, row.get(3)?, columns)?.all().collect::<Result<_, _>>()?;
+        let sessions = Block::read(row.get(0)?, row.get(3)?, columns)?.all()?;
         if count(&sessions) != row.get::<_, i64>(1)? {
             return Err(SealError::Different);
         }

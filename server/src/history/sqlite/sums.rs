@@ -23,7 +23,6 @@ use super::{
     sealed::{self, GoesOn, SealError},
     stored::{self, StoredSession},
 };
-use crate::history::HistoryError;
 
 mod collecting;
 
@@ -184,8 +183,8 @@ fn each_session(part: &Part, mut show: impl FnMut(&StoredSession) -> Result<(), 
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 let block = sealed::read_block(&source, row.get(0)?).map_err(SealError::Unreadable)?;
-                let unreadable = |damaged| SealError::Unreadable(HistoryError::from(damaged));
-                block.all().try_for_each(|one| show(&one.map_err(unreadable)?))?;
+                let sessions = block.all().map_err(|damaged| SealError::Unreadable(damaged.into()))?;
+                sessions.iter().try_for_each(&mut show)?;
             }
         }
     }

@@ -20,10 +20,7 @@ use fleetsock_proto::{
 };
 use rusqlite::Connection;
 
-use self::{
-    blocks::Chosen,
-    meaning::{Meaning, Traits},
-};
+use self::meaning::{Meaning, Traits};
 use super::{
     Programs, Reader, coverage,
     outlet::{Outlet, Sink, Wanted},
@@ -131,10 +128,10 @@ enum What {
         file: InFile,
         id: i64,
     },
-    /// The last of the first so many that are meant of a block that was read.
+    /// A session of those of a block that are meant; those before it come later.
     InBlock {
-        chosen: Rc<Chosen>,
-        left: usize,
+        chosen: Rc<Vec<StoredSession>>,
+        at: usize,
     },
     /// A file that was not looked into yet.
     File(InFile),
@@ -218,10 +215,10 @@ impl<'a> Search<'a> {
                     Some(one) => Some(self.shown(&one)?),
                     None => None,
                 },
-                What::InBlock { chosen, left } => {
-                    heap.extend(blocks::turn(&chosen, left - 1)?);
-                    match chosen.last(left)? {
-                        Some(one) => Some(self.shown(&one)?),
+                What::InBlock { chosen, at } => {
+                    heap.extend(blocks::turn(&chosen, at));
+                    match chosen.get(at) {
+                        Some(one) => Some(self.shown(one)?),
                         None => None,
                     }
                 }

@@ -50,24 +50,24 @@ enum Coding {
 }
 
 /// How a column is written, and what of a session stands in it.
-type Number = (Coding, fn(&StoredSession) -> i64);
+type Number = (Column, Coding, fn(&StoredSession) -> i64);
 
-/// Those of [`Column`].
+/// The columns, each in its place.
 const NUMBERS: [Number; 14] = [
-    (Coding::Difference, |one| closed(one).0),
-    (Coding::Signed, |one| closed(one).0.wrapping_sub(one.opened_at_us)),
-    (Coding::Word, |one| closed(one).1.into()),
-    (Coding::Word, |one| one.opened_known.into()),
-    (Coding::Difference, |one| one.netns),
-    (Coding::Difference, |one| one.cookie),
-    (Coding::Word, |one| one.protocol.into()),
-    (Coding::Word, |one| one.family.into()),
-    (Coding::Word, |one| one.direction.into()),
-    (Coding::Word, |one| one.state.into()),
-    (Coding::Port, |one| one.local.port().into()),
-    (Coding::Port, |one| one.peer.port().into()),
-    (Coding::Signed, |one| one.bytes_sent),
-    (Coding::Signed, |one| one.bytes_received),
+    (Column::ClosedAt, Coding::Difference, |one| closed(one).0),
+    (Column::Lasted, Coding::Signed, |one| closed(one).0.wrapping_sub(one.opened_at_us)),
+    (Column::ClosedKnown, Coding::Word, |one| closed(one).1.into()),
+    (Column::OpenedKnown, Coding::Word, |one| one.opened_known.into()),
+    (Column::Netns, Coding::Difference, |one| one.netns),
+    (Column::Cookie, Coding::Difference, |one| one.cookie),
+    (Column::Protocol, Coding::Word, |one| one.protocol.into()),
+    (Column::Family, Coding::Word, |one| one.family.into()),
+    (Column::Direction, Coding::Word, |one| one.direction.into()),
+    (Column::State, Coding::Word, |one| one.state.into()),
+    (Column::LocalPort, Coding::Port, |one| one.local.port().into()),
+    (Column::PeerPort, Coding::Port, |one| one.peer.port().into()),
+    (Column::BytesSent, Coding::Signed, |one| one.bytes_sent),
+    (Column::BytesReceived, Coding::Signed, |one| one.bytes_received),
 ];
 
 /// The columns of values that come again follow those of numbers.
@@ -92,7 +92,7 @@ fn columns(sessions: &[StoredSession]) -> [Vec<u8>; COLUMNS] {
         PEER => dictionary(sessions, |one| one.peer.ip(), address),
         OWNERS => dictionary(sessions, |one| one.owners.clone(), write_owners),
         number => {
-            let (coding, value) = NUMBERS[number];
+            let (_, coding, value) = NUMBERS[number];
             let mut column = Writing::default();
             for one in sessions {
                 match coding {
@@ -180,7 +180,7 @@ impl Block {
     /// The numbers of a column, one for each session.
     pub(in crate::history::sqlite) fn numbers(&self, column: Column) -> Result<&[i64], Damaged> {
         let number = column as usize;
-        let (cell, (coding, _)) = (&self.numbers[number], NUMBERS[number]);
+        let (cell, (_, coding, _)) = (&self.numbers[number], NUMBERS[number]);
         once(cell, || read_numbers(&self.layout.column(number)?, coding, self.sessions)).map(Vec::as_slice)
     }
 
@@ -199,38 +199,48 @@ impl Block {
         once(&self.owners, || look_up(&self.layout.column(OWNERS)?, self.sessions, read_owners))
     }
 
-    fn number<T: TryFrom<i64>>(&self, column: Column, at: usize) -> Result<T, Damaged> {
-        let number = *self.numbers(column)?.get(at).ok_or(MISSING)?;
-        T::try_from(number).map_err(|_| Damaged("a number is too large"))
-    }
-
-    /// One session.
-    pub(in crate::history::sqlite) fn session(&self, at: usize) -> Result<StoredSession, Damaged> {
-        let closed_at_us: i64 = self.number(Column::ClosedAt, at)?;
-        let lasted: i64 = self.number(Column::Lasted, at)?;
-        Ok(StoredSession {
-            host_id: self.host_id,
-            netns: self.number(Column::Netns, at)?,
-            cookie: self.number(Column::Cookie, at)?,
-            protocol: self.number(Column::Protocol, at)?,
-            family: self.number(Column::Family, at)?,
-            direction: self.number(Column::Direction, at)?,
-            state: self.number(Column::State, at)?,
-            local: SocketAddr::new(*self.local()?.of(at)?, self.number(Column::LocalPort, at)?),
-            peer: SocketAddr::new(*self.peers()?.of(at)?, self.number(Column::PeerPort, at)?),
-            owners: self.owners()?.of(at)?.clone(),
-            bytes_sent: self.number(Column::BytesSent, at)?,
-            bytes_received: self.number(Column::BytesReceived, at)?,
-            opened_at_us: closed_at_us.wrapping_sub(lasted),
-            opened_known: self.number(Column::OpenedKnown, at)?,
-            closed: Some((closed_at_us, self.number(Column::ClosedKnown, at)?)),
-        })
+    /// The sessions in these places, in this order.
+    pub(in crate::history::sqlite) fn sessions(
+        &self,
+        places: impl IntoIterator<Item = usize>,
+    ) -> Result<Vec<StoredSession>, Damaged> {
+        let mut columns: [&[i64]; NUMBERS.len()] = [&[]; NUMBERS.len()];
+        for (numbers, (column, ..)) in columns.iter_mut().zip(&NUMBERS) {
+            *numbers = self.numbers(*column)?;
+        }
+        let (local, peer, owners) = (self.local()?, self.peers()?, self.owners()?);
+        let session = |at: usize| {
+            let number = |column: Column| columns[column as usize].get(at).copied().ok_or(MISSING);
+            let closed_at_us = number(Column::ClosedAt)?;
+            Ok(StoredSession {
+                host_id: self.host_id,
+                netns: number(Column::Netns)?,
+                cookie: number(Column::Cookie)?,
+                protocol: narrow(number(Column::Protocol)?)?,
+                family: narrow(number(Column::Family)?)?,
+                direction: narrow(number(Column::Direction)?)?,
+                state: narrow(number(Column::State)?)?,
+                local: SocketAddr::new(*local.of(at)?, narrow(number(Column::LocalPort)?)?),
+                peer: SocketAddr::new(*peer.of(at)?, narrow(number(Column::PeerPort)?)?),
+                owners: owners.of(at)?.clone(),
+                bytes_sent: number(Column::BytesSent)?,
+                bytes_received: number(Column::BytesReceived)?,
+                opened_at_us: closed_at_us.wrapping_sub(number(Column::Lasted)?),
+                opened_known: narrow(number(Column::OpenedKnown)?)?,
+                closed: Some((closed_at_us, narrow(number(Column::ClosedKnown)?)?)),
+            })
+        };
+        places.into_iter().map(session).collect()
     }
 
     /// All sessions, in the order of their closing.
-    pub(in crate::history::sqlite) fn all(&self) -> impl Iterator<Item = Result<StoredSession, Damaged>> {
-        (0..self.sessions).map(|at| self.session(at))
+    pub(in crate::history::sqlite) fn all(&self) -> Result<Vec<StoredSession>, Damaged> {
+        self.sessions(0..self.sessions)
     }
+}
+
+fn narrow<T: TryFrom<i64>>(number: i64) -> Result<T, Damaged> {
+    T::try_from(number).map_err(|_| Damaged("a number is too large"))
 }
 
 fn once<T>(cell: &OnceCell<T>, read: impl FnOnce() -> Result<T, Damaged>) -> Result<&T, Damaged> {
@@ -353,7 +363,7 @@ mod tests {
     const TOGETHER: i64 = 1;
 
     fn decode(codec: i64, bytes: &[u8]) -> Result<Vec<StoredSession>, Damaged> {
-        Block::read(7, codec, bytes)?.all().collect()
+        Block::read(7, codec, bytes)?.all()
     }
 
     proptest! {
@@ -391,6 +401,7 @@ mod tests {
 
     #[test]
     fn every_column_has_its_place() {
-        assert_eq!((Column::BytesReceived as usize, OWNERS), (NUMBERS.len() - 1, COLUMNS - 1));
+        assert!(NUMBERS.iter().enumerate().all(|(place, (column, ..))| *column as usize == place));
+        assert_eq!(OWNERS, COLUMNS - 1);
     }
 }

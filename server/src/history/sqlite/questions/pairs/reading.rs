@@ -189,9 +189,8 @@ impl Turn<'_> {
         let peers: HashSet<_> = self.wanted.sockets.iter().map(|sockets| sockets.peer.ip()).collect();
         let recurring = block.peers()?;
         let wanted: Vec<bool> = recurring.values.iter().map(|peer| peers.contains(peer)).collect();
-        for (at, _) in recurring.places.iter().enumerate().filter(|(_, place)| wanted[**place]) {
-            self.take(&block.session(at)?);
-        }
+        let places = (0..block.len()).filter(|at| wanted[recurring.places[*at]]);
+        block.sessions(places)?.iter().for_each(|one| self.take(one));
         Ok(())
     }
 

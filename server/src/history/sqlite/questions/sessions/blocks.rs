@@ -25,26 +25,11 @@ const US_PER_S: i64 = 1_000_000;
 /// Between which times sessions closed, both included.
 type Span = (i64, i64);
 
-/// The sessions of a block that are meant.
-pub(super) struct Chosen {
-    block: Block,
-    /// Where they are in it, in the order of their closing.
-    places: Vec<usize>,
-}
-
-impl Chosen {
-    /// The last of the first so many.
-    pub(super) fn last(&self, of: usize) -> Result<Option<StoredSession>, HistoryError> {
-        let place = of.checked_sub(1).and_then(|last| self.places.get(last));
-        Ok(place.map(|place| self.block.session(*place)).transpose()?)
-    }
-}
-
-/// The turn of the first so many of the chosen.
-pub(super) fn turn(chosen: &Rc<Chosen>, left: usize) -> Result<Option<Next>, HistoryError> {
-    let Some(place) = left.checked_sub(1).and_then(|last| chosen.places.get(last)) else { return Ok(None) };
-    let latest = chosen.block.numbers(Column::ClosedAt)?.get(*place).copied();
-    Ok(latest.map(|latest| Next { latest, what: What::InBlock { chosen: Rc::clone(chosen), left } }))
+/// The turn of the last of the first so many sessions of a block that are meant.
+pub(super) fn turn(chosen: &Rc<Vec<StoredSession>>, of: usize) -> Option<Next> {
+    let at = of.checked_sub(1)?;
+    let (latest, _) = chosen.get(at)?.closed?;
+    Some(Next { latest, what: What::InBlock { chosen: Rc::clone(chosen), at } })
 }
 
 impl Search<'_> {
@@ -131,15 +116,14 @@ impl Search<'_> {
         Ok(Some((block, places)))
     }
 
-    /// The same for an answer that is told in order.
+    /// The sessions of a block that are meant, for an answer in order. Of the block, which is larger, nothing is held.
     pub(super) fn choose(&mut self, file: InFile, id: i64) -> Result<Option<Next>, HistoryError> {
-        match self.read_block(file, id)? {
-            Some((block, places)) => {
-                let left = places.len();
-                turn(&Rc::new(Chosen { block, places }), left)
-            }
-            None => Ok(None),
+        let Some((block, places)) = self.read_block(file, id)? else { return Ok(None) };
+        if places.is_empty() {
+            return Ok(None);
         }
+        let chosen = Rc::new(block.sessions(places)?);
+        Ok(turn(&chosen, chosen.len()))
     }
 
     /// Where in a block the sessions are that are meant: each condition looks only at what the ones before left.

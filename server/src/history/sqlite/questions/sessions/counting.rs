@@ -125,6 +125,8 @@ fn counts(bytes_sent: i64, bytes_received: i64) -> Counts {
 /// The columns of a block that sums are by.
 struct Columns<'b> {
     services: Option<Services<'b>>,
+    /// Whether ports are told apart, and not only their classes.
+    by_port: bool,
     /// When sessions closed, and how long they lasted.
     times: Option<(&'b [i64], &'b [i64])>,
     owners: Option<&'b Recurring<OwnerColumns>>,
@@ -138,6 +140,7 @@ impl<'b> Columns<'b> {
     fn of(block: &'b Block, sums: &Sums) -> Result<Columns<'b>, HistoryError> {
         let is = |dimension| sums.are_by(dimension);
         Ok(Columns {
+            by_port: is(Dimension::Service),
             services: if is(Dimension::Class) || is(Dimension::Service) { Some(Services::of(block)?) } else { None },
             times: if is(Dimension::Hour) {
                 Some((block.numbers(Column::ClosedAt)?, block.numbers(Column::Lasted)?))
@@ -158,17 +161,20 @@ impl<'b> Columns<'b> {
             None => 0,
             Some(services) => {
                 let (protocol, _, port) = services.of_session(at)?;
-                if sums.are_by(Dimension::Service) {
+                if self.by_port {
                     u64::from(protocol.number().cast_unsigned()) << 16 | u64::from(port)
                 } else {
                     u64::from(PortClass::of(protocol, port).number().cast_unsigned())
                 }
             }
         };
-        let hour = sums.hour_of(Timestamp::from_micros(self.opened_at_us(at)));
+        let hour = match self.times {
+            Some(_) => sums.hour_of(Timestamp::from_micros(self.opened_at_us(at))).as_micros(),
+            None => 0,
+        };
         let owners = self.owners.map_or(0, |owners| owners.places[at]);
         let peer = self.peers.map_or(0, |peers| peers.places[at]);
-        Ok([service, hour.as_micros().cast_unsigned(), owners as u64, peer as u64])
+        Ok([service, hour.cast_unsigned(), owners as u64, peer as u64])
     }
 
     fn told(&self, at: usize) -> Result<Told, HistoryError> {
