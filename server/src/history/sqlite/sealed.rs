@@ -31,6 +31,7 @@ use crate::history::HistoryError;
 mod block;
 mod column;
 mod layout;
+mod pairs;
 mod sealer;
 
 pub(super) use self::block::{Block, Column, Recurring};
@@ -39,12 +40,16 @@ pub use self::sealer::Sealing;
 use self::{
     column::Damaged,
     layout::{BLOCK_SESSIONS, CODEC},
+    pairs::Pairs,
 };
 
 /// Bytes of a page: larger ones hold blocks better, and nothing is changed in them.
 const PAGE_BYTES: i64 = 16 * 1024;
 /// Page cache while a file is sealed, KiB: the sort of all addresses takes what is above it to the disk.
 const CACHE_KIB: i64 = 32 * 1024;
+
+/// How a file is opened that is only read, and by one thread: SQLite needs no lock for each column then.
+pub(super) const ALONE: OpenFlags = OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
 /// Asked from time to time whether to go on.
 pub(super) type GoesOn = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -60,7 +65,7 @@ pub(super) enum SealError {
     Unwanted,
     /// SQLite or the disk refused.
     #[error(transparent)]
-    Engine(#[from] rusqlite::Error),
+    Engine(rusqlite::Error),
     /// The new file cannot be made.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -79,6 +84,16 @@ pub(super) enum SealError {
     /// What was read again is something else.
     #[error("what was written is not what was read")]
     Different,
+}
+
+impl From<rusqlite::Error> for SealError {
+    fn from(error: rusqlite::Error) -> SealError {
+        match error.sqlite_error_code() {
+            // Nothing else interrupts it.
+            Some(rusqlite::ErrorCode::OperationInterrupted) => SealError::Unwanted,
+            _ => SealError::Engine(error),
+        }
+    }
 }
 
 /// What a file holds, whatever its form.
@@ -146,7 +161,7 @@ fn write_and_check(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<(
 }
 
 fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError> {
-    let source = Connection::open_with_flags(rows, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let source = Connection::open_with_flags(rows, ALONE)?;
     let mut sealed = Connection::open(unfinished)?;
     sealed.pragma_update(None, "page_size", PAGE_BYTES)?;
     // A file that breaks off is removed, and one that does not is written out before it counts.
@@ -154,8 +169,11 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
     sealed.pragma_update(None, "synchronous", "OFF")?;
     sealed.pragma_update(None, "cache_size", -CACHE_KIB)?;
     make_sealed(unfinished, &mut sealed)?;
+    let asked = Arc::clone(goes_on);
+    sealed.progress_handler(STEPS, Some(move || !asked()))?;
     let transaction = sealed.transaction()?;
     let mut contents = Summing::default();
+    let mut pairs = Pairs::new(&transaction)?;
     {
         let mut statement =
             source.prepare(&format!("SELECT {} FROM sessions ORDER BY host_id, closed_at_us, id", stored::OVER))?;
@@ -167,6 +185,7 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
             if is_other || block.len() == BLOCK_SESSIONS {
                 contents.add(&block);
                 store(&transaction, &block)?;
+                pairs.add(&block)?;
                 block.clear();
                 if !goes_on() {
                     return Err(SealError::Unwanted);
@@ -176,9 +195,10 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
         }
         contents.add(&block);
         store(&transaction, &block)?;
+        pairs.add(&block)?;
     }
+    pairs.write()?;
     transaction.commit()?;
-    write_pairs(rows, &mut sealed, goes_on)?;
     sealed.close().map_err(|(_, error)| error)?;
     Ok(contents.finish())
 }
@@ -203,22 +223,6 @@ fn store(transaction: &Connection, block: &[StoredSession]) -> Result<(), SealEr
     Ok(())
 }
 
-fn write_pairs(rows: &Path, sealed: &mut Connection, goes_on: &GoesOn) -> Result<(), SealError> {
-    let asked = Arc::clone(goes_on);
-    sealed.progress_handler(STEPS, Some(move || !asked()))?;
-    sealed.execute("ATTACH DATABASE ?1 AS complete", [rows.to_string_lossy()])?;
-    let written = sealed.execute_batch(
-        "INSERT INTO main.pairs (peer_address, host_id, sessions, min_closed_at_s, max_closed_at_s)
-         SELECT peer_address, host_id, count(*), min(closed_at_us) / 1000000, max(closed_at_us) / 1000000
-         FROM complete.sessions GROUP BY peer_address, host_id ORDER BY peer_address, host_id;
-         DETACH DATABASE complete;",
-    );
-    written.map_err(|error| match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::OperationInterrupted) => SealError::Unwanted,
-        _ => SealError::Engine(error),
-    })
-}
-
 /// A block of a sealed file.
 pub(super) fn read_block(sealed: &Connection, id: i64) -> Result<Block, HistoryError> {
     let mut statement = sealed.prepare_cached(
@@ -241,7 +245,7 @@ impl From<Damaged> for HistoryError {
 
 /// Reads every session of a sealed file.
 fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError> {
-    let sealed = Connection::open_with_flags(unfinished, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let sealed = Connection::open_with_flags(unfinished, ALONE)?;
     let mut contents = Summing::default();
     let mut statement = sealed.prepare(
         "SELECT blocks.host_id, blocks.sessions, contents.columns, blocks.codec FROM blocks

@@ -12,7 +12,7 @@ use std::{
     path::Path,
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use self::collecting::{Collected, Collecting};
 pub(super) use self::collecting::{Counts, OTHERS, beginning, hour};
@@ -168,7 +168,7 @@ fn stored_counts(counts: Counts) -> [i64; 3] {
 
 /// Shows every session of a file, host by host.
 fn each_session(part: &Part, mut show: impl FnMut(&StoredSession) -> Result<(), SealError>) -> Result<(), SealError> {
-    let source = Connection::open_with_flags(&part.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let source = Connection::open_with_flags(&part.path, sealed::ALONE)?;
     match part.form {
         Form::Rows => {
             let sql = format!("SELECT {} FROM sessions ORDER BY host_id, closed_at_us, id", stored::OVER);
@@ -193,7 +193,7 @@ fn each_session(part: &Part, mut show: impl FnMut(&StoredSession) -> Result<(), 
 
 /// The totals of the sums, and of those by peer.
 fn read_again(path: &Path) -> Result<[Counts; 2], SealError> {
-    let file = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let file = Connection::open_with_flags(path, sealed::ALONE)?;
     let total = |table: &str| -> Result<Counts, rusqlite::Error> {
         let mut total = Counts::default();
         let mut statement = file.prepare(&format!("SELECT sessions, bytes_sent, bytes_received FROM {table}"))?;
