@@ -25,6 +25,7 @@ use rustix::{
 use self::reader::HeldBack;
 pub use self::reader::Reader;
 use crate::{
+    departures::Departed,
     events,
     lives::{Ended, LIVES_LIMIT, Lives, Purpose, Sought},
     table::{Insight, Origin, Owned, Told},
@@ -252,6 +253,18 @@ impl Look<'_> {
     pub fn conclude(&mut self) {
         let State { lives, noticed, .. } = &mut *self.0;
         lives.conclude(events::now_ns(), noticed);
+    }
+
+    /// These are gone, and no record told their ends: gives those that were followed and whose ends are told now.
+    pub fn depart(&mut self, unclaimed: Vec<Departed>) -> Vec<Departed> {
+        let State { lives, noticed, clock_offset_ns, .. } = &mut *self.0;
+        let mut is_followed = |departed: &Departed| {
+            let Departed { socket, at } = departed;
+            let Some(peer) = socket.peer else { return false };
+            let at_ns = events::since_boot_ns(*at, *clock_offset_ns);
+            lives.depart(at_ns, socket.key.cookie, [socket.local, peer], noticed)
+        };
+        unclaimed.into_iter().filter(|departed| is_followed(departed)).collect()
     }
 
     /// Whether something was lost since the last time.

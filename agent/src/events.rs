@@ -151,6 +151,11 @@ pub fn moment(at_ns: u64, clock_offset_ns: i64) -> Timestamp {
     Timestamp::from_micros(at.div_euclid(1_000))
 }
 
+/// The clock of the records at a wall-clock moment; the opposite of [`moment`].
+pub fn since_boot_ns(at: Timestamp, clock_offset_ns: i64) -> u64 {
+    u64::try_from(at.as_micros().saturating_mul(1_000).saturating_sub(clock_offset_ns)).unwrap_or(0)
+}
+
 /// Numbers of the processors that are online (cpu(7): a list of ranges).
 fn online() -> io::Result<Vec<u32>> {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/online")?;

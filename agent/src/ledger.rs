@@ -6,11 +6,10 @@
 use fleetsock_proto::{
     batch::{Change, Op, Role, Socket},
     socket::{Known, Protocol, SocketState},
-    time::Timestamp,
 };
 use foldhash::HashMap;
 
-use crate::{capture::Traffic, departures::Departed};
+use crate::departures::Departed;
 
 /// Walks after which an account that no end asked for is closed.
 const WALKS: u64 = 2;
@@ -31,6 +30,8 @@ pub struct Ledger {
     last_state: LastState,
     accounts: HashMap<u64, Account>,
     held: Ends,
+    /// What no end asked for, until it is taken.
+    unclaimed: Vec<Departed>,
     /// Number of the walk.
     walk: u64,
 }
@@ -46,9 +47,7 @@ pub struct Ends {
 
 #[derive(Debug)]
 struct Account {
-    /// Absent when the kernel erased it.
-    traffic: Option<Traffic>,
-    at: Timestamp,
+    departed: Departed,
     walk: u64,
 }
 
@@ -63,13 +62,12 @@ impl Ends {
 impl Ledger {
     /// An empty one, for the connections of one network namespace.
     pub fn new(home: u64, last_state: LastState) -> Ledger {
-        Ledger { home, last_state, accounts: HashMap::default(), held: Ends::default(), walk: 0 }
+        Ledger { home, last_state, accounts: HashMap::default(), held: Ends::default(), unclaimed: Vec::new(), walk: 0 }
     }
 
     /// Opens the account of a TCP connection that ended.
     pub fn note(&mut self, departed: &Departed) {
-        let Departed { socket, at } = *departed;
-        self.accounts.insert(socket.key.cookie, Account { traffic: socket.traffic, at, walk: self.walk });
+        self.accounts.insert(departed.socket.key.cookie, Account { departed: *departed, walk: self.walk });
     }
 
     /// Whether a socket of the namespace had this cookie and ended a short while ago.
@@ -90,8 +88,15 @@ impl Ledger {
         told.unseen.extend(unseen);
         self.held.unseen = waiting;
         self.walk += 1;
-        self.accounts.retain(|_, account| account.walk + WALKS > self.walk);
+        let is_over = |account: &Account| account.walk + WALKS <= self.walk;
+        self.unclaimed =
+            self.accounts.extract_if(|_, account| is_over(account)).map(|(_, over)| over.departed).collect();
         told
+    }
+
+    /// Connections that ended and whose ends nobody asked the last walk or the one before to settle: no record told them.
+    pub fn take_unclaimed(&mut self) -> Vec<Departed> {
+        std::mem::take(&mut self.unclaimed)
     }
 
     /// Gives everything that is held: a snapshot is about to be told, which does not name what ended.
@@ -140,9 +145,9 @@ impl Ledger {
             _ => Some(socket.state).filter(|state| peer_has_closed(*state)),
         };
         if *known == Known::BetweenWalks {
-            (*at, *known) = (account.at.max(socket.opened_at).min(*at), Known::Event);
+            (*at, *known) = (account.departed.at.max(socket.opened_at).min(*at), Known::Event);
         }
-        if let Some(traffic) = account.traffic {
+        if let Some(traffic) = account.departed.socket.traffic {
             (socket.bytes_sent, socket.bytes_received) = (traffic.sent, traffic.received(last));
         }
         true
@@ -159,10 +164,11 @@ mod tests {
     use fleetsock_proto::{
         batch::Socket,
         socket::{Direction, Family, OwnerKnown, SocketKey},
+        time::Timestamp,
     };
 
     use super::*;
-    use crate::capture::Destroyed;
+    use crate::capture::{Destroyed, Traffic};
 
     const HOME: u64 = 1;
 
@@ -221,6 +227,22 @@ mod tests {
         assert_eq!(settle(&mut ledger, Vec::new()), [(1, 0, 0)]);
         ledger.note(&departed(2, 9, None));
         assert_eq!(settle(&mut ledger, vec![end(2, Known::Event)]), [(2, 0, 0)], "erased: nothing will come");
+    }
+
+    #[test]
+    fn an_account_that_no_end_asks_for_is_given_back_once_and_good_again_when_it_is_noted_anew() {
+        let mut ledger = ledger();
+        let [asked, unasked] = [1, 2].map(|cookie| departed(cookie, 8, Some(Traffic::of(7, 1))));
+        ledger.note(&asked);
+        ledger.note(&unasked);
+        assert_eq!(settle(&mut ledger, vec![end(1, Known::Event)]), [(1, 7, 0)]);
+        assert_eq!(ledger.take_unclaimed(), [], "its end may be told by the next walk");
+        settle(&mut ledger, Vec::new());
+        assert_eq!(ledger.take_unclaimed(), [unasked]);
+        assert_eq!(ledger.take_unclaimed(), []);
+        ledger.note(&unasked);
+        settle(&mut ledger, Vec::new());
+        assert_eq!(settle(&mut ledger, vec![end(2, Known::Event)]), [(2, 7, 0)]);
     }
 
     #[test]

@@ -216,6 +216,7 @@ impl Lives {
         ended: &mut Vec<Ended>,
     ) {
         use SocketState::{CloseWait, Established, FinWait1, LastAck, Listen, SynReceived, SynSent};
+        self.part(at_ns, event, ended);
         match (old, new) {
             (None, Some(SynSent)) => {
                 let out = Life::new(event, Purpose::Session(Some(Direction::Out)), SynSent);
@@ -231,7 +232,6 @@ impl Lives {
                 self.accept(at_ns, event, Established, ended);
             }
             (_, Some(new)) => {
-                self.part(at_ns, event, ended);
                 let followed = self.followed(at_ns, event, old.unwrap_or(new));
                 let life = &mut followed.life;
                 life.state = new;
@@ -250,7 +250,6 @@ impl Lives {
                 self.restated.push(event.socket);
             }
             (old, None) => {
-                self.part(at_ns, event, ended);
                 let followed = self.followed(at_ns, event, old.unwrap_or(Established));
                 let life = &mut followed.life;
                 life.state = old.unwrap_or(life.state);
@@ -370,6 +369,11 @@ impl Lives {
         };
         // Reset by the peer: the process closes what is closed already, and this is where it is seen.
         followed.life.closer = followed.life.closer.or(process(event.by));
+        self.tell_end(at_ns, cookie, followed, ended);
+    }
+
+    /// What was followed is gone, and this was its cookie.
+    fn tell_end(&self, at_ns: u64, cookie: u64, followed: Followed, ended: &mut Vec<Ended>) {
         let Followed { life, earlier, walked, told, .. } = followed;
         let (walked, other) = match walked.get() {
             Some(key) if key.cookie == cookie => (Some(key), None),

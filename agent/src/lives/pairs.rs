@@ -19,6 +19,11 @@ impl Pairs {
         self.latest.get(&pair).copied()
     }
 
+    /// All sockets with this pair.
+    pub(super) fn with(&self, pair: Pair) -> impl Iterator<Item = u64> {
+        self.latest.get(&pair).into_iter().chain(self.earlier.get(&pair).into_iter().flatten()).copied()
+    }
+
     /// All of them.
     pub(super) fn sockets(&self) -> impl Iterator<Item = u64> {
         self.latest.values().chain(self.earlier.values().flatten()).copied()

@@ -373,6 +373,19 @@ fn a_socket_with_another_pair_at_the_address_of_one_that_did_not_end_is_another_
 }
 
 #[test]
+fn a_connection_that_was_accepted_at_the_address_of_one_that_did_not_end_is_known_to_be_accepted() {
+    const NEXT: (u64, &str, &str) = (CLIENT, IN.1, IN.2);
+    let mut scene = Scene::new();
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state(OUT, Actor::Kernel, SynSent, Established);
+    scene.state(NEXT, Actor::Kernel, SynReceived, Established);
+    scene.destroy(NEXT, BOB, 9);
+    let [before, after] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
+    assert_eq!((before.cookie, before.life.opener, before.closed_ns), (None, Some(1), 3));
+    assert_eq!((after.life.purpose, after.life.opened_ns), (Purpose::Session(Some(Direction::In)), Some(3)));
+}
+
+#[test]
 fn whose_a_socket_is_that_a_walk_could_not_tell_is_told_when_it_is_asked_and_when_it_is_closed() {
     let (mut scene, key) = (Scene::new(), SocketKey { netns: 1, cookie: 7 });
     let see = |scene: &Scene, (_, local, peer): (u64, &str, &str)| {
@@ -449,6 +462,25 @@ fn an_end_whose_record_did_not_come_is_noticed_though_the_pair_was_used_again() 
         let followed: Vec<_> = scene.lives.sockets.values().map(|followed| followed.walked.get()).collect();
         assert_eq!(followed, if first_was_seen { vec![Some(KEY)] } else { Vec::new() }, "walks tell when it is gone");
     }
+}
+
+#[test]
+fn an_end_that_only_the_kernels_word_tells_is_told_with_its_cookie_once_and_is_of_the_earliest_with_the_pair() {
+    const AGAIN: (u64, &str, &str) = (0x6, IN.1, IN.2);
+    let mut scene = Scene::new();
+    let ends_of = |(_, local, peer): (u64, &str, &str)| [local.parse().unwrap(), peer.parse().unwrap()];
+    let depart = |scene: &mut Scene, at_ns| scene.lives.depart(at_ns, 5, ends_of(IN), &mut scene.ended);
+    scene.state(IN, Actor::Kernel, Listen, SynReceived);
+    assert!(!depart(&mut scene, 0), "it began later");
+    scene.state(AGAIN, Actor::Kernel, Listen, SynReceived);
+    assert!(depart(&mut scene, 9));
+    assert_eq!(ends(&scene), [(Some(5), 9, IN.1.parse().unwrap())]);
+    assert_eq!(scene.lives.sockets.keys().copied().collect::<Vec<_>>(), [AGAIN.0]);
+    assert!(see(&scene, AGAIN));
+    assert!(!depart(&mut scene, 9), "what a walk saw, a walk will see gone");
+    scene.destroy(AGAIN, BOB, KEY.cookie);
+    assert!(!depart(&mut scene, 9) && scene.ended.len() == 2);
+    assert!(scene.lives.is_empty() && scene.lives.by_pair.is_empty());
 }
 
 #[test]

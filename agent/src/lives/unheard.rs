@@ -31,6 +31,24 @@ impl Lives {
         }
     }
 
+    /// A socket is gone, as the kernel tells without saying which process had it, and no record told that end. Of what was
+    /// followed by then with this pair the earliest is meant: a pair is used again when it is free. Whether there is any.
+    pub fn depart(&mut self, at_ns: u64, cookie: u64, [local, peer]: [SocketAddr; 2], ended: &mut Vec<Ended>) -> bool {
+        let pair = Pair::new(local, peer);
+        let begun = |socket: u64| {
+            let Followed { since_ns, walked, told, .. } = self.sockets.get(&socket)?;
+            // What a walk saw, a walk will see gone.
+            let is_meant = *since_ns <= at_ns && walked.get().is_none() && !told.get();
+            is_meant.then_some((*since_ns, socket))
+        };
+        let meant = self.by_pair.with(pair).chain(self.closed_by_pair.with(pair)).filter_map(begun).min();
+        let Some((_, socket)) = meant else { return false };
+        let Some(followed) = self.sockets.remove(&socket) else { return false };
+        self.unpair(followed.life.pair(), socket);
+        self.tell_end(at_ns, cookie, followed, ended);
+        true
+    }
+
     /// Both ends closed the connection. Its socket may be held: then the record of its destruction is still to come, and is
     /// of no other life.
     fn tell_ending(&mut self, at_ns: u64, socket: u64, ended: &mut Vec<Ended>) {

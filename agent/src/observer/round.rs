@@ -281,6 +281,10 @@ impl Round {
         let Taken { told, states, owned, lost } = look.as_mut().map(Look::take).unwrap_or_default();
         let (departed, departures_lost) =
             self.observer.departures.as_ref().map(|departures| departures.take()).unwrap_or_default();
+        if let (Some(look), Some(ledger)) = (&mut look, &mut self.observer.ledger) {
+            // Their ends are told by the next walk, with what their accounts say.
+            look.depart(ledger.take_unclaimed()).iter().for_each(|departed| ledger.note(departed));
+        }
         self.depart(&departed);
         self.end(told);
         self.observer.table.own(owned);
