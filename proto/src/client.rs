@@ -56,8 +56,13 @@ pub const CERTIFICATES_BYTES_LIMIT: usize = 64 * 1024;
 ///
 /// `host_name` is what the host calls itself; operators leave it empty.
 pub async fn enroll(join: &JoinString, host_name: &str, key: Key) -> Result<Identity, ConnectError> {
-    let connection =
-        Connection::tls(dial_tcp, &join.address, join.trust_domain.enroll_name(), tls::pinned(join.pin)).await?;
+    enroll_by(dial_tcp, join, host_name, key).await
+}
+
+/// The same by a wire of the caller's choice.
+pub async fn enroll_by(dial: Dial, join: &JoinString, host_name: &str, key: Key) -> Result<Identity, ConnectError> {
+    let name = join.trust_domain.enroll_name();
+    let connection = Connection::tls(dial, &join.address, name, tls::pinned(join.pin)).await?;
     let request = wire::EnrollRequest {
         token_id: join.token_id.clone(),
         token_secret: join.secret.as_bytes().to_vec(),

@@ -7,8 +7,9 @@
 //! Each agent enrols, sends a snapshot, and then a batch of changes at every interval; every batch is timed until its
 //! acknowledgement, which the server gives after an fsync: those that were sent while all agents were there and their
 //! snapshots acknowledged, and by themselves those of a storm of snapshots. `--restart` stops the server half-way and starts
-//! it again.
-//! The table at the end is for capacity planning: rows per second, acknowledgement times, CPU and memory of the server.
+//! it again. Agents come from `--addresses` addresses, 127.0.0.1 and on, each always from the same.
+//! The table at the end is for capacity planning: rows per second, acknowledgement times, CPU and memory of the server, and
+//! whether its memory grows while the load stays the same.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -17,6 +18,7 @@
 )]
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -30,10 +32,10 @@ use std::{
 use clap::Parser;
 use fleetsock_proto::{
     batch::{Batch, BatchKind, Change, Op, Role, Socket},
-    client::{AgentClient, OperatorClient, ServerMessages, Target, enroll},
+    client::{AgentClient, Dialling, OperatorClient, ServerMessages, Target, Wire, enroll_by},
     host::{BootId, HostFacts, Tier},
     identity::{Identity, Key},
-    join::JoinString,
+    join::{JoinString, ServerAddress},
     owner::Owner,
     socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketKey, SocketState},
     stream::{AgentMessage, BatchNumber, Hello, PROTOCOL_VERSION, ServerMessage},
@@ -42,6 +44,7 @@ use fleetsock_proto::{
     token::{NewToken, TokenPurpose},
 };
 use tokio::{
+    net::TcpSocket,
     sync::{Mutex, Semaphore, mpsc},
     task::JoinSet,
 };
@@ -64,12 +67,39 @@ struct Arguments {
     /// Time between two batches of an agent, milliseconds.
     #[arg(long, default_value_t = 10_000)]
     every: u64,
+    /// Loopback addresses that the agents come from.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=250))]
+    addresses: u32,
     /// Stop the server half-way and start it again.
     #[arg(long)]
     restart: bool,
     /// Given by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+impl Arguments {
+    /// Where an agent comes from.
+    fn source(&self, agent: u32) -> Ipv4Addr {
+        Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + agent % self.addresses)
+    }
+}
+
+tokio::task_local! {
+    /// Where the agent comes from whose task this is.
+    static SOURCE: Ipv4Addr;
+}
+
+/// Lays a wire by TCP from the address of the agent.
+fn dial_from_source(address: ServerAddress) -> Dialling {
+    Box::pin(async move {
+        let server: SocketAddr = address.as_str().parse().map_err(io::Error::other)?;
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((SOURCE.get(), 0).into())?;
+        let tcp = socket.connect(server).await?;
+        tcp.set_nodelay(true)?;
+        Ok(Box::new(tcp) as Box<dyn Wire>)
+    })
 }
 
 /// The server under load, a process of its own.
@@ -89,7 +119,7 @@ impl Server {
             .status()
             .unwrap();
         assert!(made.success());
-        // All agents come from one address here.
+        // Far more agents than hosts behind one address, and all of them at once.
         let settings = state.join("server.toml");
         let text = std::fs::read_to_string(&settings).unwrap()
             + "connections = 100000\nconnections_per_address = 100000\nnewcomers = 1000\nhandshakes_per_address = 256\n\
@@ -294,7 +324,7 @@ impl Agent {
 
     async fn report(&mut self, until: Instant, handshakes: &Semaphore, is_caught_up: &mut bool) -> Option<()> {
         let permit = handshakes.acquire().await.ok()?;
-        let mut client = AgentClient::connect(&self.identity).await.ok()?;
+        let mut client = AgentClient::connect_by(dial_from_source, &self.identity).await.ok()?;
         drop(permit);
         let (outgoing, receiver) = mpsc::channel(4);
         let hello = Hello {
@@ -366,7 +396,9 @@ async fn enrolled(server: &Server, arguments: &Arguments, measured: &Arc<Measure
         let (arguments, measured) = (arguments.clone(), Arc::clone(measured));
         enrolling.spawn(async move {
             let _permit = at_once.acquire().await.unwrap();
-            let identity = enroll(&join, &format!("sim{number:05}"), Key::generate().unwrap()).await.unwrap();
+            let (name, key) = (format!("sim{number:05}"), Key::generate().unwrap());
+            let enrolling = enroll_by(dial_from_source, &join, &name, key);
+            let identity = SOURCE.scope(arguments.source(number), enrolling).await.unwrap();
             Agent { number, identity, last: BatchNumber::default(), cookie: 0, arguments, measured }
         });
     }
@@ -391,7 +423,8 @@ async fn load(arguments: Arguments) {
     let handshakes = Arc::new(Semaphore::new(128));
     let mut running = JoinSet::new();
     for agent in agents {
-        running.spawn(agent.run(until, Arc::clone(&handshakes)));
+        let source = arguments.source(agent.number);
+        running.spawn(SOURCE.scope(source, agent.run(until, Arc::clone(&handshakes))));
     }
     let caught_up = measured.all_caught_up(arguments.agents, until).await;
     let mut rss_before = server.cost().1;
@@ -405,21 +438,27 @@ async fn load(arguments: Arguments) {
         back = Some(measured.all_caught_up(arguments.agents, until).await);
         rss_before = server.cost().1;
     }
-    tokio::time::sleep_until((until - Duration::from_millis(500)).into()).await;
+    let end = until - Duration::from_millis(500);
+    let third = end.saturating_duration_since(Instant::now()) / 3;
+    tokio::time::sleep(third).await;
+    let rss_third = server.cost().1;
+    tokio::time::sleep_until(end.into()).await;
     let (cpu_after, rss) = server.cost();
     cpu += if arguments.restart { cpu_after } else { cpu_after - cpu_before };
     running.join_all().await;
     let elapsed = begun.elapsed().as_secs_f64();
-    report(&arguments, &measured, Figures { elapsed, cpu, empty, rss_before, rss, caught_up, back }).await;
+    report(&arguments, &measured, Figures { elapsed, cpu, empty, rss_before, rss_third, rss, caught_up, back }).await;
     server.stop();
 }
 
 struct Figures {
     elapsed: f64,
     cpu: f64,
-    /// Memory without agents, when all were caught up, and at the end; MiB.
+    /// Memory without agents, when all were caught up (the steady phase begins), after a third of that phase, and at its
+    /// end; MiB.
     empty: f64,
     rss_before: f64,
+    rss_third: f64,
     rss: f64,
     caught_up: Option<Duration>,
     /// After a restart; `None` within when they did not all come back in time.
@@ -430,8 +469,8 @@ async fn report(arguments: &Arguments, measured: &Measured, figures: Figures) {
     let rows = measured.rows.load(Relaxed);
     let per_agent = (figures.rss - figures.empty) * 1024.0 / f64::from(arguments.agents);
     println!(
-        "\n| {} agents, {} rows every {} ms, {:.0} s | |",
-        arguments.agents, arguments.rows, arguments.every, figures.elapsed
+        "\n| {} agents from {} addresses, {} rows every {} ms, {:.0} s | |",
+        arguments.agents, arguments.addresses, arguments.rows, arguments.every, figures.elapsed
     );
     println!("|---|---|");
     println!("| acknowledged rows | {rows}, {:.0}/s |", rows as f64 / figures.elapsed);
@@ -455,6 +494,12 @@ async fn report(arguments: &Arguments, measured: &Measured, figures: Figures) {
     println!(
         "| resident memory of the server | {:.0} MiB ({:.0} without agents, {:.0} when all were caught up), {per_agent:.0} KiB per agent |",
         figures.rss, figures.empty, figures.rss_before
+    );
+    println!(
+        "| growth of that over the steady phase | {:+.1} MiB from its first third ({:.1}) to its end ({:.1}) |",
+        figures.rss - figures.rss_third,
+        figures.rss_third,
+        figures.rss
     );
     println!("| connections lost | {} |", measured.reconnects.load(Relaxed));
     println!("| all connected and their snapshots acknowledged | {} |", within(figures.caught_up));
