@@ -71,9 +71,10 @@ pub(super) fn plan(chance: &mut Chance, agents: usize, end: Duration) -> Vec<Pla
 fn sequence(chance: &mut Chance, end: Duration, planned: &mut Vec<Planned>, mut any: impl FnMut(&mut Chance) -> Fault) {
     let mut from = chance.millis(500..30_000);
     while from < end {
-        // Most are short, so that many happen while something is on its way.
-        let longest = if chance.percent(70) { 3_000 } else { 25_000 };
-        let until = from + chance.millis(100..longest);
+        // Most are short, so that many happen while something is on its way; what ends and begins again at once finds that
+        // nobody noticed.
+        let longest = [100, 3_000, 3_000, 25_000][usize::try_from(chance.below(4)).unwrap()];
+        let until = from + chance.millis(20..longest);
         planned.push(Planned { from, until, fault: any(chance) });
         from = until + chance.millis(500..30_000);
     }

@@ -88,8 +88,9 @@ struct Play<'a> {
     folders: Cell<u32>,
 }
 
-/// Plays a seed to its end, and holds what is stored against what was observed.
-pub(super) fn play(stage: &Stage, seed: u64) {
+/// Plays a seed to its end, and holds what is stored against what was observed. Gives how often a batch came that was stored
+/// already.
+pub(super) fn play(stage: &Stage, seed: u64) -> u64 {
     chance::begin(seed);
     let mut play = Play::begin(stage, seed);
     let planned = plan(&mut Chance::of(seed, 1), AGENTS, TROUBLE);
@@ -105,6 +106,7 @@ pub(super) fn play(stage: &Stage, seed: u64) {
             judge(&store, *host, place, now).await;
         }
     });
+    play.station.record.again()
 }
 
 impl<'a> Play<'a> {

@@ -21,7 +21,10 @@ use fleetsock_server::{
 use tokio_util::sync::CancellationToken;
 use turmoil::net::{TcpListener, TcpStream};
 
-use super::{chance::now, still::Still};
+use super::{
+    chance::now,
+    still::{Record, Still},
+};
 
 /// Where it is reached.
 pub(super) const ADDRESS: &str = "server:5290";
@@ -39,12 +42,20 @@ pub(super) struct Station {
     /// The history that is open.
     pub(super) store: RefCell<Option<Arc<SqliteHistory>>>,
     pub(super) stop: RefCell<CancellationToken>,
+    pub(super) record: Arc<Record>,
 }
 
 impl Station {
     pub(super) fn new(mut config: Config, authority: Arc<Authority>, folder: PathBuf) -> Station {
         config.heartbeat = HEARTBEAT;
-        Station { config, authority, folder: folder.into(), store: RefCell::default(), stop: RefCell::default() }
+        Station {
+            config,
+            authority,
+            folder: folder.into(),
+            store: RefCell::default(),
+            stop: RefCell::default(),
+            record: Arc::default(),
+        }
     }
 
     fn open(&self) -> Arc<SqliteHistory> {
@@ -83,7 +94,7 @@ pub(super) async fn run(station: Rc<Station>) -> turmoil::Result {
     let foundation = Foundation {
         config: station.config.clone(),
         authority: Arc::clone(&station.authority),
-        store: Arc::new(Still(Arc::clone(&store))),
+        store: Arc::new(Still { store: Arc::clone(&store), record: Arc::clone(&station.record) }),
         health: None,
         clock: now,
     };

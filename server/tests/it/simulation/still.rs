@@ -4,8 +4,21 @@
 //! for tokio's own threads (`spawn_blocking` inhibits the clock), so that every order is waited for on one of them. What the
 //! real disk takes then is no time; what a simulated one takes is up to the dice, so that a kill also falls between an order
 //! and its effect, and between that and the answer.
+//!
+//! A batch that was brought is stored even when its stream ends meanwhile, and then perhaps only after the next stream of the
+//! host asked how far the history goes. In a server with several threads that happens when one is stopped between its look
+//! whether the stream goes on and its order; here it is the only way in which a batch comes again that is stored already,
+//! because whoever connects anew is told what is.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use fleetsock_proto::{
@@ -36,17 +49,43 @@ use tokio::runtime::Handle;
 use super::chance::dice;
 
 /// See the module.
-pub(super) struct Still(pub(super) Arc<SqliteHistory>);
+pub(super) struct Still {
+    pub(super) store: Arc<SqliteHistory>,
+    pub(super) record: Arc<Record>,
+}
 
-/// The longest that a slow disk takes before it begins, and again before it says that it is done.
+/// What became durable, by whatever server of a play.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    stored: Mutex<BTreeMap<HostId, BTreeSet<BatchNumber>>>,
+    again: AtomicU64,
+}
+
+impl Record {
+    fn note(&self, host: HostId, number: BatchNumber) {
+        let is_new = self.stored.lock().unwrap().entry(host).or_default().insert(number);
+        self.again.fetch_add(u64::from(!is_new), Relaxed);
+    }
+
+    /// How often a batch came that was stored already.
+    pub(super) fn again(&self) -> u64 {
+        self.again.load(Relaxed)
+    }
+}
+
+/// The longest that a slow disk takes before it begins, and again before it says that it is done; and one that stands still.
 const SLOW_MS: u64 = 800;
+const STANDSTILL_MS: u64 = 5_000;
 
 /// Most of the time the disk is quick.
 async fn wait_for_disk() {
     let dice = dice();
-    if dice.is_multiple_of(5) {
-        tokio::time::sleep(Duration::from_millis((dice >> 32) % SLOW_MS)).await;
-    }
+    let longest = match dice % 40 {
+        0 => STANDSTILL_MS,
+        1..8 => SLOW_MS,
+        _ => return,
+    };
+    tokio::time::sleep(Duration::from_millis((dice >> 32) % longest)).await;
 }
 
 async fn still<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
@@ -62,7 +101,7 @@ macro_rules! still {
         #[async_trait]
         impl $trait for Still {
             $(async fn $name(&self, $($arg: $type),*) -> Result<$out, HistoryError> {
-                let store = Arc::clone(&self.0);
+                let store = Arc::clone(&self.store);
                 still(async move { store.$name($($arg),*).await }).await
             })*
             $($rest)*
@@ -72,7 +111,6 @@ macro_rules! still {
 
 still! {
     History {
-        apply(host: HostId, batch: Batch) -> Applied;
         record_gap(host: HostId, gap: GapReport) -> ();
         last_batch(host: HostId) -> BatchNumber;
         record_hello(host: HostId, hello: Contact) -> ();
@@ -87,12 +125,26 @@ still! {
         copy(order: CopyOrder, hearer: Hearer) -> Vec<CopiedFile>;
     }
 
+    async fn apply(&self, host: HostId, batch: Batch) -> Result<Applied, HistoryError> {
+        let (store, record) = (Arc::clone(&self.store), Arc::clone(&self.record));
+        let number = BatchNumber { epoch: batch.epoch, seq: batch.seq };
+        let storing = still(async move {
+            let applied = store.apply(host, batch).await;
+            if matches!(applied, Ok(Applied::Committed | Applied::Differs { .. })) {
+                record.note(host, number);
+            }
+            applied
+        });
+        // Whoever brought it may be gone before it is stored.
+        tokio::spawn(storing).await.unwrap()
+    }
+
     fn record_presence(&self, host: HostId, presence: Presence) {
-        self.0.record_presence(host, presence);
+        self.store.record_presence(host, presence);
     }
 
     fn meters(&self) -> &HistoryMeters {
-        self.0.meters()
+        self.store.meters()
     }
 }
 
