@@ -95,7 +95,8 @@ pub trait History: Send + Sync + 'static {
     /// ([`GapReason::TableDiffered`]).
     async fn apply(&self, host: HostId, batch: Batch) -> Result<Applied, HistoryError>;
 
-    /// Stores a gap that the agent told of, and moves the cursor over the numbers that will never come.
+    /// Stores a gap that the agent told of, and moves the cursor over the numbers that will never come. When these begin a
+    /// numbering, the time before it since the last walk that was told of is a gap too ([`BETWEEN_EPOCHS`]).
     async fn record_gap(&self, host: HostId, gap: GapReport) -> Result<(), HistoryError>;
 
     /// The last batch stored for a host; zeros for a new one.

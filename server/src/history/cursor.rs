@@ -117,6 +117,12 @@ impl Cursor {
         }
     }
 
+    /// The range that nobody observed before a numbering whose first numbers, of what was observed since then, will never come.
+    pub fn gap_before(&self, epoch: u64, since: Timestamp) -> Option<(Timestamp, Timestamp)> {
+        let begins = epoch > self.number.epoch && self.boot_id.is_some() && self.observed_until < since;
+        begins.then_some((self.observed_until, since))
+    }
+
     /// The cursor after numbers that will never come.
     pub fn over(&self, epoch: u64, (first, last): (u64, u64)) -> Option<Cursor> {
         let follows = if epoch == self.number.epoch {
@@ -213,6 +219,17 @@ mod tests {
         assert_eq!(step(&Cursor::default(), &batch(1, 1, BatchKind::SnapshotWhole)).gap, None);
         let other_boot = Batch { boot_id: BootId::from_array([2; 16]), ..batch(2, 1, BatchKind::SnapshotWhole) };
         assert!(step(&known, &other_boot).rebooted);
+    }
+
+    #[test]
+    fn the_time_between_two_numberings_is_a_gap_also_when_the_second_begins_with_one() {
+        let at = |s: i64| Timestamp::from_micros(s * 1_000_000);
+        let known = cursor(2, 5);
+        assert_eq!(known.gap_before(3, at(60)), Some((at(50), at(60))));
+        assert_eq!(known.clone().observed(Some(at(55))).gap_before(3, at(60)), Some((at(55), at(60))));
+        assert_eq!(known.gap_before(2, at(60)), None, "the agent went on");
+        assert_eq!(known.gap_before(3, at(50)), None);
+        assert_eq!(Cursor::default().gap_before(3, at(60)), None, "nothing was observed before");
     }
 
     #[test]

@@ -182,7 +182,7 @@ impl<E: Engine> Play<E> {
                 for _ in 0..2 {
                     self.world.store().record_gap(self.hosts[host].agent.host, gap).await.unwrap();
                 }
-                self.expected[host].lose(&lost);
+                self.expected[host].lose(lost.epoch, (since, until));
                 self.whole[host] = false;
             }
             Step::Again { which } => {

@@ -357,11 +357,20 @@ impl Writer {
         let cursor = self.cursor(entry.id)?;
         let range = (entry.skew.corrected(gap.since), entry.skew.corrected(gap.until));
         let lost = gap.seqs.map_or(0, |(first, last)| last - first + 1);
+        let after = gap.seqs.and_then(|seqs| cursor.over(gap.epoch, seqs));
+        let known = cursor.observed(entry.observed_until);
+        let before = after.as_ref().and_then(|_| known.gap_before(gap.epoch, range.0));
         let transaction = self.database.main.transaction()?;
+        if let Some(before) = before {
+            store_range(&transaction, entry.id, before, BETWEEN_EPOCHS.number(), 0)?;
+        }
         store_range(&transaction, entry.id, range, gap.reason.number(), lost)?;
         transaction.commit()?;
+        if before.is_some() {
+            self.meters.gap(BETWEEN_EPOCHS, 0);
+        }
         self.meters.gap(gap.reason, lost);
-        if let Some(after) = gap.seqs.and_then(|seqs| cursor.over(gap.epoch, seqs)) {
+        if let Some(after) = after {
             self.proving.lost_batches(entry.id);
             let transaction = self.database.day.transaction()?;
             store_cursor(&transaction, entry.id, &after)?;

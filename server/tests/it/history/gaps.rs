@@ -113,6 +113,7 @@ pub(super) async fn a_gap_moves_the_numbering_over_what_will_never_come<E: Engin
     let gap = report(3, Some((1, 4)), 21, 30, GapReason::SpoolFull);
     world.store().record_gap(agent.host, gap).await.unwrap();
     assert_eq!(world.store().last_batch(agent.host).await.unwrap(), number(3, 4));
+    assert_eq!(all(&world).await[..2], ["web1 21..30 spool-full 4", "web1 20..21 agent-down 0"], "when nobody looked");
 }
 
 pub(super) async fn gaps_are_listed_newest_first_within_window_and_hosts<E: Engine>() {

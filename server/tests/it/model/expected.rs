@@ -125,10 +125,14 @@ impl Expected {
         self.walked = self.walked.max(self.corrected(until));
     }
 
-    /// A batch that will never come.
-    pub(crate) fn lose(&mut self, batch: &Batch) {
-        let range = (self.corrected(batch.observed_since), self.corrected(batch.observed_until));
-        self.gaps.push((range.0, range.1, GapReason::SpoolFull));
+    /// A batch of a numbering and of a time that will never come.
+    pub(crate) fn lose(&mut self, epoch: u64, (since, until): (Timestamp, Timestamp)) {
+        let (since, until) = (self.corrected(since), self.corrected(until));
+        if epoch > self.epoch && self.boot.is_some() && self.walked < since {
+            self.gaps.push((self.walked, since, GapReason::AgentDown));
+        }
+        self.epoch = self.epoch.max(epoch);
+        self.gaps.push((since, until, GapReason::SpoolFull));
     }
 
     /// The last moment at which what was not named since is known to have been open.

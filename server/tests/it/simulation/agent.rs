@@ -18,7 +18,7 @@ use fleetsock_agent::{
     },
     outbox::Outbox,
     packing::Window,
-    spool::{Item, Spool},
+    spool::{Item, SPOOL_BYTES_LIMIT, Spool},
     table::{Table, Walk},
     uplink::Uplink,
 };
@@ -50,6 +50,8 @@ const GLANCE: Duration = Duration::from_millis(100);
 pub(super) enum Deed {
     /// A batch is in the spool.
     Kept(Box<Batch>),
+    /// One was in it, and gave room to a later one of the same walk.
+    Displaced(BatchNumber, (Timestamp, Timestamp)),
     /// A walk is done.
     Walked(Timestamp),
 }
@@ -62,6 +64,8 @@ pub(super) struct Place {
     pub(super) machine: RefCell<Machine>,
     pub(super) deeds: RefCell<Vec<Deed>>,
     pub(super) spool_bytes: u64,
+    /// What the spool had no room for.
+    pub(super) dropped: RefCell<BTreeSet<BatchNumber>>,
     /// The agent that runs.
     pub(super) outbox: RefCell<Option<Arc<Outbox>>>,
     pub(super) stop: RefCell<CancellationToken>,
@@ -171,26 +175,47 @@ impl Observer {
         let given = self.outbox.with(|spool| spool.given());
         let teller = Teller { outbox: &self.outbox, schedule: &mut self.schedule, ledger: None, table: &self.table };
         keep(teller, window, comparison, instant, last.into());
-        self.note(given);
+        self.note(given, (since, at));
         self.outbox.observed(at);
         self.place.deeds.borrow_mut().push(Deed::Walked(at));
         self.place.walks.set(self.place.walks.get() + 1);
     }
 
-    /// Writes down what is in the spool since a number was the last.
-    fn note(&self, before: BatchNumber) {
+    /// Writes down what a walk put into the spool since a number was the last, and what that took the room of.
+    fn note(&self, before: BatchNumber, time: (Timestamp, Timestamp)) {
         let mut deeds = self.place.deeds.borrow_mut();
         self.outbox.with(|spool| {
             let given = spool.given();
             assert_eq!(given.epoch, before.epoch, "a walk begins no numbering");
             for seq in before.seq..given.seq {
-                match spool.next_after(BatchNumber { seq, ..given }) {
-                    Some(Item::Batch(batch)) => deeds.push(Deed::Kept(Box::new(batch.unpack().unwrap()))),
-                    other => panic!("{}/{} was appended, and {other:?} is there", given.epoch, seq + 1),
-                }
+                let number = BatchNumber { seq: seq + 1, ..given };
+                deeds.push(match spool.next_after(BatchNumber { seq, ..given }) {
+                    Some(Item::Batch(batch)) if batch.number == number => Deed::Kept(Box::new(batch.unpack().unwrap())),
+                    Some(Item::Gap(gap)) if gap.seqs.is_some() => Deed::Displaced(number, time),
+                    other => panic!("{}/{} was appended, and {other:?} is there", number.epoch, number.seq),
+                });
+            }
+            if self.place.spool_bytes < SPOOL_BYTES_LIMIT {
+                self.place.dropped.borrow_mut().extend(dropped(spool));
             }
         });
     }
+}
+
+/// The numbers that a spool has gaps for.
+fn dropped(spool: &mut Spool) -> BTreeSet<BatchNumber> {
+    let (mut numbers, mut position) = (BTreeSet::new(), BatchNumber::default());
+    while let Some(item) = spool.next_after(position) {
+        position = match item {
+            Item::Batch(batch) => batch.number,
+            Item::Gap(gap) => {
+                let (first, last) = gap.seqs.unwrap_or_else(|| panic!("{gap:?} has no numbers"));
+                numbers.extend((first..=last).map(|seq| BatchNumber { epoch: gap.epoch, seq }));
+                BatchNumber { epoch: gap.epoch, seq: last }
+            }
+        };
+    }
+    numbers
 }
 
 /// A walk that saw everything.

@@ -48,6 +48,12 @@ fn name(agent: usize) -> String {
     format!("host{agent}")
 }
 
+/// The room of a spool: half of them are full after some seconds without a server.
+fn room(seed: u64, agent: usize) -> u64 {
+    let mut chance = Chance::of(seed, 200 + agent as u64);
+    if chance.percent(50) { SPOOL_BYTES_LIMIT } else { 1_500 + chance.below(4_000) }
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
@@ -103,7 +109,7 @@ pub(super) fn play(stage: &Stage, seed: u64) -> u64 {
         let store = play.station.store.borrow().clone().unwrap();
         let now = chance::now();
         for (place, host) in std::iter::zip(&play.places, &stage.hosts) {
-            judge(&store, *host, place, now).await;
+            judge(&store, *host, place, &play.station.record.stored(*host), now).await;
         }
     });
     play.station.record.again()
@@ -136,7 +142,8 @@ impl<'a> Play<'a> {
                 folder: RefCell::new(state),
                 machine: RefCell::new(Machine::new(Chance::of(seed, 100 + agent as u64))),
                 deeds: RefCell::default(),
-                spool_bytes: SPOOL_BYTES_LIMIT,
+                spool_bytes: room(seed, agent),
+                dropped: RefCell::default(),
                 outbox: RefCell::default(),
                 stop: RefCell::default(),
                 walks: Cell::default(),

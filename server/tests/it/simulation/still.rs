@@ -67,6 +67,11 @@ impl Record {
         self.again.fetch_add(u64::from(!is_new), Relaxed);
     }
 
+    /// The batches of a host.
+    pub(super) fn stored(&self, host: HostId) -> BTreeSet<BatchNumber> {
+        self.stored.lock().unwrap().get(&host).cloned().unwrap_or_default()
+    }
+
     /// How often a batch came that was stored already.
     pub(super) fn again(&self) -> u64 {
         self.again.load(Relaxed)

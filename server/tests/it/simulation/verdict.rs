@@ -4,15 +4,20 @@
 //! each once and in order. When the last walk was of which the server knew before an agent ended depends on which heartbeat
 //! arrived; so that is what differs between two models, one that knows of batches only and one that knows of every walk. What
 //! is stored must lie between them, and is the same in everything else.
+//!
+//! A batch that is not stored was dropped by its spool for want of room, and the time that it told of is in a gap: in one that
+//! spans nothing but what was dropped, and with the numbers of all of them ([`judge_losses`]).
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use fleetsock_proto::{
+    answer::{Gap, GapReason},
     host::HostId,
     listener::Listener,
     question::{CoverageQuestion, PortQuestion, SessionQuestion, SessionTime},
     session::Session,
     socket::Known,
+    stream::BatchNumber,
     time::Timestamp,
 };
 use fleetsock_server::history::{History, sqlite::SqliteHistory};
@@ -32,16 +37,41 @@ async fn collect<T>(mut chunks: mpsc::Receiver<Vec<T>>) -> Vec<T> {
     all
 }
 
-/// Fails when what is stored of a host is not what was observed on it.
-pub(super) async fn judge(store: &Arc<SqliteHistory>, host: HostId, place: &Place, now: Timestamp) {
+/// A batch that a walk told of: its number and its time.
+type Told = (BatchNumber, (Timestamp, Timestamp));
+
+/// Fails when what is stored of a host, of which these batches came, is not what was observed on it.
+pub(super) async fn judge(
+    store: &Arc<SqliteHistory>,
+    host: HostId,
+    place: &Place,
+    came: &BTreeSet<BatchNumber>,
+    now: Timestamp,
+) {
     let (mut least, mut most) = (Expected::of(host, &place.name, 0), Expected::of(host, &place.name, 0));
+    let mut told: Vec<Told> = Vec::new();
     for deed in place.deeds.borrow().iter() {
-        match deed {
+        let batch = match deed {
             Deed::Kept(batch) => {
-                least.apply(batch);
-                most.apply(batch);
+                let number = BatchNumber { epoch: batch.epoch, seq: batch.seq };
+                told.push((number, (batch.observed_since, batch.observed_until)));
+                Some(batch).filter(|_| came.contains(&number))
             }
-            Deed::Walked(at) => most.observed(*at),
+            Deed::Displaced(number, time) => {
+                told.push((*number, *time));
+                None
+            }
+            Deed::Walked(at) => {
+                most.observed(*at);
+                continue;
+            }
+        };
+        let (number, time) = told[told.len() - 1];
+        for model in [&mut least, &mut most] {
+            match batch {
+                Some(batch) => model.apply(batch),
+                None => model.lose(number.epoch, time),
+            }
         }
     }
     for time in [SessionTime::Now, SessionTime::Within { since: Timestamp::MIN, until: None }] {
@@ -61,13 +91,50 @@ pub(super) async fn judge(store: &Arc<SqliteHistory>, host: HostId, place: &Plac
     same(&format!("open ports of {}", place.name), stored, expected(&least), expected(&most));
 
     let (gaps, _) = store.list_gaps(CoverageQuestion::default(), now).await.unwrap();
-    let ended = gaps.iter().filter(|gap| gap.host == place.name).filter_map(|gap| gap.until.map(|until| (gap, until)));
+    let gaps: Vec<Gap> = gaps.into_iter().filter(|gap| gap.host == place.name).collect();
+    let is_lossy = told.iter().any(|(number, _)| !came.contains(number));
+    judge_losses(place, &told, came, &gaps);
+    // A server that was killed does not know any more that something is missing, and finds it by the next digest.
+    let is_meant = |reason| reason != GapReason::SpoolFull && !(is_lossy && reason == GapReason::TableDiffered);
+    let ended = gaps.iter().filter(|gap| is_meant(gap.reason)).filter_map(|gap| gap.until.map(|until| (gap, until)));
     let stored = ended.map(|(gap, until)| (format!("{until:?} {}", gap.reason), Some(gap.since))).collect();
     let expected = |model: &Expected| {
         let row = |(since, until, reason): &(Timestamp, Timestamp, _)| (format!("{until:?} {reason}"), Some(*since));
-        model.gap_ranges().iter().map(row).collect()
+        model.gap_ranges().iter().filter(|(_, _, reason)| is_meant(*reason)).map(row).collect()
     };
     same(&format!("gaps of {}", place.name), stored, expected(&least), expected(&most));
+}
+
+/// Fails when something did not come that was not dropped, or is in no gap; or a gap spans what was not dropped.
+fn judge_losses(place: &Place, told: &[Told], came: &BTreeSet<BatchNumber>, gaps: &[Gap]) {
+    let name = &place.name;
+    let dropped = place.dropped.borrow();
+    let lost: Vec<&Told> = told.iter().filter(|(number, _)| !came.contains(number)).collect();
+    let full = gaps.iter().filter(|gap| gap.reason == GapReason::SpoolFull);
+    let gaps: Vec<_> = full.map(|gap| (gap.since, gap.until.unwrap(), gap.batches_lost)).collect();
+    for (number, (since, until)) in &lost {
+        assert!(dropped.contains(number), "{name}: {number:?} did not come and was not dropped");
+        let is_told = gaps.iter().any(|(begin, end, _)| begin <= since && until <= end);
+        assert!(is_told, "{name}: {number:?} from {since:?} to {until:?} was dropped and is in none of {gaps:?}");
+    }
+    // Times of neighbours with nothing delivered between them.
+    let mut runs: Vec<(BatchNumber, Timestamp, Timestamp)> = Vec::new();
+    for (number, (since, until)) in told.iter().filter(|(number, _)| dropped.contains(number)) {
+        match runs.last_mut() {
+            Some((last, _, end)) if (last.epoch, last.seq + 1) == (number.epoch, number.seq) => {
+                (*last, *end) = (*number, *until);
+            }
+            _ => runs.push((*number, *since, *until)),
+        }
+    }
+    for (since, until, _) in &gaps {
+        let is_dropped = runs.iter().any(|(_, begin, end)| begin <= since && until <= end);
+        assert!(is_dropped, "{name}: the gap from {since:?} to {until:?} is in none of {runs:?}");
+    }
+    // What came although it was dropped, because its acknowledgement was late, may be counted or not.
+    let counted: u64 = gaps.iter().map(|(_, _, batches)| batches).sum();
+    let bounds = lost.len() as u64..=dropped.len() as u64;
+    assert!(bounds.contains(&counted), "{name}: {counted} batches are counted as lost of {bounds:?}");
 }
 
 /// The end of a life that nobody saw end is bounded; everything else is exact.
