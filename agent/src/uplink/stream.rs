@@ -236,14 +236,17 @@ impl Stream {
         };
         // Read before the spool is asked: what that walk found is there by then.
         let observed = uplink.outbox.observed_until();
-        let next = uplink.outbox.ask(move |spool| spool.next_after(position)).await.map_err(lost)?;
+        let asked = uplink.outbox.ask(move |spool| (spool.next_after(position), spool.wants_snapshot()));
+        let (next, begins) = asked.await.map_err(lost)?;
         match next {
             Some(item) if self.delivery.admits(&item) => self.say = Some(item),
             // A gap waits until what was sent before it is answered; the answer brings us back here.
             Some(_) => {}
             None => {
                 self.idle = true;
-                if self.delivery.is_settled() {
+                // Before its first snapshot a numbering says nothing, also not that all before it is known: the server may
+                // have forgotten that, and finds the time since what it has by the snapshot.
+                if !begins && self.delivery.is_settled() {
                     self.delivered_until = observed;
                 }
             }
