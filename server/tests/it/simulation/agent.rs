@@ -27,7 +27,7 @@ use fleetsock_proto::{
     client::{Dialling, Wire},
     host::HostFacts,
     join::ServerAddress,
-    stream::BatchNumber,
+    stream::{BatchNumber, GapReport},
     time::Timestamp,
 };
 use tokio_util::sync::CancellationToken;
@@ -187,6 +187,7 @@ impl Observer {
         self.outbox.with(|spool| {
             let given = spool.given();
             assert_eq!(given.epoch, before.epoch, "a walk begins no numbering");
+            let unnumbered = take_unnumbered(spool);
             for seq in before.seq..given.seq {
                 let number = BatchNumber { seq: seq + 1, ..given };
                 deeds.push(match spool.next_after(BatchNumber { seq, ..given }) {
@@ -198,8 +199,23 @@ impl Observer {
             if self.place.spool_bytes < SPOOL_BYTES_LIMIT {
                 self.place.dropped.borrow_mut().extend(dropped(spool));
             }
+            for GapReport { since, until, reason, .. } in unnumbered {
+                spool.unobserved(since, until, reason);
+            }
         });
     }
+}
+
+/// Takes the gaps without numbers out of a spool, which come before everything, so that what comes after them can be seen.
+fn take_unnumbered(spool: &mut Spool) -> Vec<GapReport> {
+    let mut taken = Vec::new();
+    while let Some(Item::Gap(gap)) = spool.next_after(BatchNumber::default())
+        && gap.seqs.is_none()
+    {
+        spool.forget(&gap);
+        taken.push(gap);
+    }
+    taken
 }
 
 /// The numbers that a spool has gaps for.

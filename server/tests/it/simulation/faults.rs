@@ -21,6 +21,10 @@ pub(super) enum Fault {
     KillServer,
     /// The server stops in order.
     StopServer,
+    /// A backup is made, in place of the one before.
+    Backup,
+    /// The server is killed, and begins again with the backup, if there is one.
+    Restore,
     /// An agent is killed.
     KillAgent(usize),
     /// An agent stops in order.
@@ -46,10 +50,14 @@ impl fmt::Debug for Planned {
 /// Faults of one place follow one another; those of different places overlap.
 pub(super) fn plan(chance: &mut Chance, agents: usize, end: Duration) -> Vec<Planned> {
     let mut planned = Vec::new();
+    // In a third of the plays the server forgets.
+    let restores = chance.percent(33);
     sequence(chance, end, &mut planned, |chance| match chance.below(3) {
         0 => Fault::StopServer,
+        1 if restores && chance.percent(40) => Fault::Restore,
         _ => Fault::KillServer,
     });
+    sequence(chance, end, &mut planned, |_| Fault::Backup);
     for agent in 0..agents {
         sequence(chance, end, &mut planned, |chance| match chance.below(7) {
             0 => Fault::Mute(agent),

@@ -20,7 +20,8 @@ use super::{
     faults::{Fault, Planned, plan},
     machine::Machine,
     station::{self, ADDRESS, Station, copy},
-    verdict::judge,
+    still::Batches,
+    verdict::{Memory, judge},
 };
 use crate::{fleet::Fleet, tell};
 
@@ -92,6 +93,15 @@ struct Play<'a> {
     places: Vec<Rc<Place>>,
     folder: TempDir,
     folders: Cell<u32>,
+    backup: Option<Backup>,
+    /// Whether the server forgot what it had stored.
+    memory: Memory,
+}
+
+/// A copy of the history.
+struct Backup {
+    folder: PathBuf,
+    batches: Batches,
 }
 
 /// Plays a seed to its end, and holds what is stored against what was observed. Gives how often a batch came that was stored
@@ -109,7 +119,8 @@ pub(super) fn play(stage: &Stage, seed: u64) -> u64 {
         let store = play.station.store.borrow().clone().unwrap();
         let now = chance::now();
         for (place, host) in std::iter::zip(&play.places, &stage.hosts) {
-            judge(&store, *host, place, &play.station.record.stored(*host), now).await;
+            let came = play.station.record.stored(*host);
+            judge(&store, (*host, place.as_ref()), (&came, play.memory), now).await;
         }
     });
     play.station.record.again()
@@ -152,7 +163,7 @@ impl<'a> Play<'a> {
             sim.host(name(agent), move || agent::run(Rc::clone(&run)));
             places.push(place);
         }
-        Play { stage, sim, station, places, folder, folders: Cell::new(0) }
+        Play { stage, sim, station, places, folder, folders: Cell::new(0), backup: None, memory: Memory::Whole }
     }
 
     fn step(&mut self) {
@@ -185,6 +196,8 @@ impl<'a> Play<'a> {
             }
             Fault::KillServer => self.kill_server(),
             Fault::StopServer => self.station.stop.borrow().cancel(),
+            Fault::Backup => self.back_up(),
+            Fault::Restore => self.restore(),
             Fault::KillAgent(agent) => self.kill_agent(agent),
             Fault::StopAgent(agent) => self.places[agent].stop.borrow().cancel(),
             Fault::Reboot(agent) => {
@@ -204,7 +217,8 @@ impl<'a> Play<'a> {
                 let usual = Duration::from_millis(LATENCY_MS.1);
                 self.sim.set_link_max_message_latency(name(agent), "server", usual);
             }
-            Fault::KillServer => self.start("server".to_owned()),
+            Fault::KillServer | Fault::Restore => self.start("server".to_owned()),
+            Fault::Backup => {}
             Fault::StopServer => self.start_again("server".to_owned()),
             Fault::KillAgent(agent) | Fault::Reboot(agent) => self.start(name(agent)),
             Fault::StopAgent(agent) => self.start_again(name(agent)),
@@ -242,6 +256,27 @@ impl<'a> Play<'a> {
         drop(store);
         self.sim.crash("server");
         let before = self.station.folder.replace(left);
+        std::fs::remove_dir_all(before).unwrap();
+    }
+
+    /// Copies the history of a server that runs.
+    fn back_up(&mut self) {
+        let Some(store) = self.station.store.borrow().clone() else { return };
+        runtime().block_on(store.probe()).unwrap();
+        let folder = self.next_folder();
+        copy(&self.station.folder.borrow(), &folder);
+        let before = self.backup.replace(Backup { folder, batches: self.station.record.all() });
+        before.map_or(Ok(()), |before| std::fs::remove_dir_all(before.folder)).unwrap();
+    }
+
+    fn restore(&mut self) {
+        self.kill_server();
+        let Some(Backup { folder, batches }) = &self.backup else { return };
+        let restored = self.next_folder();
+        copy(folder, &restored);
+        self.station.record.go_back_to(batches.clone());
+        self.memory = Memory::Restored;
+        let before = self.station.folder.replace(restored);
         std::fs::remove_dir_all(before).unwrap();
     }
 

@@ -54,22 +54,39 @@ pub(super) struct Still {
     pub(super) record: Arc<Record>,
 }
 
+/// Batches of hosts.
+pub(super) type Batches = BTreeMap<HostId, BTreeSet<BatchNumber>>;
+
 /// What became durable, by whatever server of a play.
 #[derive(Debug, Default)]
 pub(super) struct Record {
-    stored: Mutex<BTreeMap<HostId, BTreeSet<BatchNumber>>>,
+    stored: Mutex<Batches>,
     again: AtomicU64,
 }
 
 impl Record {
-    fn note(&self, host: HostId, number: BatchNumber) {
-        let is_new = self.stored.lock().unwrap().entry(host).or_default().insert(number);
+    /// A batch came and counts as stored, when this one was the last.
+    fn note(&self, host: HostId, number: BatchNumber, last: BatchNumber) {
+        let mut stored = self.stored.lock().unwrap();
+        let of_host = stored.entry(host).or_default();
+        // One that was told of as lost counts too, and is not there.
+        let is_new = if number > last { of_host.insert(number) } else { !of_host.contains(&number) };
         self.again.fetch_add(u64::from(!is_new), Relaxed);
     }
 
     /// The batches of a host.
     pub(super) fn stored(&self, host: HostId) -> BTreeSet<BatchNumber> {
         self.stored.lock().unwrap().get(&host).cloned().unwrap_or_default()
+    }
+
+    /// All batches.
+    pub(super) fn all(&self) -> Batches {
+        self.stored.lock().unwrap().clone()
+    }
+
+    /// Nothing but these is stored any more.
+    pub(super) fn go_back_to(&self, batches: Batches) {
+        *self.stored.lock().unwrap() = batches;
     }
 
     /// How often a batch came that was stored already.
@@ -134,9 +151,10 @@ still! {
         let (store, record) = (Arc::clone(&self.store), Arc::clone(&self.record));
         let number = BatchNumber { epoch: batch.epoch, seq: batch.seq };
         let storing = still(async move {
+            let last = store.last_batch(host).await?;
             let applied = store.apply(host, batch).await;
             if matches!(applied, Ok(Applied::Committed | Applied::Differs { .. })) {
-                record.note(host, number);
+                record.note(host, number, last);
             }
             applied
         });

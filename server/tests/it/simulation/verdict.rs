@@ -6,12 +6,13 @@
 //! is stored must lie between them, and is the same in everything else.
 //!
 //! A batch that is not stored was dropped by its spool for want of room, and the time that it told of is in a gap: in one that
-//! spans nothing but what was dropped, and with the numbers of all of them ([`judge_losses`]).
+//! spans nothing but what was dropped, and with the numbers of all of them ([`judge_losses`]). After a restore it can also be
+//! one that the server forgot; then its time is in some gap.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use fleetsock_proto::{
-    answer::{Gap, GapReason},
+    answer::{Cover, Gap, GapReason},
     host::HostId,
     listener::Listener,
     question::{CoverageQuestion, PortQuestion, SessionQuestion, SessionTime},
@@ -40,12 +41,19 @@ async fn collect<T>(mut chunks: mpsc::Receiver<Vec<T>>) -> Vec<T> {
 /// A batch that a walk told of: its number and its time.
 type Told = (BatchNumber, (Timestamp, Timestamp));
 
+/// Whether a server knows what it stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    Whole,
+    /// A backup took its place.
+    Restored,
+}
+
 /// Fails when what is stored of a host, of which these batches came, is not what was observed on it.
 pub(super) async fn judge(
     store: &Arc<SqliteHistory>,
-    host: HostId,
-    place: &Place,
-    came: &BTreeSet<BatchNumber>,
+    (host, place): (HostId, &Place),
+    (came, memory): (&BTreeSet<BatchNumber>, Memory),
     now: Timestamp,
 ) {
     let (mut least, mut most) = (Expected::of(host, &place.name, 0), Expected::of(host, &place.name, 0));
@@ -92,6 +100,9 @@ pub(super) async fn judge(
 
     let (gaps, _) = store.list_gaps(CoverageQuestion::default(), now).await.unwrap();
     let gaps: Vec<Gap> = gaps.into_iter().filter(|gap| gap.host == place.name).collect();
+    if memory == Memory::Restored {
+        return judge_forgotten(place, &told, came, &gaps);
+    }
     let is_lossy = told.iter().any(|(number, _)| !came.contains(number));
     judge_losses(place, &told, came, &gaps);
     // A server that was killed does not know any more that something is missing, and finds it by the next digest.
@@ -103,6 +114,34 @@ pub(super) async fn judge(
         model.gap_ranges().iter().filter(|(_, _, reason)| is_meant(*reason)).map(row).collect()
     };
     same(&format!("gaps of {}", place.name), stored, expected(&least), expected(&most));
+}
+
+/// Fails when the time of something that is not stored is neither in gaps nor before everything that is. A walk of which a part
+/// is stored counts as observed: how far the history goes is known by walks.
+fn judge_forgotten(place: &Place, told: &[Told], came: &BTreeSet<BatchNumber>, gaps: &[Gap]) {
+    let unobserved = gaps.iter().filter(|gap| gap.reason.cover() == Cover::NotObserved);
+    let mut times: Vec<_> = unobserved.filter_map(|gap| Some((gap.since, gap.until?))).collect();
+    let first = told.iter().find(|(number, _)| came.contains(number));
+    times.extend(first.map(|(_, (_, until))| (Timestamp::MIN, *until)));
+    times.sort_unstable();
+    let mut stored_until = Timestamp::MIN;
+    for (number, (since, until)) in told {
+        if came.contains(number) {
+            stored_until = *until;
+            continue;
+        }
+        let since = stored_until.max(*since);
+        let is_told = times.iter().any(|(begin, end)| (*begin..=*end).contains(&since));
+        let covered = times.iter().fold(since, |covered, (begin, end)| match *begin <= covered {
+            true => covered.max(*end),
+            false => covered,
+        });
+        let name = &place.name;
+        assert!(
+            is_told && covered >= *until,
+            "{name}: {number:?} from {since:?} to {until:?} is not stored and not in {times:?}"
+        );
+    }
 }
 
 /// Fails when something did not come that was not dropped, or is in no gap; or a gap spans what was not dropped.
