@@ -33,8 +33,8 @@ pub const BATCH_TEXT_LIMIT: usize = 4096;
 /// that is what they take where they are read and stored, however few bytes they were on the way.
 /// Agents count texts in this way when they keep to [`BATCH_BYTES_LIMIT`], so that none of them comes near.
 pub const BATCH_PROCESS_TEXTS_LIMIT: usize = 1024 * 1024;
-/// Aim for encoded batches of at most this many bytes while there is little to tell: for as long as a stream lives, the server keeps the room that the
-/// largest message of it took (in tonic and in h2, which begin with 8 KiB for a frame).
+/// Aim for encoded batches of at most this many bytes while there is little to tell: for as long as a connection lives, the
+/// server keeps the room that its largest frame took (in h2, which begins with 8 KiB, and frames of at most 16 KiB).
 pub const BATCH_BYTES_AIM: usize = 7 * 1024;
 /// Most bytes of an encoded batch, which a busy host and a single socket with many owners come near, so that it fits the
 /// message limit of 256 KiB.

@@ -16,7 +16,7 @@ const YIELD_BYTES: usize = 1024;
 
 /// Messages of Protocol Buffers.
 #[derive(Debug)]
-pub(crate) struct FrugalCodec<T, U>(PhantomData<(T, U)>);
+pub struct FrugalCodec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for FrugalCodec<T, U> {
     fn default() -> FrugalCodec<T, U> {

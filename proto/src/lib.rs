@@ -10,7 +10,7 @@ pub mod backup;
 pub mod batch;
 pub mod change;
 pub mod client;
-mod codec;
+pub mod codec;
 pub mod condition;
 mod connection;
 pub mod digest;

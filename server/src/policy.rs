@@ -40,9 +40,9 @@ enum Who {
 use Who::{Admin, Agent, Anonymous, Local, Viewer};
 
 /// The call by which an agent gets its next certificate.
-const RENEWAL: &str = "/fleetsock.v1.Agent/RenewCertificate";
+pub(crate) const RENEWAL: &str = "/fleetsock.v1.Agent/RenewCertificate";
 /// The call by which an agent begins a stream.
-const SESSION: &str = "/fleetsock.v1.Agent/Session";
+pub(crate) const SESSION: &str = "/fleetsock.v1.Agent/Session";
 
 /// Every call, and who may make it.
 const TABLE: [(&str, &[Who]); 30] = [

@@ -9,8 +9,7 @@ use std::{
 };
 
 use fleetsock_proto::wire::{
-    admin_server::AdminServer, agent_server::AgentServer, enrollment_server::EnrollmentServer,
-    inventory_server::InventoryServer,
+    admin_server::AdminServer, enrollment_server::EnrollmentServer, inventory_server::InventoryServer,
 };
 use rustix::{
     fs::Mode,
@@ -32,8 +31,14 @@ use tower::layer::util::{Identity, Stack};
 use crate::{
     acceptor::{Acceptor, Listener, Shown},
     api::{
-        Clock, admin::AdminService, agent::AgentService, answering::Answering, enrollment::EnrollmentService,
-        health::HealthService, inventory::InventoryService, roots::Exchange,
+        Clock,
+        admin::AdminService,
+        agent::{AgentCalls, AgentService},
+        answering::Answering,
+        enrollment::EnrollmentService,
+        health::HealthService,
+        inventory::InventoryService,
+        roots::Exchange,
     },
     authority::Authority,
     backup::{Backups, Fleet},
@@ -255,7 +260,7 @@ fn services<S: History + Registry>(
     };
     let enrollment =
         EnrollmentService { authority: Arc::clone(authority), registry, renewable: config.renewable, clock: *clock };
-    let agents = AgentServer::new(agents).max_decoding_message_size(MESSAGE_BYTES.1);
+    let agents = AgentCalls::new(agents, MESSAGE_BYTES.1);
     let inventory = InventoryServer::new(inventory).max_decoding_message_size(MESSAGE_BYTES.2);
     let admin = AdminServer::new(admin).max_decoding_message_size(MESSAGE_BYTES.2);
     let enrollment = EnrollmentServer::new(enrollment).max_decoding_message_size(MESSAGE_BYTES.0);

@@ -5,7 +5,7 @@ use std::{convert::Infallible, error::Error as _, net::IpAddr, pin::pin, sync::A
 use fleetsock_proto::{
     host::HostId,
     stream::{AgentMessage, BatchNumber, Bye, Hello, Nack, PROTOCOL_VERSION, Roots, ServerMessage, Welcome},
-    wire::{self, agent_server::Agent},
+    wire,
 };
 use tokio::{
     sync::{
@@ -14,10 +14,11 @@ use tokio::{
     },
     time::{Instant, timeout},
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, body::Body};
 
+pub use self::calls::AgentCalls;
+use self::stream::{Arriving, Said};
 use super::{Clock, peer, roots::renewal, status};
 use crate::{
     authority::{Authority, RequestedKey},
@@ -28,6 +29,9 @@ use crate::{
     rates::Rates,
     warnings::Warnings,
 };
+
+mod calls;
+mod stream;
 
 /// How long an agent may take to say Hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,7 +52,6 @@ const LAST_WORD: Duration = Duration::from_millis(200);
 const OUTGOING: usize = 2 * CREDIT as usize + 16;
 
 /// The agent service.
-#[derive(Clone)]
 pub struct AgentService {
     /// Makes certificates.
     pub authority: Arc<Authority>,
@@ -86,17 +89,17 @@ fn agent(peer: Peer) -> Result<(HostId, Vec<u8>), Status> {
     }
 }
 
-#[tonic::async_trait]
-impl Agent for AgentService {
-    type SessionStream = ReceiverStream<Result<wire::SessionResponse, Status>>;
-
+impl AgentService {
+    /// Begins a conversation. What an agent says is in the body of its request, what it is told in that of the answer.
     async fn session(
-        &self,
-        request: Request<Streaming<wire::SessionRequest>>,
-    ) -> Result<Response<Self::SessionStream>, Status> {
+        self: Arc<AgentService>,
+        request: Request<Body>,
+        limit: usize,
+    ) -> Result<http::Response<Body>, Status> {
         let peer = peer(&request)?;
         let (address, arrived) = (peer.address, peer.arrived);
         let (host, serial) = agent(peer)?;
+        let incoming = Arriving::of(request, limit)?;
         let live = self.live.begin(host, serial.clone());
         // Between the policy's look and the line above the host may have been revoked, and nobody would end the stream.
         let admission = match self.registry.host_standing(host, serial).await.map_err(status::of)? {
@@ -104,10 +107,11 @@ impl Agent for AgentService {
             Standing::Waits => Admission::Waits,
             _ => return Err(Status::unauthenticated("revoked")),
         };
-        let (outgoing, responses) = mpsc::channel(OUTGOING);
-        let conversation = Conversation { service: self.clone(), host, address, arrived, admission, outgoing };
-        self.tasks.spawn(conversation.run(request.into_inner(), live));
-        Ok(Response::new(ReceiverStream::new(responses)))
+        let (outgoing, said) = mpsc::channel(OUTGOING);
+        let tasks = self.tasks.clone();
+        let conversation = Conversation { service: self, host, address, arrived, admission, outgoing };
+        tasks.spawn(conversation.run(incoming, live));
+        Ok(stream::answer(said))
     }
 
     async fn renew_certificate(
@@ -147,13 +151,13 @@ enum Admission {
 
 /// One stream of one agent.
 struct Conversation {
-    service: AgentService,
+    service: Arc<AgentService>,
     host: HostId,
     address: Option<IpAddr>,
     /// When its connection was accepted.
     arrived: Instant,
     admission: Admission,
-    outgoing: mpsc::Sender<Result<wire::SessionResponse, Status>>,
+    outgoing: mpsc::Sender<Said>,
 }
 
 /// An address for people.
@@ -194,7 +198,7 @@ impl From<HistoryError> for Over {
 }
 
 impl Conversation {
-    async fn run(self, mut incoming: Streaming<wire::SessionRequest>, live: LiveStream) {
+    async fn run(self, mut incoming: Arriving, live: LiveStream) {
         let over = tokio::select! {
             biased;
             end = live.ended() => end.into(),
@@ -202,7 +206,7 @@ impl Conversation {
         };
         let last = match over {
             Over::Left => None,
-            Over::Bye(bye) => Some(Ok(ServerMessage::Bye(bye).into())),
+            Over::Bye(bye) => Some(Ok(Box::new(ServerMessage::Bye(bye).into()))),
             Over::Fault(status) => {
                 tracing::warn!(host = %self.host, reason = status.message(), "stream ended");
                 Some(Err(status))
@@ -217,28 +221,25 @@ impl Conversation {
         }
     }
 
-    /// Talks until one side has enough.
-    async fn converse(
-        &self,
-        incoming: &mut Streaming<wire::SessionRequest>,
-        live: &LiveStream,
-    ) -> Result<Infallible, Over> {
+    /// Talks until one side has enough. What happens once or rarely is boxed: a conversation takes the room of the longest
+    /// of its steps for as long as it lives.
+    async fn converse(&self, incoming: &mut Arriving, live: &LiveStream) -> Result<Infallible, Over> {
         let hello = match self.hear(incoming, HELLO_TIMEOUT).await? {
             AgentMessage::Hello(hello) => hello,
             _ => return Err(Over::Fault(Status::invalid_argument("a stream begins with Hello"))),
         };
         if self.admission == Admission::Waits {
-            return Err(self.introduce(hello).await?);
+            return Err(Box::pin(self.introduce(hello)).await?);
         }
-        self.take_the_voice(&hello, live).await?;
+        Box::pin(self.take_the_voice(&hello, live)).await?;
         // Before Welcome says which roots there are, so that no change falls between.
         let mut told = self.service.live.told();
-        self.welcome(hello).await?;
+        Box::pin(self.welcome(hello)).await?;
         loop {
             let message = self.hear_while_telling(incoming, &mut told).await?;
             let now = (self.service.clock)();
             if let Some(rival) = live.heard(now) {
-                self.warn_of_copy(rival).await;
+                Box::pin(self.warn_of_copy(rival)).await;
             }
             let rows = if let AgentMessage::Batch(batch) = &message { batch.changes.len() } else { 0 };
             self.handle(message).await?;
@@ -263,7 +264,7 @@ impl Conversation {
 
     /// Makes this stream the one that speaks for the host, unless another machine does.
     async fn take_the_voice(&self, hello: &Hello, live: &LiveStream) -> Result<(), Over> {
-        let AgentService { heartbeat, clock, warnings, .. } = &self.service;
+        let AgentService { heartbeat, clock, warnings, .. } = &*self.service;
         let spot = Spot { boot_id: hello.facts.boot_id, netns: hello.facts.netns, address: self.address };
         let patience = *heartbeat * MISSED_HEARTBEATS + HELLO_TIMEOUT / 2;
         match live.speak(spot, clock(), patience) {
@@ -310,12 +311,8 @@ impl Conversation {
         Contact { facts: hello.facts, at, clock_offset_us: offset_us }
     }
 
-    async fn hear(
-        &self,
-        incoming: &mut Streaming<wire::SessionRequest>,
-        patience: Duration,
-    ) -> Result<AgentMessage, Over> {
-        match timeout(patience, incoming.message()).await {
+    async fn hear(&self, incoming: &mut Arriving, patience: Duration) -> Result<AgentMessage, Over> {
+        match timeout(patience, incoming.next()).await {
             Ok(Ok(Some(message))) => {
                 AgentMessage::try_from(message).map_err(|error| Over::Fault(status::of_invalid(error)))
             }
@@ -336,7 +333,7 @@ impl Conversation {
     /// The next message; what every agent is told meanwhile is told.
     async fn hear_while_telling(
         &self,
-        incoming: &mut Streaming<wire::SessionRequest>,
+        incoming: &mut Arriving,
         told: &mut watch::Receiver<Option<Roots>>,
     ) -> Result<AgentMessage, Over> {
         let mut hearing = pin!(self.hear(incoming, SILENCE_LIMIT));
@@ -353,7 +350,7 @@ impl Conversation {
 
     /// Says something without waiting: what an agent sends while nobody reads it would have to be kept.
     fn say(&self, message: ServerMessage) -> Result<(), Over> {
-        self.outgoing.try_send(Ok(message.into())).map_err(|error| match error {
+        self.outgoing.try_send(Ok(Box::new(message.into()))).map_err(|error| match error {
             TrySendError::Full(_) => {
                 Over::Fault(Status::resource_exhausted("this agent sends on and does not read what it is told"))
             }
@@ -362,7 +359,7 @@ impl Conversation {
     }
 
     async fn welcome(&self, hello: Hello) -> Result<(), Over> {
-        let AgentService { authority, history, live, heartbeat, clock, .. } = &self.service;
+        let AgentService { authority, history, live, heartbeat, clock, .. } = &*self.service;
         let contact = self.contact(hello);
         tracing::info!(host = %self.host, name = contact.facts.name, "agent connected");
         history.record_hello(self.host, contact).await?;
@@ -380,7 +377,7 @@ impl Conversation {
     }
 
     async fn handle(&self, message: AgentMessage) -> Result<(), Over> {
-        let AgentService { history, clock, .. } = &self.service;
+        let AgentService { history, clock, .. } = &*self.service;
         let mut presence = Presence { at: clock(), observed_until: None, cost: None, tcp_counts: None };
         match message {
             AgentMessage::Hello(_) => return Err(Over::Fault(Status::invalid_argument("a second Hello"))),
