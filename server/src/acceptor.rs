@@ -76,8 +76,9 @@ impl Listener for TcpListener {
     }
 }
 
-/// A connection that is ready to be served, with its place among all and among those of its kind.
-pub type Accepted<W> = PeerStream<TlsStream<W>, (Place<IpAddr>, Seat)>;
+/// A connection that is ready to be served, with its place among all and among those of its kind. What TLS knows of it is
+/// large, and the task that serves it would have room for it twice: as what it was given and as what it works with.
+pub type Accepted<W> = PeerStream<Box<TlsStream<W>>, (Place<IpAddr>, Seat)>;
 
 /// The place of a connection among all, and the one that it has while it shakes hands.
 type Places = (Place<IpAddr>, Place<IpAddr>);
@@ -258,7 +259,12 @@ impl<W: Wire> Acceptor<W> {
         }
     }
 
-    async fn shake_hands(&self, wire: W, address: IpAddr, arrived: Instant) -> Result<(TlsStream<W>, Peer), Refusal> {
+    async fn shake_hands(
+        &self,
+        wire: W,
+        address: IpAddr,
+        arrived: Instant,
+    ) -> Result<(Box<TlsStream<W>>, Peer), Refusal> {
         let deadline = arrived + self.handshake;
         let slow = |_| (Turned::Slow, "it took too long".to_owned());
         let hello = timeout_at(deadline, LazyConfigAcceptor::new(rustls::server::Acceptor::default(), wire))
@@ -275,7 +281,7 @@ impl<W: Wire> Acceptor<W> {
         };
         let shaken = timeout_at(deadline, hello.into_stream(Arc::clone(config)).into_fallible()).await;
         let tls = match shaken.map_err(slow)? {
-            Ok(tls) => tls,
+            Ok(tls) => Box::new(tls),
             Err((error, wire)) => {
                 linger(wire).await;
                 return Err(refusal(&error));
