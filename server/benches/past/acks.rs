@@ -31,16 +31,17 @@ const ROW_BYTES: usize = 76;
 /// Rows of a batch, on average.
 const BATCH_ROWS: usize = 55;
 
-/// Measures them with so many sessions in the file of a day.
+/// Measures them with about so many sessions in the file of a day.
 pub(crate) async fn measure(place: &Path, sessions: u64, table: &mut Table) {
     let folder = place.join("acknowledged");
-    let day = sessions.min(DAY_SESSIONS);
+    let steady = (RATE * 1.5 * MEASURED.as_secs_f64()) as u64;
+    // The file must not be complete before it is to be.
+    let day = sessions.clamp(2 * steady, DAY_SESSIONS);
     let keeping = Keeping { part_rows: day as i64, ..Keeping::default() };
     let sealing = Sealing { pause: Duration::from_millis(20), stays: Duration::ZERO };
     let history = Arc::new(SqliteHistory::open(&folder, Options { keeping, sealing, ..Options::default() }).unwrap());
     let hosts = enrol(&history, HOSTS).await;
     let mut reports = Reports::of(0..HOSTS, 10 * day);
-    let steady = (RATE * 1.5 * MEASURED.as_secs_f64()) as u64;
     let mut left = day.saturating_sub(steady);
     while left > 0 {
         let some = left.min(READY);

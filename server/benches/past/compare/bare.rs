@@ -20,7 +20,7 @@ pub(crate) const HOST_INDEX: &str = "CREATE INDEX sessions_by_host ON sessions (
 pub(crate) const PEER_INDEX: &str = "CREATE INDEX sessions_by_peer ON sessions (peer_address, host_id);";
 
 /// The settings of a server that loses nothing.
-pub(crate) const SETTINGS: &str = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=4000;
+const SETTINGS: &str = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=4000;
     PRAGMA cache_size=-65536;";
 
 /// The table, whose addresses are of this type.

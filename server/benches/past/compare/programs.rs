@@ -10,12 +10,15 @@ use std::{
 };
 
 use super::{
-    bare::{HOST_INDEX, PEER_INDEX, SETTINGS, table},
+    bare::{HOST_INDEX, PEER_INDEX, table},
     rows::{ADDRESSES, NUMBERS},
 };
 
 /// Where Debian puts each version of PostgreSQL.
 const POSTGRESQL: &str = "/usr/lib/postgresql";
+/// Of `sqlite3`, which imports a file in one transaction. In a log of its own (WAL) pages of the index that do not fit into the
+/// cache would be written again and again, and all of them kept until the end.
+const IMPORT_SETTINGS: &str = "PRAGMA synchronous=FULL; PRAGMA cache_size=-65536;";
 /// The user under which it runs when this program is root's.
 const POSTGRES: &str = "postgres";
 
@@ -32,16 +35,11 @@ fn run(command: &mut Command) -> Result<Output, String> {
 /// Imports a CSV file with both indexes; seconds.
 pub(crate) fn sqlite3_import(folder: &Path, csv: &Path) -> Result<f64, String> {
     let file = folder.join("imported.db");
-    let shell = |script: &str| run(Command::new("sqlite3").arg("-bail").arg(&file).arg(script));
-    shell(&format!("{SETTINGS} {} {HOST_INDEX} {PEER_INDEX}", table("TEXT")))?;
+    let tables = format!("{} {HOST_INDEX} {PEER_INDEX}", table("TEXT"));
+    run(Command::new("sqlite3").arg("-bail").arg(&file).arg(tables))?;
+    let import = format!(".import --csv {} sessions", csv.display());
     let begun = Instant::now();
-    let settings = SETTINGS.replace('\n', " ");
-    run(Command::new("sqlite3")
-        .arg("-bail")
-        .arg("-cmd")
-        .arg(settings)
-        .arg(&file)
-        .arg(format!(".import --csv {} sessions", csv.display())))?;
+    run(Command::new("sqlite3").args(["-bail", "-cmd", IMPORT_SETTINGS]).arg(&file).arg(import))?;
     let took = begun.elapsed().as_secs_f64();
     fs::remove_file(file).map_err(|error| error.to_string())?;
     Ok(took)
