@@ -76,7 +76,7 @@ pub trait Registry: Send + Sync + 'static {
     async fn operator_standing(&self, operator: Operator, serial: Serial) -> Result<Standing, HistoryError>;
 
     /// A certificate was shown that the history does not know, as [`Standing::Unknown`] said. After a restore it may be one
-    /// that the lost part of the history made: then it is taken up, and told of ([`adoption`]).
+    /// that the lost part of the history made: then it is taken up, and told of ([`adoption`](super::adoption)).
     async fn adopt(&self, holder: Subject, shown: Shown, by: Actor) -> Result<Standing, HistoryError>;
 
     /// Writes down a host's next certificate in place of one that is over, which had this serial number. Refused with
