@@ -19,7 +19,7 @@ use fleetsock_agent::{
     run::{Foundation, run},
     table::{Search, Table, Walk},
 };
-use fleetsock_proto::{batch::Role, tcp::TcpCounts, time::Timestamp, tls};
+use fleetsock_proto::{batch::Role, cause, tcp::TcpCounts, time::Timestamp, tls};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -87,19 +87,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error is the last place there is; when it is closed too, the exit code remains.
-            drop(writeln!(io::stderr(), "error: {}", told(&error)));
+            drop(writeln!(io::stderr(), "error: {}", cause::told(&*error)));
             ExitCode::FAILURE
         }
     }
-}
-
-/// An error with its causes, each said once: some texts end with the text of their cause.
-fn told(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
-        "" => cause,
-        said if said.ends_with(&cause) => told,
-        _ => format!("{told}: {cause}"),
-    })
 }
 
 fn execute(command: Command) -> Result<()> {

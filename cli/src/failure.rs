@@ -3,6 +3,7 @@
 use std::{fmt, io};
 
 use fleetsock_proto::{
+    cause,
     client::{CallError, ConnectError},
     identity::IdentityError,
     private::PrivateFileError,
@@ -96,12 +97,8 @@ impl Failure {
         self
     }
 
-    fn caused_by(mut self, error: &dyn std::error::Error) -> Failure {
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            self.causes.push(error.to_string());
-            cause = error.source();
-        }
+    fn caused_by(mut self, error: &(dyn std::error::Error + 'static)) -> Failure {
+        self.causes = cause::texts(error).split_off(1);
         self
     }
 

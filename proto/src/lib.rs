@@ -8,6 +8,7 @@ pub mod answer;
 pub mod audit;
 pub mod backup;
 pub mod batch;
+pub mod cause;
 pub mod change;
 pub mod client;
 pub mod codec;

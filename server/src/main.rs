@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use fleetsock_proto::{join::ServerAddress, private, spiffe::TrustDomain, time::Timestamp, tls};
+use fleetsock_proto::{cause, join::ServerAddress, private, spiffe::TrustDomain, time::Timestamp, tls};
 use fleetsock_server::{
     authority::Authority,
     config::{Config, DEFAULT_STATE, DEFAULT_TRUST_DOMAIN, HealthAddress, LogFormat, NewFleet},
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error is the last place there is; when it is closed too, the exit code remains.
-            drop(writeln!(io::stderr(), "error: {error:#}"));
+            drop(writeln!(io::stderr(), "error: {}", cause::told(&*error)));
             ExitCode::FAILURE
         }
     }

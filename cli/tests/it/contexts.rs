@@ -47,6 +47,8 @@ fn a_server_that_is_not_there_is_exit_code_5() {
         );
         assert_eq!((ran.code, ran.err), (5, expected));
     }
+    let told = home.run(&["-v", "login", &join(&address)]).err;
+    assert_eq!(told.matches("Connection refused").count(), 1, "{told}");
     assert!(!home.config().join("config.toml").exists(), "nothing is kept of a login that failed");
 }
 

@@ -30,6 +30,7 @@ mod simulation;
 mod speaker;
 mod sums;
 mod victim;
+mod words;
 
 use fleetsock_proto::time::Timestamp;
 
