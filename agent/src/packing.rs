@@ -74,7 +74,7 @@ pub struct Packed {
     pub details_lost: u64,
 }
 
-/// Packs changes into batches: small ones, and about [`MANY_BATCHES`] of them where so many changes are small no more.
+/// Packs changes into batches: small ones, and about eight of them where so many changes are small no more.
 pub fn pack(content: Content, window: Window, changes: impl IntoIterator<Item = Change>) -> Packed {
     let changes = changes.into_iter();
     let aim = aim(changes.size_hint().0);
