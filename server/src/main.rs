@@ -19,7 +19,6 @@ use fleetsock_server::{
     serve::{Foundation, serve},
     setup,
 };
-use mimalloc::MiMalloc;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -28,11 +27,6 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 mod restore;
-
-/// Each of ten thousand connections has 16 KiB to write into and needs the first of them. This allocator puts blocks of one
-/// size together, so that what nobody touches takes no memory; glibc makes such blocks of pieces that others have touched.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -110,7 +104,6 @@ fn run(command: Command) -> Result<()> {
             let config = Config::load(&state, config.as_deref())?;
             private::check_folder(&state)?;
             log_to_stderr(config.log_format)?;
-            use_small_pages();
             // While there is one thread: those that come are confined as it is.
             let confinement = confinement::confine(&config).context("cannot give up what the server does not need")?;
             tracing::info!(%confinement, "confined");
@@ -200,13 +193,6 @@ fn stop_on_signal() -> Result<CancellationToken> {
         told.cancel();
     });
     Ok(stop)
-}
-
-/// With huge pages (Documentation/admin-guide/mm/transhuge.rst) memory is resident by 2 MiB, also what nobody touches.
-fn use_small_pages() {
-    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
-        tracing::debug!(%error, "huge pages stay as they are");
-    }
 }
 
 /// Begins to log to standard error; FLEETSOCK_LOG chooses what.
