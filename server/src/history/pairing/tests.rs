@@ -146,9 +146,9 @@ fn loopback_stays_in_its_network_namespace() {
 #[test]
 fn more_than_can_be_compared_is_no_pair() {
     let client = end(1, CLIENT, SERVER, (100, Some(200)));
-    let again = (0..1_000).map(|n| end(2, SERVER, CLIENT, (5_000 + n, Some(5_000 + n))));
+    let again = (0..i64::try_from(ALIKE_LIMIT).unwrap()).map(|n| end(2, SERVER, CLIENT, (5_000 + n, Some(5_000 + n))));
     let ends: Vec<End> = [client, end(2, SERVER, CLIENT, (100, Some(200)))].into_iter().chain(again).collect();
-    assert_eq!(paired(two(), &ends[..1_001]), Some((2, 100)));
+    assert_eq!(paired(two(), &ends[..=ALIKE_LIMIT]), Some((2, 100)));
     assert_eq!(paired(two(), &ends), None);
     let many: Vec<(i64, &str)> = (2..19).map(|host| (host, "10.0.0.2")).collect();
     assert_eq!(candidates(&client, &hosts(&many), 0), None);
