@@ -16,6 +16,9 @@ use crate::history::{
 /// Rows of one page of a host.
 const PAGE_ROWS: i64 = 256;
 
+/// What was open within the window that is meant, whose bounds are the third value and the two after it.
+const IN_WINDOW: &str = "closed_at_us > ?3 AND closed_at_us <= ?4 AND closed_at_us - duration_us <= ?5";
+
 /// Which rows of a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Of {
@@ -47,6 +50,12 @@ impl Search<'_> {
         Ok(())
     }
 
+    /// The first five values of a question with [`IN_WINDOW`].
+    fn bounds(&self, [first, second]: [i64; 2]) -> [Value; 5] {
+        let [after, until, opened_until] = self.meaning.window.bounds();
+        [first, second, after, until, opened_until].map(Value::from)
+    }
+
     /// Finds what may be meant in a zone, without reading it.
     pub(super) fn read_zone(
         &mut self,
@@ -56,13 +65,10 @@ impl Search<'_> {
     ) -> Result<(), rusqlite::Error> {
         let Some(connection) = self.file(file)? else { return Ok(()) };
         let mut statement = connection.prepare_cached(&format!(
-            "SELECT id, host_id, closed_at_us FROM sessions
-             WHERE id BETWEEN ?1 AND ?2 AND closed_at_us > ?3 AND closed_at_us <= ?4
-                 AND closed_at_us - duration_us <= ?5 AND {}",
+            "SELECT id, host_id, closed_at_us FROM sessions WHERE id BETWEEN ?1 AND ?2 AND {IN_WINDOW} AND {}",
             self.meaning.sql
         ))?;
-        let [after, until, opened_until] = self.meaning.window.bounds();
-        let bounds = [first, last, after, until, opened_until].map(Value::from);
+        let bounds = self.bounds([first, last]);
         let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.meaning.values)))?;
         while let Some(row) = rows.next()? {
             if self.hosts.contains_key(&row.get("host_id")?) {
@@ -132,13 +138,11 @@ impl Search<'_> {
             Of::Zone(first, last) => ("id BETWEEN ?1 AND ?2", [first, last]),
         };
         let mut statement = connection.prepare_cached(&format!(
-            "SELECT {} FROM sessions
-             WHERE {rows} AND closed_at_us > ?3 AND closed_at_us <= ?4 AND closed_at_us - duration_us <= ?5 AND {}",
+            "SELECT {} FROM sessions WHERE {rows} AND {IN_WINDOW} AND {}",
             stored::OVER,
             self.meaning.sql
         ))?;
-        let [after, until, opened_until] = self.meaning.window.bounds();
-        let bounds = [first, last, after, until, opened_until].map(Value::from);
+        let bounds = self.bounds([first, last]);
         let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.meaning.values)))?;
         while let Some(row) = rows.next()? {
             let one = StoredSession::over(row)?;
