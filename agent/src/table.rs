@@ -25,7 +25,7 @@ mod opening;
 #[cfg(test)]
 mod tests;
 
-pub use self::endings::{Insight, Origin, Owned, STAND_IN, Told};
+pub use self::endings::{Insight, Origin, Owned, Told};
 
 /// Most sockets that are kept; further ones are counted as lost.
 pub const TABLE_SOCKETS_LIMIT: usize = 1_000_000;
@@ -238,10 +238,11 @@ impl Table {
         let mut comparison = std::mem::take(&mut self.ended);
         let (fresh, mut updated) = self.compare(&walk, &search, insight, &mut comparison);
         for (key, known) in self.gone(&walk, &search) {
-            let known = self.close(key, (walk.at, known), insight, &mut comparison.changes);
-            if known != Some(Known::Event) {
-                self.endings.expect(key, self.walk);
+            let Some(change) = self.close(key, (walk.at, known), insight) else { continue };
+            if !matches!(change.op, Op::Closed { known: Known::Event, .. }) {
+                self.endings.expect(&change.socket, self.walk);
             }
+            comparison.changes.push(change);
         }
         comparison.changes.append(&mut updated);
         self.open_all(&walk, &fresh, &search, insight, &mut comparison);
@@ -301,7 +302,7 @@ impl Table {
                 Some(open) => {
                     // The same descriptor goes on with another peer: whoever held it holds it.
                     let owners = (open.socket.owners.clone(), open.socket.owner_known);
-                    self.close(row.key, (walk.at, Known::BetweenWalks), &(), &mut comparison.changes);
+                    comparison.changes.extend(self.close(row.key, (walk.at, Known::BetweenWalks), &()));
                     fresh_keys.insert(row.key);
                     fresh.push(Fresh { row, owners: Some(Box::new(owners)) });
                 }
@@ -334,14 +335,8 @@ impl Table {
         Some(open)
     }
 
-    /// Closes what is open, at this moment or at one that is known better; tells how it is known.
-    fn close(
-        &mut self,
-        key: SocketKey,
-        (at, known): (Timestamp, Known),
-        insight: &impl Insight,
-        changes: &mut Vec<Change>,
-    ) -> Option<Known> {
+    /// Closes what is open, at this moment or at one that is known better; gives what there is to tell of that.
+    fn close(&mut self, key: SocketKey, (at, known): (Timestamp, Known), insight: &impl Insight) -> Option<Change> {
         let Open { socket, .. } = self.take(key)?;
         let told = match socket.role {
             Role::Listener => None,
@@ -349,8 +344,7 @@ impl Table {
         };
         let (at, known) = told.map_or((at, known), |at| (at, Known::Event));
         // A clock that was set back does not make a socket close before it opened.
-        changes.push(Change { op: Op::Closed { at: at.max(socket.opened_at), known }, socket });
-        Some(known)
+        Some(Change { op: Op::Closed { at: at.max(socket.opened_at), known }, socket })
     }
 
     fn forget_namespace(&mut self, netns: u64) {

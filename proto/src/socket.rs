@@ -123,6 +123,17 @@ words! {
 pub struct SocketKey {
     /// Inode number of its network namespace (ioctl_ns(2)).
     pub netns: u64,
-    /// sk_cookie, never reused within a boot (include/linux/sock_diag.h).
+    /// sk_cookie, never reused within a boot (include/linux/sock_diag.h); or a [stand-in](SocketKey::STAND_IN).
     pub cookie: u64,
+}
+
+impl SocketKey {
+    /// Set in what stands for the cookie of a connection whose cookie the kernel did not tell. The kernel counts cookies
+    /// from 1 (net/core/sock_diag.c, include/linux/cookie.h), so that none of them has it.
+    pub const STAND_IN: u64 = 1 << 63;
+
+    /// Whether the cookie is a stand-in: then the same socket may be known by another key as well.
+    pub const fn is_stand_in(self) -> bool {
+        self.cookie & SocketKey::STAND_IN != 0
+    }
 }

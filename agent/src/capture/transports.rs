@@ -30,8 +30,6 @@ const LOCALS: u16 = 12;
 const PEERS: u16 = 13;
 /// idiag_ext: struct sctp_info is wanted.
 const WITH_INFO: u8 = 1 << (INFO - 1);
-/// Set in the stand-in for an association's cookie: the kernel counts cookies upwards from 1.
-const BY_TAG: u64 = 1 << 63;
 /// TCP_LISTEN, which SCTP sockets use too.
 const LISTEN: u8 = 10;
 
@@ -142,7 +140,7 @@ fn state(number: u8) -> Option<Option<SocketState>> {
 /// The key of an association of a socket.
 fn association(socket: SocketKey, tag: u32) -> SocketKey {
     let low = socket.cookie & u64::from(u32::MAX >> 1);
-    SocketKey { cookie: BY_TAG | low << 32 | u64::from(tag), ..socket }
+    SocketKey { cookie: SocketKey::STAND_IN | low << 32 | u64::from(tag), ..socket }
 }
 
 /// The address in the first struct sockaddr_storage of several.

@@ -15,7 +15,7 @@ use crate::{
     events::{self, Drained, Events, Record, What},
     lives::{Asked, Ended},
     owners::Processes,
-    table::{Owned, STAND_IN, Told},
+    table::{Owned, Told},
 };
 
 /// How long what is left of a closed connection may be held by a process before it is told without waiting for that.
@@ -59,7 +59,7 @@ impl Reader {
             waiting: Vec::new(),
             lost: 0,
             ended: Vec::new(),
-            stand_in: STAND_IN,
+            stand_in: SocketKey::STAND_IN,
             is_behind: false,
         }
     }
@@ -175,7 +175,7 @@ impl Teller<'_> {
         let key = walked.unwrap_or_else(|| {
             let cookie = cookie.unwrap_or_else(|| {
                 // Moments do not come twice in a boot, also not for the next agent.
-                *self.stand_in = (*self.stand_in + 1).max(STAND_IN | closed_ns);
+                *self.stand_in = (*self.stand_in + 1).max(SocketKey::STAND_IN | closed_ns);
                 *self.stand_in
             });
             SocketKey { netns, cookie }

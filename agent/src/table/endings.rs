@@ -19,15 +19,10 @@ use crate::{
 /// Most sockets that were closed by a walk and whose end is still expected. Beyond them an end may be told twice.
 const EXPECTED_LIMIT: usize = 1_000_000;
 
-/// Set in what stands for the cookie of a connection that ended without the record that names it. The kernel counts its
-/// cookies from 1 (net/core/sock_diag.c, include/linux/cookie.h), so that none of them has it.
-pub const STAND_IN: u64 = 1 << 63;
-
 /// A life that is over, as events tell of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
-    /// sk_cookie, or what stands for it when the kernel did not tell it ([`STAND_IN`]); the network namespace is 0 when
-    /// nobody was there to tell.
+    /// sk_cookie, or a stand-in when the kernel did not tell it; the network namespace is 0 when nobody was there to tell.
     pub key: SocketKey,
     /// What it was.
     pub life: Life,
@@ -41,6 +36,18 @@ pub struct Told {
     pub owners: Vec<Arc<Owner>>,
     /// How they are known.
     pub owner_known: OwnerKnown,
+}
+
+impl Told {
+    /// Whether this may be the end of something that is known by its cookie, which this end does not tell: it is older than
+    /// the events, or the record of its beginning is missing too.
+    fn is_known_by_its_pair(&self) -> bool {
+        self.key.is_stand_in() && self.opened_at.is_none()
+    }
+
+    fn is_between(&self, netns: u64, local: SocketAddr, peer: SocketAddr) -> bool {
+        (self.life.local, self.life.peer) == (local, peer) && (self.key.netns == 0 || self.key.netns == netns)
+    }
 }
 
 /// Whose an open socket is of which a walk could not tell that, as events tell it.
@@ -111,10 +118,23 @@ pub(super) struct Endings {
     told: HashMap<u64, Timestamp>,
     /// Cookies that a walk did not see any more and whose end was not told yet, with the number of the walk.
     expected: HashMap<u64, u64>,
+    /// Sessions that the last walks did not see any more: their ends may be told without their cookies.
+    absent: Vec<Absent>,
+}
+
+/// A TCP session that a walk did not see any more.
+#[derive(Debug)]
+struct Absent {
+    netns: u64,
+    local: SocketAddr,
+    peer: SocketAddr,
+    walk: u64,
 }
 
 /// Walks after which an end is not expected any more: whoever holds a closed socket so long is told twice.
 const EXPECTED_WALKS: u64 = 100_000;
+/// Walks after which an end without a cookie is not expected any more: what a walk shows to be over is told by the next one.
+const ABSENT_WALKS: u64 = 2;
 
 impl Endings {
     /// Whether a row is of a socket that ended meanwhile.
@@ -123,15 +143,30 @@ impl Endings {
     }
 
     /// A walk closed a socket.
-    pub(super) fn expect(&mut self, key: SocketKey, walk: u64) {
+    pub(super) fn expect(&mut self, socket: &Socket, walk: u64) {
+        let Socket { key: SocketKey { netns, cookie }, local, .. } = *socket;
         if self.expected.len() < EXPECTED_LIMIT {
-            self.expected.insert(key.cookie, walk);
+            self.expected.insert(cookie, walk);
         }
+        if let (Protocol::Tcp, Role::Session { peer, .. }) = (socket.protocol, socket.role) {
+            self.absent.push(Absent { netns, local, peer, walk });
+        }
+    }
+
+    /// Whether an end is that of what a walk closed; that is not expected any more.
+    fn was_expected(&mut self, told: &Told) -> bool {
+        if !told.is_known_by_its_pair() {
+            return self.expected.remove(&told.key.cookie).is_some();
+        }
+        let is_it = |absent: &Absent| told.is_between(absent.netns, absent.local, absent.peer);
+        let found = self.absent.iter().position(is_it);
+        found.map(|index| self.absent.swap_remove(index)).is_some()
     }
 
     /// A walk that began at `began` is applied: the next one cannot show what ended before.
     pub(super) fn walked(&mut self, began: Timestamp, walk: u64) {
         self.told.retain(|_, closed_at| *closed_at >= began);
+        self.absent.retain(|absent| walk - absent.walk < ABSENT_WALKS);
         if walk.is_multiple_of(EXPECTED_WALKS / 4) {
             self.expected.retain(|_, closed| walk - *closed < EXPECTED_WALKS);
         }
@@ -142,9 +177,10 @@ impl Table {
     /// Takes the end of a life, before the walk is applied after which it was told. A walk may have told it before.
     pub fn end(&mut self, told: Told) {
         self.endings.told.insert(told.key.cookie, told.closed_at);
-        match self.take_by_cookie(told.key) {
+        let open = if told.is_known_by_its_pair() { self.take_by_pair(&told) } else { self.take_by_cookie(told.key) };
+        match open {
             Some(open) => self.ended.changes.push(close(open, told)),
-            None if self.endings.expected.remove(&told.key.cookie).is_some() => {}
+            None if self.endings.was_expected(&told) => {}
             None => {
                 let whole = self.whole(told);
                 self.ended.unseen.push(whole);
@@ -160,6 +196,20 @@ impl Table {
             .chain(namespaces)
             .map(|netns| SocketKey { netns, ..key })
             .find(|key| self.open.contains_key(key))?;
+        self.take(key)
+    }
+
+    /// The open session that ended without its cookie. There are few such ends, so that all that is open is looked through.
+    fn take_by_pair(&mut self, told: &Told) -> Option<Open> {
+        let is_it = |Open { socket, .. }: &&Open| {
+            let Role::Session { peer, .. } = socket.role else { return false };
+            socket.protocol == Protocol::Tcp
+                && socket.opened_at < told.closed_at
+                && told.is_between(socket.key.netns, socket.local, peer)
+        };
+        let key = self.open.values().find(is_it)?.socket.key;
+        // A walk that began before may still show it.
+        self.endings.told.insert(key.cookie, told.closed_at);
         self.take(key)
     }
 

@@ -66,6 +66,7 @@ macro_rules! conformance {
                 what_a_snapshot_does_not_name_was_lost_after_the_walk_before
                 a_sign_of_life_moves_the_last_observation
                 nothing_is_lost_before_it_opened
+                a_connection_that_an_agent_knows_by_no_cookie_goes_on_as_the_one_with_its_pair
                 a_snapshot_in_parts_ends_with_its_last_even_across_a_restart
                 an_unfinished_snapshot_closes_nothing
                 a_last_part_without_its_first_closes_nothing

@@ -160,6 +160,48 @@ fn who_closed_a_session_is_better_known_than_who_listened() {
     assert_eq!((unseen[0].socket.owner_known, &unseen[0].socket.owners), (OwnerKnown::Listener, &vec![owner(7)]));
 }
 
+/// The end of a connection whose cookie and beginning no record told.
+fn nameless(cookie: u64, row: SocketRow) -> Told {
+    let key = SocketKey { cookie: SocketKey::STAND_IN | cookie, ..row.key };
+    Told { key, opened_at: None, closed_at: at(3), ..told(row, vec![owner(8)], OwnerKnown::Closer) }
+}
+
+#[test]
+fn an_end_without_a_cookie_is_that_of_the_session_with_its_pair_whether_a_walk_closed_it_before_or_not() {
+    for walked in [vec![incoming(1)], vec![]] {
+        let mut table = Table::default();
+        step(&mut table, 1, &[incoming(1)], &OwnerScan::default());
+        let (before, _) = then(&mut table, 2, &walked);
+        table.end(nameless(7, incoming(1)));
+        let (after, unseen) = then(&mut table, 3, &walked);
+        let closed: Vec<_> = before.iter().chain(&after).collect();
+        assert_eq!(closed.len(), 1, "{closed:?}");
+        assert!(matches!(closed[0].op, Op::Closed { .. }) && closed[0].socket.key.cookie == 1, "{closed:?}");
+        assert_eq!(unseen, []);
+        // The next one with this pair is another session.
+        table.end(nameless(8, incoming(2)));
+        assert_eq!(then(&mut table, 4, &[]).1.len(), 1);
+    }
+}
+
+#[test]
+fn an_end_without_a_cookie_is_not_that_of_a_session_elsewhere_or_later_or_whose_beginning_was_told() {
+    let row = incoming(1);
+    let elsewhere = nameless(7, SocketRow { key: SocketKey { netns: 2, cookie: 1 }, ..row });
+    let other_peer = nameless(7, session(1, "10.0.0.1:80", "10.0.0.9:4001"));
+    let earlier = Told { closed_at: at(1), ..nameless(7, row) };
+    let begun = Told { opened_at: Some(at(2)), ..nameless(7, row) };
+    for end in [elsewhere, other_peer, earlier, begun] {
+        let mut table = Table::default();
+        step(&mut table, 1, &[row], &OwnerScan::default());
+        let key = end.key;
+        table.end(end);
+        let (changes, unseen) = then(&mut table, 3, &[row]);
+        assert_eq!(changes, []);
+        assert_eq!(unseen.iter().map(|change| change.socket.key).collect::<Vec<_>>(), [key]);
+    }
+}
+
 /// Notes whose owners are asked for.
 #[derive(Default)]
 struct Asking(std::cell::RefCell<Vec<u64>>);

@@ -3,9 +3,9 @@
 use fleetsock_proto::{
     batch::{
         BatchKind::{Changes, SnapshotBegin, SnapshotEnd, SnapshotPart, SnapshotWhole},
-        Change,
+        Change, Socket,
     },
-    socket::Direction::In,
+    socket::{Direction::In, SocketKey},
 };
 use fleetsock_server::history::{History, Presence};
 
@@ -75,6 +75,32 @@ pub(super) async fn nothing_is_lost_before_it_opened<E: Engine>() {
     world.tell(&mut agent, SnapshotWhole, 20, Vec::new()).await;
     assert_eq!(world.all_sessions().await, ["web1 tcp 10.0.0.1:1 in 10.0.0.9:4000 15(event)..15(lost)"]);
     assert_eq!(world.listening_at(Some(15)).await, [""; 0]);
+}
+
+pub(super) async fn a_connection_that_an_agent_knows_by_no_cookie_goes_on_as_the_one_with_its_pair<E: Engine>() {
+    let world = World::<E>::new().await;
+    let mut agent = world.host("web1").await;
+    let known = |cookie| session(cookie, "10.0.0.1:80", In, "10.0.0.9:4000").since(5);
+    let other = session(2, "10.0.0.1:80", In, "10.0.0.9:4001").since(6);
+    world.tell(&mut agent, SnapshotWhole, 10, vec![present(known(1)), present(other.clone())]).await;
+    agent.restart();
+    let nameless = |it: Socket| {
+        let key = SocketKey { cookie: SocketKey::STAND_IN | 7, ..it.key };
+        Socket { key, ..it }.since(29)
+    };
+    world.tell(&mut agent, SnapshotWhole, 30, vec![present(nameless(known(1))), present(other.clone())]).await;
+    world.tell(&mut agent, Changes, 31, vec![closed(nameless(known(1)), 29)]).await;
+    assert_eq!(
+        world.all_sessions().await,
+        [
+            "web1 tcp 10.0.0.1:80 in 10.0.0.9:4001 6(event)..",
+            "web1 tcp 10.0.0.1:80 in 10.0.0.9:4000 5(event)..29(event)"
+        ]
+    );
+    // One that the snapshot names by its cookie is another one with the same pair.
+    agent.restart();
+    world.tell(&mut agent, SnapshotWhole, 50, vec![present(other.clone()), present(nameless(other))]).await;
+    assert_eq!(world.all_sessions().await.iter().filter(|row| row.ends_with("..")).count(), 2);
 }
 
 pub(super) async fn a_snapshot_in_parts_ends_with_its_last_even_across_a_restart<E: Engine>() {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use fleetsock_proto::{
     batch::{Change, Op, Role, Socket},
-    socket::{Direction, Known},
+    socket::{Direction, Known, Protocol},
     time::Timestamp,
 };
 use rusqlite::{CachedStatement, OptionalExtension, Transaction, params};
@@ -89,16 +89,52 @@ impl Life<'_> {
                 let at = self.one.corrected(at);
                 self.end(table, open, at, known)
             }
-            // Nearly always it was not known before; looking would double the work.
-            Op::Opened | Op::Updated | Op::Present if self.begin(table)? => Ok(()),
-            Op::Opened | Op::Updated | Op::Present => match self.find(table)? {
-                Some(open) if open.is_same => Life { owners: self.owners.or(open.owners), ..self }.update(table),
-                _ => {
-                    self.lose(table)?;
-                    self.begin(table).map(drop)
-                }
-            },
+            Op::Present if self.may_have_another_key() => {
+                self.adopt(table)?;
+                self.open(table)
+            }
+            Op::Opened | Op::Updated | Op::Present => self.open(table),
         }
+    }
+
+    /// Stores that it is open, whether that was known or not.
+    fn open(self, table: &mut Sessions<'_>) -> Result<(), rusqlite::Error> {
+        // Nearly always it was not known before; looking would double the work.
+        if self.begin(table)? {
+            return Ok(());
+        }
+        match self.find(table)? {
+            Some(open) if open.is_same => Life { owners: self.owners.or(open.owners), ..self }.update(table),
+            _ => {
+                self.lose(table)?;
+                self.begin(table).map(drop)
+            }
+        }
+    }
+
+    /// Whether an agent that was there before may have told of it by its cookie, which this one did not learn.
+    fn may_have_another_key(&self) -> bool {
+        self.socket.protocol == Protocol::Tcp && self.socket.key.is_stand_in()
+    }
+
+    /// Gives the open session with this pair this key, unless the snapshot that is told named it by its own.
+    fn adopt(&self, table: &Sessions<'_>) -> Result<(), rusqlite::Error> {
+        let Life { one, socket, peer, .. } = self;
+        table
+            .transaction
+            .prepare_cached(ADOPT)?
+            .execute(params![
+                one.host,
+                self.netns(),
+                self.cookie(),
+                socket.protocol.number(),
+                address_bytes(socket.local.ip()),
+                socket.local.port(),
+                address_bytes(peer.ip()),
+                peer.port(),
+                one.step.after.snapshot,
+            ])
+            .map(drop)
     }
 
     fn find(&self, table: &mut Sessions<'_>) -> Result<Option<Open>, rusqlite::Error> {
@@ -254,6 +290,11 @@ const FIND: &str = "SELECT opened_at_us, opened_known, owner_known, pid, started
         bytes_sent, bytes_received,
         protocol = ?4 AND local_address = ?5 AND local_port = ?6 AND peer_address = ?7 AND peer_port = ?8 AS is_same
     FROM open_sessions WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3";
+
+/// A stand-in's network namespace is 0 where nobody was left to tell it.
+const ADOPT: &str = "UPDATE OR IGNORE open_sessions SET netns = ?2, cookie = ?3
+    WHERE host_id = ?1 AND protocol = ?4 AND local_address = ?5 AND local_port = ?6 AND peer_address = ?7
+        AND peer_port = ?8 AND snapshot <> ?9 AND (?2 = 0 OR netns = ?2)";
 
 const BEGIN: &str = "INSERT INTO open_sessions (host_id, netns, cookie, opened_at_us, opened_known, protocol, family,
         direction, state, local_address, local_port, peer_address, peer_port, owner_known, pid, started_at_us,
