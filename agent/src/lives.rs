@@ -14,10 +14,10 @@ use foldhash::HashMap;
 
 use self::{life::Pair, pairs::Pairs, sought::Queue};
 pub use self::{
-    life::{Asked, Ended, Life, Purpose},
+    life::{Asked, Deed, Ended, Life, Purpose},
     sought::Sought,
 };
-use crate::events::{Actor, Record, SocketEvent, What};
+use crate::events::{Record, SocketEvent, What};
 
 mod life;
 mod pairs;
@@ -71,20 +71,14 @@ impl Followed {
 
     /// What a walk has to look for, if there is anything: what it did not see open, or not gone.
     fn sought(&self, socket: u64) -> Option<Sought> {
-        let Life { local, peer, opener, closed_ns, .. } = self.life;
+        let Life { local, peer, closed_ns, .. } = self.life;
+        let opener = self.life.opener.map(|deed| deed.pid);
         let walked = self.walked.get();
         let wanted = match walked {
             None => closed_ns.is_none(),
             Some(_) => closed_ns.is_some() || self.life.is_ending(),
         };
         wanted.then_some(Sought { socket, since_ns: self.since_ns, local, peer, opener, walked, looks: 0 })
-    }
-}
-
-const fn process(actor: Actor) -> Option<u32> {
-    match actor {
-        Actor::Process(pid) => Some(pid),
-        Actor::Kernel => None,
     }
 }
 
@@ -220,11 +214,15 @@ impl Lives {
         match (old, new) {
             (None, Some(SynSent)) => {
                 let out = Life::new(event, Purpose::Session(Some(Direction::Out)), SynSent);
-                self.begin(event, Life { opened_ns: Some(at_ns), opener: process(event.by), ..out }, ended);
+                self.begin(event, Life { opened_ns: Some(at_ns), opener: Deed::of(event.by, at_ns), ..out }, ended);
             }
             (None, Some(Listen)) => {
                 let listener = Life::new(event, Purpose::Listener, Listen);
-                self.begin(event, Life { opened_ns: Some(at_ns), opener: process(event.by), ..listener }, ended);
+                self.begin(
+                    event,
+                    Life { opened_ns: Some(at_ns), opener: Deed::of(event.by, at_ns), ..listener },
+                    ended,
+                );
             }
             // The child of a listener, whose own state it begins with; or the first that is told of it.
             (_, Some(SynReceived)) => self.accept(at_ns, event, SynReceived, ended),
@@ -237,7 +235,7 @@ impl Lives {
                 life.state = new;
                 let closes = matches!((old, new), (Some(Established), FinWait1) | (Some(CloseWait), LastAck));
                 if closes {
-                    life.closer = process(event.by).or(life.closer);
+                    life.closer = Deed::of(event.by, at_ns).or(life.closer);
                 }
                 let Some(key) = followed.walked.get() else { return };
                 if closes {
@@ -255,7 +253,7 @@ impl Lives {
                 life.state = old.unwrap_or(life.state);
                 life.closed_ns = Some(at_ns);
                 // Closed by a reset or with unread data: in a system call when a process did it.
-                life.closer = life.closer.or(process(event.by));
+                life.closer = life.closer.or(Deed::of(event.by, at_ns));
                 let (pair, walked) = (life.pair(), followed.walked.get());
                 followed.since_ns = walked.map_or(followed.since_ns, |_| at_ns);
                 self.unpair(pair, event.socket);
@@ -368,7 +366,7 @@ impl Lives {
             None => return,
         };
         // Reset by the peer: the process closes what is closed already, and this is where it is seen.
-        followed.life.closer = followed.life.closer.or(process(event.by));
+        followed.life.closer = followed.life.closer.or(Deed::of(event.by, at_ns));
         self.tell_end(at_ns, cookie, followed, ended);
     }
 

@@ -27,7 +27,7 @@ pub(crate) use self::{
     placement::Placement,
     process::{Folder, buffer, cut, pid},
 };
-use crate::{ancestry::Described, config::CommandLines};
+use crate::{ancestry::Described, config::CommandLines, cost};
 
 /// Bytes of folder entries that are read at once.
 const ENTRIES: usize = 32 * 1024;
@@ -115,8 +115,11 @@ impl Processes {
     pub fn describe(&mut self, pid: u32) -> Option<Described> {
         let name = CString::new(pid.to_string()).ok()?;
         let folder = Folder::open(&self.proc, &name).ok()?;
-        let owner = self.known.owner(pid, &folder).ok()?;
-        Some(Described { owner, netns: folder.netns().unwrap_or(0) })
+        let (owner, started) = self.known.owner(pid, &folder).ok()?;
+        // The clock of the events stands still while the host sleeps.
+        let started = started.saturating_sub(cost::since_boot().saturating_sub(cost::awake()));
+        let started_ns = u64::try_from(started.as_nanos()).unwrap_or(u64::MAX);
+        Some(Described { owner, netns: folder.netns().unwrap_or(0), started_ns })
     }
 
     /// Inode number of a process's network namespace, if it is alive and may be looked at.
@@ -182,7 +185,7 @@ impl Search<'_> {
             if self.wanted.contains(&inode) {
                 let owner = match &owner {
                     Some(owner) => owner,
-                    None => owner.insert(self.known.owner(pid, &folder)?),
+                    None => owner.insert(self.known.owner(pid, &folder)?.0),
                 };
                 self.scan.owners_cut += add(self.scan.owners.entry(inode).or_default(), owner);
             }

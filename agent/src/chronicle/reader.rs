@@ -13,7 +13,7 @@ use super::{Chronicle, HELD_BACK, State, nanoseconds};
 use crate::{
     ancestry::{Ancestry, Described},
     events::{self, Drained, Events, Record, What},
-    lives::{Asked, Ended},
+    lives::{Asked, Deed, Ended},
     owners::Processes,
     table::{Owned, Told},
 };
@@ -151,14 +151,14 @@ impl Teller<'_> {
     }
 
     /// The processes, how they are known, and their network namespace (0 when it is not known).
-    fn describe(&mut self, opener: Option<u32>, closer: Option<u32>) -> (Vec<Arc<Owner>>, OwnerKnown, u64) {
+    fn describe(&mut self, opener: Option<Deed>, closer: Option<Deed>) -> (Vec<Arc<Owner>>, OwnerKnown, u64) {
         let mut owners: Vec<Arc<Owner>> = Vec::with_capacity(1);
         let mut netns = 0;
-        for pid in [opener, closer].into_iter().flatten() {
+        for deed in [opener, closer].into_iter().flatten() {
             let processes = &mut *self.processes;
-            let known = self.ancestry.describe(pid, self.clock_offset_ns, &mut |pid| processes.describe(pid));
+            let known = self.ancestry.describe(deed, self.clock_offset_ns, &mut |pid| processes.describe(pid));
             netns = if netns == 0 { known.netns } else { netns };
-            if !owners.iter().any(|owner| owner.pid == pid) {
+            if !owners.iter().any(|owner| owner.pid == deed.pid) {
                 owners.push(known.owner);
             }
         }

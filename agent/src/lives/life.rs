@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use fleetsock_proto::socket::{Direction, Family, SocketKey, SocketState};
 
-use crate::events::SocketEvent;
+use crate::events::{Actor, SocketEvent};
 
 /// What a life was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +13,25 @@ pub enum Purpose {
     Listener,
     /// It was a connection, or an attempt at one; the direction is not known when it began before the events did.
     Session(Option<Direction>),
+}
+
+/// Who did something to a socket, and when: later the number may be that of another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deed {
+    /// The process.
+    pub pid: u32,
+    /// When (nanoseconds, the clock of the events).
+    pub at_ns: u64,
+}
+
+impl Deed {
+    /// Of a process; what the kernel does on its own is nobody's.
+    pub(super) const fn of(actor: Actor, at_ns: u64) -> Option<Deed> {
+        match actor {
+            Actor::Process(pid) => Some(Deed { pid, at_ns }),
+            Actor::Kernel => None,
+        }
+    }
 }
 
 /// A life, or what is known of it.
@@ -31,9 +50,9 @@ pub struct Life {
     /// When it opened (nanoseconds, the clock of the events); absent when that was before the events began.
     pub opened_ns: Option<u64>,
     /// The process that connected.
-    pub opener: Option<u32>,
+    pub opener: Option<Deed>,
     /// The process that closed.
-    pub closer: Option<u32>,
+    pub closer: Option<Deed>,
     /// When it closed.
     pub closed_ns: Option<u64>,
 }
@@ -57,9 +76,9 @@ pub struct Asked {
     /// What the walk knows it by.
     pub key: SocketKey,
     /// The process that connected.
-    pub opener: Option<u32>,
+    pub opener: Option<Deed>,
     /// The process that closed.
-    pub closer: Option<u32>,
+    pub closer: Option<Deed>,
 }
 
 /// A socket pair in a form that is quick to hash and compare.

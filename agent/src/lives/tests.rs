@@ -3,6 +3,7 @@
 use fleetsock_proto::socket::Family;
 
 use super::*;
+use crate::events::Actor;
 use SocketState::{CloseWait, Established, FinWait1, FinWait2, LastAck, Listen, SynReceived, SynSent};
 
 const CLIENT: u64 = 0xc;
@@ -49,6 +50,10 @@ const IN: (u64, &str, &str) = (SERVER, "10.0.0.2:80", "10.0.0.1:40000");
 const ALICE: Actor = Actor::Process(1);
 const BOB: Actor = Actor::Process(2);
 
+fn deed(pid: u32, at_ns: u64) -> Option<Deed> {
+    Some(Deed { pid, at_ns })
+}
+
 #[test]
 fn both_ends_of_a_connection_have_their_direction_their_process_and_their_times() {
     let mut scene = Scene::new();
@@ -56,7 +61,7 @@ fn both_ends_of_a_connection_have_their_direction_their_process_and_their_times(
     scene.state(IN, Actor::Kernel, Listen, SynReceived);
     scene.state(IN, Actor::Kernel, SynReceived, Established);
     scene.state(OUT, Actor::Kernel, SynSent, Established);
-    assert_eq!(scene.lives.find(OUT.1.parse().unwrap(), OUT.2.parse().unwrap()).unwrap().life.opener, Some(1));
+    assert_eq!(scene.lives.find(OUT.1.parse().unwrap(), OUT.2.parse().unwrap()).unwrap().life.opener, deed(1, 1));
     scene.state(OUT, ALICE, Established, FinWait1);
     scene.state(IN, Actor::Kernel, Established, CloseWait);
     scene.state(OUT, Actor::Kernel, FinWait1, FinWait2);
@@ -67,10 +72,13 @@ fn both_ends_of_a_connection_have_their_direction_their_process_and_their_times(
     scene.destroy(IN, Actor::Kernel, 8);
     let [out, inward] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
     assert_eq!((out.cookie, out.life.purpose), (Some(7), Purpose::Session(Some(Direction::Out))));
-    assert_eq!((out.life.opener, out.life.closer, out.life.opened_ns, out.closed_ns), (Some(1), Some(1), Some(1), 8));
+    assert_eq!(
+        (out.life.opener, out.life.closer, out.life.opened_ns, out.closed_ns),
+        (deed(1, 1), deed(1, 5), Some(1), 8)
+    );
     assert_eq!((out.life.local, out.life.state), (OUT.1.parse().unwrap(), FinWait2));
     assert_eq!((inward.cookie, inward.life.purpose), (Some(8), Purpose::Session(Some(Direction::In))));
-    assert_eq!((inward.life.opener, inward.life.closer, inward.life.opened_ns), (None, Some(2), Some(2)));
+    assert_eq!((inward.life.opener, inward.life.closer, inward.life.opened_ns), (None, deed(2, 10), Some(2)));
     assert!(scene.lives.is_empty() && scene.lives.by_pair.is_empty() && scene.lives.closed_by_pair.is_empty());
 }
 
@@ -82,7 +90,7 @@ fn a_child_of_a_listener_is_known_by_its_second_state_when_the_first_is_not_told
     scene.destroy(IN, BOB, 8);
     let [ended] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
     assert_eq!((ended.life.purpose, ended.life.opened_ns), (Purpose::Session(Some(Direction::In)), Some(1)));
-    assert_eq!((ended.life.state, ended.life.closer), (Established, Some(2)));
+    assert_eq!((ended.life.state, ended.life.closer), (Established, deed(2, 2)));
 }
 
 #[test]
@@ -101,7 +109,7 @@ fn whoever_was_reset_is_known_by_the_destruction_and_keeps_the_pair_that_the_res
     scene.destroy((SERVER, "10.0.0.2:0", "0.0.0.0:0"), BOB, 8);
     assert!(scene.lives.find(local, peer).is_none() && scene.lives.closed_ns(local, peer).is_none());
     let [ended] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
-    assert_eq!((ended.life.peer, ended.life.closer), (IN.2.parse().unwrap(), Some(2)));
+    assert_eq!((ended.life.peer, ended.life.closer), (IN.2.parse().unwrap(), deed(2, 4)));
     assert_eq!(ended.closed_ns, 3, "when it was reset, not when somebody noticed");
 }
 
@@ -127,7 +135,7 @@ fn what_began_before_the_events_has_no_beginning_and_no_guess() {
     scene.destroy(IN, Actor::Kernel, 8);
     let [ended] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
     assert_eq!((ended.life.purpose, ended.life.opened_ns), (Purpose::Session(None), None));
-    assert_eq!(ended.life.closer, Some(2));
+    assert_eq!(ended.life.closer, deed(2, 1));
 }
 
 #[test]
@@ -255,7 +263,7 @@ fn an_end_whose_record_did_not_come_is_noticed_when_walks_do_not_show_the_connec
     assert!(scene.lives.has_missed());
     scene.lives.conclude(50, &mut scene.ended);
     assert_eq!(ends(&scene), [(None, 50, IN.1.parse().unwrap())]);
-    assert_eq!((scene.ended[0].life.closer, scene.ended[0].life.closed_ns), (Some(2), None));
+    assert_eq!((scene.ended[0].life.closer, scene.ended[0].life.closed_ns), (deed(2, 4), None));
     assert_eq!((scene.lives.take_unheard(), scene.lives.take_unheard(), scene.lives.len()), (1, 0, 2));
     scene.state((SERVER, IN.1, "10.0.0.9:1"), Actor::Kernel, Listen, SynReceived);
     assert_eq!((ends(&scene).len(), scene.lives.len()), (1, 2), "told once");
@@ -291,7 +299,7 @@ fn of_what_began_unheard_the_end_is_told() {
     scene.destroy(IN, BOB, 8);
     let [ended] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
     assert_eq!((ended.cookie, ended.life.purpose, ended.life.opened_ns), (Some(8), Purpose::Session(None), None));
-    assert_eq!((ended.life.closer, ended.closed_ns), (Some(2), 1));
+    assert_eq!((ended.life.closer, ended.closed_ns), (deed(2, 1), 1));
 }
 
 #[test]
@@ -381,7 +389,7 @@ fn a_connection_that_was_accepted_at_the_address_of_one_that_did_not_end_is_know
     scene.state(NEXT, Actor::Kernel, SynReceived, Established);
     scene.destroy(NEXT, BOB, 9);
     let [before, after] = scene.ended.as_slice() else { panic!("{:?}", scene.ended) };
-    assert_eq!((before.cookie, before.life.opener, before.closed_ns), (None, Some(1), 3));
+    assert_eq!((before.cookie, before.life.opener, before.closed_ns), (None, deed(1, 1), 3));
     assert_eq!((after.life.purpose, after.life.opened_ns), (Purpose::Session(Some(Direction::In)), Some(3)));
 }
 
@@ -396,12 +404,12 @@ fn whose_a_socket_is_that_a_walk_could_not_tell_is_told_when_it_is_asked_and_whe
     scene.state(UNBOUND, ALICE, None, SynSent);
     scene.state(OUT, Actor::Kernel, SynSent, Established);
     see(&scene, OUT);
-    assert_eq!(scene.lives.take_asked(), [Asked { key, opener: Some(1), closer: None }]);
+    assert_eq!(scene.lives.take_asked(), [Asked { key, opener: deed(1, 1), closer: None }]);
     scene.state(IN, Actor::Kernel, SynReceived, Established);
     see(&scene, IN);
     assert_eq!(scene.lives.take_asked(), [], "nobody accepted it yet");
     scene.state(IN, BOB, Established, FinWait1);
-    assert_eq!(scene.lives.take_asked(), [Asked { key, opener: None, closer: Some(2) }]);
+    assert_eq!(scene.lives.take_asked(), [Asked { key, opener: None, closer: deed(2, 4) }]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Remembers processes that own sockets, so that a scan reads little of those that it meets again.
 
-use std::{collections::HashMap, io, sync::Arc};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use fleetsock_proto::{owner::Owner, time::Timestamp};
 use rustix::{
@@ -88,9 +88,11 @@ impl Known {
     }
 
     /// The process as an owner. One that was met before is read again only if something tells that it changed: its
-    /// start (it is another one), its name or executable (exec), its effective user.
-    pub(super) fn owner(&mut self, pid: u32, folder: &Folder) -> Result<Arc<Owner>, Errno> {
+    /// start (it is another one), its name or executable (exec), its effective user. With its start, since the boot of the
+    /// host, with the time that it slept.
+    pub(super) fn owner(&mut self, pid: u32, folder: &Folder) -> Result<(Arc<Owner>, Duration), Errno> {
         let stat = folder.stat(&mut self.buffer)?;
+        let started = since_boot(&stat);
         let exe = folder.exe(&mut self.buffer);
         let effective_uid = folder.effective_uid()?;
         let before = self.processes.get(&pid).filter(|entry| entry.start_ticks == stat.start_ticks);
@@ -99,7 +101,7 @@ impl Known {
             && entry.effective_uid == effective_uid
             && !entry.nameless
         {
-            return Ok(Arc::clone(&entry.owner));
+            return Ok((Arc::clone(&entry.owner), started));
         }
         // Its start is dated once: a clock that is set does not make it another process.
         let started_at = before.and_then(|entry| entry.owner.started_at).unwrap_or_else(|| self.date(&stat));
@@ -127,7 +129,7 @@ impl Known {
                 command_line: self.command_line(folder),
             }),
         };
-        let owner = Arc::clone(&entry.owner);
+        let owner = (Arc::clone(&entry.owner), started);
         if self.processes.len() < PROCESSES_LIMIT || self.processes.contains_key(&pid) {
             self.processes.insert(pid, entry);
         }
@@ -147,14 +149,24 @@ impl Known {
     }
 
     fn date(&self, stat: &Stat) -> Timestamp {
-        start(self.boot_us, stat.start_ticks, clock_ticks_per_second())
+        start(self.boot_us, since_boot(stat))
     }
 }
 
-/// When a process started that did so `ticks` after the boot.
-fn start(boot_us: i64, ticks: u64, ticks_per_second: u64) -> Timestamp {
+/// How long after the boot a process started.
+fn since_boot(stat: &Stat) -> Duration {
+    ticked(stat.start_ticks, clock_ticks_per_second())
+}
+
+fn ticked(ticks: u64, ticks_per_second: u64) -> Duration {
     let us = u128::from(ticks) * 1_000_000 / u128::from(ticks_per_second.max(1));
-    Timestamp::from_micros(boot_us.saturating_add(i64::try_from(us).unwrap_or(i64::MAX)))
+    Duration::from_micros(u64::try_from(us).unwrap_or(u64::MAX))
+}
+
+/// When a process started that did so so long after the boot.
+fn start(boot_us: i64, since_boot: Duration) -> Timestamp {
+    let us = i64::try_from(since_boot.as_micros()).unwrap_or(i64::MAX);
+    Timestamp::from_micros(boot_us.saturating_add(us))
 }
 
 /// When the machine booted, in microseconds since the Unix epoch. Rounded, so that another run of the agent says the
@@ -174,9 +186,9 @@ mod tests {
 
     #[test]
     fn a_start_is_the_boot_and_the_ticks_since() {
-        assert_eq!(start(5_000_000, 250, 100), Timestamp::from_micros(7_500_000));
-        assert_eq!(start(5_000_000, u64::MAX, 1), Timestamp::MAX);
-        assert_eq!(start(5_000_000, 1, 0), Timestamp::from_micros(6_000_000));
+        assert_eq!(start(5_000_000, ticked(250, 100)), Timestamp::from_micros(7_500_000));
+        assert_eq!(start(5_000_000, ticked(u64::MAX, 1)), Timestamp::MAX);
+        assert_eq!(start(5_000_000, ticked(1, 0)), Timestamp::from_micros(6_000_000));
     }
 
     #[test]
