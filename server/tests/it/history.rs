@@ -81,6 +81,7 @@ macro_rules! conformance {
             cases! { $engine, gaps:
                 a_new_numbering_leaves_a_gap_since_the_last_walk
                 a_gap_that_was_told_twice_is_one
+                every_lost_batch_of_a_walk_is_counted_once
                 what_a_silent_host_did_not_tell_yet_is_not_observed
                 what_a_revoked_host_sees_is_not_observed
                 losses_that_follow_each_other_are_one_gap

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     addresses::Addresses,
     cursors::{load_cursor, store_cursor},
-    gaps::store_range,
+    gaps::{Lost, store_range},
     programs::{ProgramIds, Programs},
     proving::{Checks, Finding, Proving},
     sessions::Sessions,
@@ -265,7 +265,7 @@ impl Writer {
         let entry = self.roster.find(host)?;
         let since = entry.proved_at.or(entry.observed_since).unwrap_or(until).min(until);
         let transaction = self.database.main.transaction()?;
-        store_range(&transaction, entry.id, (since, until), GapReason::TableDiffered.number(), 0)?;
+        store_range(&transaction, entry.id, (since, until), GapReason::TableDiffered.number(), Lost::Once(0))?;
         transaction.commit()?;
         self.meters.gap(GapReason::TableDiffered, 0);
         Ok(())
@@ -309,7 +309,7 @@ impl Writer {
                         check.read_listeners(&transaction, one.host)?;
                     }
                     if let Some(range) = one.step.gap {
-                        store_range(&transaction, one.host, range, BETWEEN_EPOCHS.number(), 0)?;
+                        store_range(&transaction, one.host, range, BETWEEN_EPOCHS.number(), Lost::Once(0))?;
                     }
                     if one.step.first {
                         store_first(&transaction, one.host, one.step.after.observed_until)?;
@@ -356,20 +356,26 @@ impl Writer {
         let entry = self.roster.get(host)?;
         let cursor = self.cursor(entry.id)?;
         let range = (entry.skew.corrected(gap.since), entry.skew.corrected(gap.until));
-        let lost = gap.seqs.map_or(0, |(first, last)| last - first + 1);
         let after = gap.seqs.and_then(|seqs| cursor.over(gap.epoch, seqs));
+        let stored = cursor.number;
         let known = cursor.observed(entry.observed_until);
         let before = after.as_ref().and_then(|_| known.gap_before(gap.epoch, range.0));
         let transaction = self.database.main.transaction()?;
         if let Some(before) = before {
-            store_range(&transaction, entry.id, before, BETWEEN_EPOCHS.number(), 0)?;
+            store_range(&transaction, entry.id, before, BETWEEN_EPOCHS.number(), Lost::Once(0))?;
         }
+        let lost = match (&after, gap.seqs) {
+            (Some(after), _) => Lost::More(listeners::skip(&transaction, entry.id, stored, after.number)?),
+            // What lies before them may still come, and then they are told again.
+            (None, Some((first, last))) => Lost::Once(last - first + 1),
+            (None, None) => Lost::Once(0),
+        };
         store_range(&transaction, entry.id, range, gap.reason.number(), lost)?;
         transaction.commit()?;
         if before.is_some() {
             self.meters.gap(BETWEEN_EPOCHS, 0);
         }
-        self.meters.gap(gap.reason, lost);
+        self.meters.gap(gap.reason, lost.batches());
         if let Some(after) = after {
             self.proving.lost_batches(entry.id);
             let transaction = self.database.day.transaction()?;

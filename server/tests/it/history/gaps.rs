@@ -83,6 +83,19 @@ pub(super) async fn a_gap_that_was_told_twice_is_one<E: Engine>() {
     assert!(matches!(error, HistoryError::NotFound(_)), "{error}");
 }
 
+pub(super) async fn every_lost_batch_of_a_walk_is_counted_once<E: Engine>() {
+    let mut world = World::<E>::new().await;
+    let mut agent = world.host("web1").await;
+    world.tell(&mut agent, SnapshotWhole, 10, Vec::new()).await;
+    // Batches of one walk that were dropped one after the other, and told each twice: the acknowledgement was lost.
+    for seqs in [(2, 2), (2, 2), (3, 3), (2, 4), (2, 4), (5, 5)] {
+        let gap = report(1, Some(seqs), 11, 12, GapReason::SpoolFull);
+        world.store().record_gap(agent.host, gap).await.unwrap();
+        world.restart().await;
+    }
+    assert_eq!(all(&world).await, ["web1 11..12 spool-full 4"]);
+}
+
 pub(super) async fn a_gap_moves_the_numbering_over_what_will_never_come<E: Engine>() {
     let mut world = World::<E>::new().await;
     let mut agent = world.host("web1").await;

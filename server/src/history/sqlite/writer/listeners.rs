@@ -49,17 +49,42 @@ pub(super) fn store(
 /// Whether a batch was not stored here before: it was when the other half of it failed.
 pub(super) fn is_next(transaction: &Transaction<'_>, one: &Admitted) -> Result<bool, rusqlite::Error> {
     let number = one.step.after.number;
-    let stored = transaction
-        .prepare_cached("SELECT epoch, seq FROM listener_cursors WHERE host_id = ?1")?
-        .query_row([one.host], |row| Ok(BatchNumber { epoch: unsigned(row, "epoch")?, seq: unsigned(row, "seq")? }))
-        .optional()?;
-    if stored.is_some_and(|stored| number <= stored) {
+    if cursor(transaction, one.host)?.is_some_and(|stored| number <= stored) {
         return Ok(false);
     }
+    store_cursor(transaction, one.host, number)?;
+    Ok(true)
+}
+
+/// Goes on to a number, because the batches until then will never come; how many they are after `before` that were not
+/// skipped here before, when the other half of that failed.
+pub(super) fn skip(
+    transaction: &Transaction<'_>,
+    host: i64,
+    before: BatchNumber,
+    number: BatchNumber,
+) -> Result<u64, rusqlite::Error> {
+    let stored = cursor(transaction, host)?;
+    let before = before.max(stored.unwrap_or_default());
+    if before >= number {
+        return Ok(0);
+    }
+    store_cursor(transaction, host, number)?;
+    Ok(number.seq - if before.epoch == number.epoch { before.seq } else { 0 })
+}
+
+fn cursor(transaction: &Transaction<'_>, host: i64) -> Result<Option<BatchNumber>, rusqlite::Error> {
+    transaction
+        .prepare_cached("SELECT epoch, seq FROM listener_cursors WHERE host_id = ?1")?
+        .query_row([host], |row| Ok(BatchNumber { epoch: unsigned(row, "epoch")?, seq: unsigned(row, "seq")? }))
+        .optional()
+}
+
+fn store_cursor(transaction: &Transaction<'_>, host: i64, number: BatchNumber) -> Result<(), rusqlite::Error> {
     transaction
         .prepare_cached("REPLACE INTO listener_cursors (host_id, epoch, seq) VALUES (?1, ?2, ?3)")?
-        .execute(params![one.host, signed(number.epoch), signed(number.seq)])?;
-    Ok(true)
+        .execute(params![host, signed(number.epoch), signed(number.seq)])
+        .map(drop)
 }
 
 /// The open row of a socket.
