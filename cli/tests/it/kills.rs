@@ -176,6 +176,14 @@ struct Observed {
     connections: usize,
     /// Their ends whose closing no event told: kernels leave records out, and a walk or the next agent tells it instead.
     unheard: usize,
+    /// What is not known of them as it was.
+    wrong: Vec<String>,
+}
+
+/// A session in short.
+fn short(session: &Value) -> String {
+    let fields = ["direction", "state", "netns", "pid", "opened_at", "opened_known", "closed_at", "closed_known"];
+    fields.map(|field| session[field].to_string()).join(" ")
 }
 
 /// Every connection that was there while all was observed is known at both ends, once, and over; no other is known twice.
@@ -188,13 +196,23 @@ fn check_connections(
     for (address, (began, ended)) in connections {
         let known = sessions.get(address).map_or(&[][..], Vec::as_slice);
         let directions = directions(known);
-        assert!(directions.windows(2).all(|pair| pair[0] != pair[1]), "{address} is known twice: {known:#?}");
-        assert!(known.iter().all(|session| !session["closed_at"].is_null()), "{address} is over: {known:#?}");
+        let mut wrong = |what: &str| {
+            let known: Vec<String> = known.iter().map(short).collect();
+            observed.wrong.push(format!("{address} from {began} to {ended} {what}: {known:#?}"));
+        };
+        if directions.windows(2).any(|pair| pair[0] == pair[1]) {
+            wrong("is known twice");
+        }
+        if known.iter().any(|session| session["closed_at"].is_null()) {
+            wrong("is over");
+        }
         if gaps.iter().any(|(since, until)| since - MARGIN_S < *ended && *began < until + MARGIN_S) {
             continue;
         }
+        if directions != ["in", "out"] {
+            wrong("is not known at both ends");
+        }
         observed.connections += 1;
-        assert_eq!(directions, ["in", "out"], "{address} from {began} to {ended}: {known:#?}");
         for session in known {
             for moment in ["opened", "closed"].map(|what| (what, format!("{what}_at"), format!("{what}_known"))) {
                 let (what, at, how) = moment;
@@ -244,7 +262,8 @@ fn after_kills_of_agent_and_server_in_turns_what_was_observed_is_stored_once_and
         let is_told = gaps.iter().any(|(since, until)| since <= killed && began <= until);
         assert!(is_told, "there was no agent from {killed} to {began}, and these are the gaps: {gaps:?}");
     }
-    let Observed { connections: observed, unheard } = check_connections(&connections, &known, &gaps);
+    let Observed { connections: observed, unheard, wrong } = check_connections(&connections, &known, &gaps);
+    assert!(wrong.is_empty(), "{wrong:#?}\nwithout an agent: {dead:?}\ngaps: {gaps:?}\n{}", fleet.log("web1"));
     let unobserved: f64 = dead.iter().map(|(killed, began)| began - killed).sum();
     let in_gaps: f64 = gaps.iter().filter(|(since, _)| *since > dead[0].0 - 60.0).map(|(a, b)| b - a).sum();
     eprintln!(
