@@ -38,7 +38,9 @@ impl Spool {
         };
         let mark = self.ask(|disk| disk.mark(last)).flatten();
         let next = [head, gap].into_iter().flatten().min();
-        Holdings { given: self.given, numbering, next, mark, until: self.until }
+        let before = next.map(|(first, _)| BatchNumber { seq: first.seq.saturating_sub(1), ..first });
+        let last_mark = before.and_then(|before| self.ask(|disk| disk.mark(before)).flatten());
+        Holdings { given: self.given, numbering, next, mark, last_mark, until: self.until }
     }
 
     fn arrange(&mut self, last: BatchNumber, resumption: Resumption) {

@@ -13,6 +13,8 @@ pub(super) struct Holdings {
     pub(super) next: Option<(BatchNumber, Timestamp)>,
     /// When the walk was that the server's number told of, if that is remembered.
     pub(super) mark: Option<Timestamp>,
+    /// The same of the last number before `next`, which may have told of the same walk as that one.
+    pub(super) last_mark: Option<Timestamp>,
     /// The last walk that was told of.
     pub(super) until: Timestamp,
 }
@@ -56,7 +58,7 @@ pub enum Resumption {
 
 /// Decides how delivery goes on when the server has everything up to `last` and nothing beyond.
 pub(super) fn resume(last: BatchNumber, held: &Holdings) -> Resumption {
-    let Holdings { given, numbering, next, mark, until } = *held;
+    let Holdings { given, numbering, next, mark, last_mark, until } = *held;
     let epoch = last.epoch.max(given.epoch) + 1;
     let twin = numbering == Numbering::Guessed && last.epoch >= given.epoch;
     if last > given || twin {
@@ -79,7 +81,7 @@ pub(super) fn resume(last: BatchNumber, held: &Holdings) -> Resumption {
         Some(since) if first.epoch == last.epoch => Resumption::After {
             missing: (last.seq + 1, first.seq - 1),
             since: since.min(next_since),
-            until: next_since,
+            until: next_since.max(last_mark.unwrap_or(next_since)),
         },
         _ => Resumption::Anew { epoch },
     }
@@ -135,9 +137,26 @@ mod tests {
                 numbering,
                 next: next.map(|next| (number(next), at(60))),
                 mark: mark.map(at),
+                last_mark: None,
                 until: at(99),
             };
             assert_eq!(resume(number(last), &held), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn what_is_lost_of_a_walk_whose_rest_is_still_held_is_lost_until_its_end() {
+        let held = |last_mark| Holdings {
+            given: number((5, 9)),
+            numbering: Numbering::Shared,
+            next: Some((number((5, 8)), at(60))),
+            mark: Some(at(44)),
+            last_mark: Some(at(last_mark)),
+            until: at(99),
+        };
+        for (last_mark, until) in [(60, 60), (62, 62), (58, 60)] {
+            let expected = Resumption::After { missing: (5, 7), since: at(44), until: at(until) };
+            assert_eq!(resume(number((5, 4)), &held(last_mark)), expected);
         }
     }
 }
