@@ -31,7 +31,8 @@ pub struct Arguments {
 enum What {
     /// List the certificates of operators, by name.
     List,
-    /// Refuse every certificate and token of operators from now on, and end answers that still run.
+    /// Refuse every certificate and token of operators from now on, also the tokens that they made for others, and end
+    /// answers that still run.
     Revoke {
         /// Names.
         #[arg(required = true, value_name = "NAME")]

@@ -1,6 +1,7 @@
 //! What is revoked is out at once: streams and answers end, and nothing is stored after the revocation is.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -231,12 +232,22 @@ async fn a_revoked_operator_is_cut_off_in_the_middle_of_an_answer_and_by_every_c
     let mut admin = fleet.local().await;
     let join: JoinString = admin.create_token(token).await.unwrap().1.parse().unwrap();
 
+    let mut by_alice = fleet.connected("alice", Role::Admin).await;
+    let mut made: Vec<JoinString> = Vec::new();
+    for purpose in [
+        TokenPurpose::Operator(Operator::new("mallory", Role::Admin).unwrap()),
+        TokenPurpose::Hosts { labels: BTreeMap::new() },
+    ] {
+        let token = NewToken { lifetime_s: 3600, uses: 3, purpose, note: String::new() };
+        made.push(by_alice.create_token(token).await.unwrap().1.parse().unwrap());
+    }
+
     let mut answer = alice.list_ports(PortQuestion::default()).await.unwrap();
     let mut of_bob = bob.list_ports(PortQuestion::default()).await.unwrap();
     assert!(answer.next().await.unwrap().is_some() && of_bob.next().await.unwrap().is_some());
 
     let ended = admin.revoke_operator("alice", "left").await.unwrap();
-    assert_eq!((ended.certificates, ended.tokens), (2, 1));
+    assert_eq!((ended.certificates, ended.tokens), (3, 3));
     let error = loop {
         match answer.next().await {
             Ok(Some(_)) => {}
@@ -255,10 +266,13 @@ async fn a_revoked_operator_is_cut_off_in_the_middle_of_an_answer_and_by_every_c
     let mut other = OperatorClient::connect(Target::Remote(Box::new(second))).await.unwrap();
     assert_eq!(other.list_tokens().await.unwrap_err(), revoked(), "by her other certificate");
     assert!(enroll(&join, "", Key::generate().unwrap()).await.is_err(), "by a token that was made for her");
+    for join in made {
+        assert!(enroll(&join, "", Key::generate().unwrap()).await.is_err(), "by a token that she made");
+    }
 
     let certificates = admin.list_operators().await.unwrap();
     let told: Vec<_> = certificates.iter().map(|one| (one.operator.name(), one.revoked_at.is_some())).collect();
-    assert_eq!(told, [("alice", true), ("alice", true), ("bob", false)]);
+    assert_eq!(told, [("alice", true), ("alice", true), ("alice", true), ("bob", false)]);
     // How many rows she saw is in the log.
     let question = fleetsock_proto::audit::AuditQuestion { actor: Some("alice".to_owned()), ..Default::default() };
     let (log, _) = admin.list_audit(question).await.unwrap().collect().await.unwrap();

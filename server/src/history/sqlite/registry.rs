@@ -146,7 +146,7 @@ impl Registry for SqliteHistory {
                 revoked: false,
                 conditions,
             };
-            tokens::insert_token(transaction, &created, &secret_hash)?;
+            tokens::insert_token(transaction, &created, &secret_hash, &by)?;
             let detail = match &created.purpose {
                 TokenPurpose::Hosts { .. } => format!("{} for {} hosts", created.token_id, created.uses_total),
                 TokenPurpose::Operator(operator) => format!("{} for the operator {operator}", created.token_id),

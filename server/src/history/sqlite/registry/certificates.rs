@@ -353,10 +353,13 @@ pub(super) fn revoke_operator(
          WHERE name = ?1 AND revoked_at_us IS NULL AND expires_at_us > ?2",
         params![name, at],
     )?;
+    // Also those that he made for others: by one of them he could come back under another name.
+    let made = [Role::Viewer, Role::Admin].map(|role| format!("operator/{role}/{name}"));
     let tokens = transaction.execute(
         "UPDATE tokens SET revoked_at_us = ?2
-         WHERE operator_name = ?1 AND revoked_at_us IS NULL AND expires_at_us > ?2 AND uses_left > 0",
-        params![name, at],
+         WHERE (operator_name = ?1 OR created_by IN (?3, ?4)) AND revoked_at_us IS NULL AND expires_at_us > ?2
+             AND uses_left > 0",
+        params![name, at, made[0], made[1]],
     )?;
     let known = "SELECT EXISTS (SELECT 1 FROM operator_certificates WHERE name = ?1)
                      OR EXISTS (SELECT 1 FROM tokens WHERE operator_name = ?1) AS known";

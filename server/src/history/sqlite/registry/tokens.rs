@@ -22,6 +22,7 @@ pub(super) fn insert_token(
     transaction: &Transaction<'_>,
     token: &Token,
     secret_hash: &[u8; 32],
+    by: &Actor,
 ) -> Result<(), rusqlite::Error> {
     let operator = match &token.purpose {
         TokenPurpose::Operator(operator) => Some(operator),
@@ -29,8 +30,8 @@ pub(super) fn insert_token(
     };
     transaction.execute(
         "INSERT INTO tokens (token_id, secret_hash, created_at_us, expires_at_us, uses_left, uses_total,
-             operator_name, operator_role, note, from_prefix, approval)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+             operator_name, operator_role, note, from_prefix, approval, created_by)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
         params![
             token.token_id,
             secret_hash,
@@ -43,6 +44,7 @@ pub(super) fn insert_token(
             token.note,
             token.conditions.from.map(|prefix| prefix.to_string()),
             token.conditions.approval == Approval::Needed,
+            by.name,
         ],
     )?;
     for (key, value) in labels_of(&token.purpose) {
