@@ -54,6 +54,8 @@ pub struct Lost {
     pub unheard: u64,
     /// Lives that could not be kept until somebody took them.
     pub lives: u64,
+    /// Others kept records of connections from us; nobody knows how many.
+    pub is_muted: bool,
 }
 
 /// What events told since the last time.
@@ -226,6 +228,7 @@ impl Look<'_> {
         let State { lives, lost, .. } = &mut *self.0;
         lost.lives += lives.take_overflow();
         lost.unheard += lives.take_unheard();
+        lost.is_muted |= lives.take_silence();
         Taken {
             told: std::mem::take(&mut self.0.told),
             states: self.0.lives.take_states(),
@@ -270,7 +273,7 @@ impl Look<'_> {
     /// Whether something was lost since the last time.
     pub fn has_lost(&self) -> bool {
         let Lost { records, lives, .. } = self.0.lost;
-        records > 0 || lives > 0
+        records > 0 || lives > 0 || self.0.lives.has_been_silent()
     }
 }
 

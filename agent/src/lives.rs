@@ -12,7 +12,7 @@ use std::{
 use fleetsock_proto::socket::{Direction, SocketKey, SocketState};
 use foldhash::HashMap;
 
-use self::{life::Pair, pairs::Pairs, sought::Queue};
+use self::{life::Pair, pairs::Pairs, silence::Silence, sought::Queue};
 pub use self::{
     life::{Asked, Deed, Ended, Life, Purpose},
     sought::Sought,
@@ -21,6 +21,7 @@ use crate::events::{Record, SocketEvent, What};
 
 mod life;
 mod pairs;
+mod silence;
 mod sought;
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,8 @@ pub struct Lives {
     overflow: u64,
     /// Ends that were noticed without their record.
     unheard: u64,
+    /// Whether anything is told of states.
+    silence: Silence,
 }
 
 /// A socket, which can have several lives: whoever is refused may connect once more with the same one.
@@ -101,6 +104,7 @@ impl Lives {
             asked: RefCell::new(Vec::new()),
             overflow: 0,
             unheard: 0,
+            silence: Silence::default(),
         }
     }
 
@@ -195,7 +199,10 @@ impl Lives {
     /// Takes in a record; lives that ended with it are added to `ended`.
     pub fn handle(&mut self, record: &Record, ended: &mut Vec<Ended>) {
         match &record.what {
-            What::State { event, old, new } => self.change(record.at_ns, event, *old, *new, ended),
+            What::State { event, old, new } => {
+                self.silence.break_off();
+                self.change(record.at_ns, event, *old, *new, ended);
+            }
             What::Destroyed { event, cookie } => self.end(record.at_ns, event, *cookie, ended),
             What::Named { .. } | What::Forked { .. } | What::Exited { .. } => {}
         }
@@ -358,8 +365,9 @@ impl Lives {
                 self.unpair(followed.life.pair(), event.socket);
                 followed
             }
-            // Nothing told of it before its end: it is older than the events, or its records were lost.
+            // Nothing told of it before its end: it began to end before the events did, or its records were lost.
             None if event.local.port() != 0 && event.peer.port() != 0 => {
+                self.silence.deepen();
                 Followed::new(Life::new(event, Purpose::Session(None), SocketState::Established), Vec::new(), at_ns)
             }
             // It was never connected, or reset by its owner, which erases its pair.

@@ -18,10 +18,12 @@ pub enum Loss {
     Events,
     /// Lives that were not followed, or not kept until they could be told.
     Lives,
+    /// Walks before which others kept records of connections from the agent.
+    Muted,
 }
 
 impl Loss {
-    const COUNT: usize = 6;
+    const COUNT: usize = 7;
 
     fn words(self) -> &'static str {
         match self {
@@ -31,6 +33,7 @@ impl Loss {
             Loss::Spool => "changes were dropped before they were delivered",
             Loss::Events => "the kernel had no room for events",
             Loss::Lives => "more connections began and ended than could be kept",
+            Loss::Muted => "others keep the kernel's records of connections from the agent",
         }
     }
 }

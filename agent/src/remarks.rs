@@ -20,6 +20,8 @@ pub enum Topic {
     Walks,
     /// Sockets that there is no room for.
     Room,
+    /// Events that do not come.
+    Events,
 }
 
 /// The remarks, one for each topic. Made by one thread, read by another.

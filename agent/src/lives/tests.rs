@@ -508,3 +508,21 @@ fn a_reset_connection_is_told_though_its_pair_was_used_again_before_its_process_
     assert_eq!(scene.ended.len(), 2);
     assert!(scene.lives.is_empty() && scene.lives.by_pair.is_empty() && scene.lives.closed_by_pair.is_empty());
 }
+
+#[test]
+fn connections_that_are_gone_without_a_word_of_their_states_are_silence_until_the_next_word() {
+    let mut scene = Scene::new();
+    // A listener is none, and what was followed needs no other word.
+    scene.state(IN, Actor::Kernel, SynReceived, Established);
+    scene.destroy((SERVER, "10.0.0.2:80", "0.0.0.0:0"), BOB, 8);
+    for cookie in 9..11 {
+        scene.destroy(OUT, Actor::Kernel, cookie);
+    }
+    assert!(!scene.lives.take_silence(), "two may have begun to end before the events did");
+    scene.destroy(OUT, Actor::Kernel, 11);
+    assert_eq!(scene.ended.len(), 4, "their ends are told all the same");
+    assert!(scene.lives.has_been_silent() && scene.lives.take_silence());
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    assert!(scene.lives.take_silence(), "until then it was");
+    assert!(!scene.lives.has_been_silent() && !scene.lives.take_silence());
+}

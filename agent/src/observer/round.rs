@@ -37,6 +37,9 @@ use crate::{
 const ROWS_KEPT: usize = 16 * 1024;
 /// Connections that were looked for in vain have everything walked at most this often.
 const MISSED_PAUSE: Duration = Duration::from_secs(10);
+/// What the operator is told where records are kept from the agent.
+const MUTED: &str = "connections are missing: the kernel's records of them do not come; tcplife and other BPF programs on the \
+    tracepoint sock:inet_sock_set_state keep them from everybody else while they run";
 
 /// The state between two walks.
 pub(super) struct Round {
@@ -307,13 +310,15 @@ impl Round {
             // Most walks have few; and what is told next needs the room.
             self.rows = Vec::new();
         }
-        self.heals = searches || lost.records > 0 || lost.lives > 0;
+        self.heals = searches || lost.records > 0 || lost.lives > 0 || lost.is_muted;
         // When records are known to be lost, what they told is among them.
-        let hears = chronicle.is_some() && lost.records == 0;
+        let hears = chronicle.is_some() && lost.records == 0 && !lost.is_muted;
         let unheard = lost.unheard + if hears { comparison.began_unheard() } else { 0 };
         let losses = self.observer.outbox.losses();
         losses.add(Loss::Events, lost.records + unheard + departures_lost);
         losses.add(Loss::Lives, lost.lives);
+        losses.add(Loss::Muted, lost.is_muted.into());
+        self.observer.remarks.make(Topic::Events, lost.is_muted.then(|| MUTED.to_owned()));
         losses.add(Loss::Table, comparison.sockets_lost);
         losses.add(Loss::Detail, comparison.owners_lost);
         let beyond = Some(table.beyond()).filter(|beyond| *beyond > 0).map(u64::next_power_of_two);
@@ -321,7 +326,7 @@ impl Round {
         self.observer.remarks.make(Topic::Room, remark);
         let unseen =
             self.report.overflow + self.report.unreadable + u64::try_from(self.failed.len()).unwrap_or(u64::MAX);
-        let missing = lost.records + lost.lives + departures_lost + table.beyond() + unseen;
+        let missing = lost.records + lost.lives + u64::from(lost.is_muted) + departures_lost + table.beyond() + unseen;
         (comparison, if missing > 0 { Said::Lossy } else { Said::Whole })
     }
 
