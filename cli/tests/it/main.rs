@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, unwrap is the assertion")]
 
 mod backup;
+mod beside;
 mod burst;
 mod ca;
 mod connections;
