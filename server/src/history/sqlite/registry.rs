@@ -225,17 +225,15 @@ impl Registry for SqliteHistory {
         if entry.revoked {
             return Ok(Standing::Revoked);
         }
-        let asked = serial.clone();
+        let (id, asked) = (entry.id, serial.clone());
         let state = self
             .standings
-            .ask(STANDING_TIME, move |reader| Ok(certificates::host_certificate_state(&reader.main, entry.id, &asked)?))
+            .ask(STANDING_TIME, move |reader| Ok(certificates::host_certificate_state(&reader.main, id, &asked)?))
             .await?;
         let standing = match state {
             None => Standing::Unknown,
             Some(CURRENT) => Standing::Good,
-            Some(PENDING) => {
-                self.transact(move |transaction| certificates::promote(transaction, entry.id, &serial)).await?
-            }
+            Some(PENDING) => self.transact(move |transaction| certificates::promote(transaction, id, &serial)).await?,
             Some(_) => Standing::Superseded,
         };
         Ok(if standing == Standing::Good && entry.waits { Standing::Waits } else { standing })

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
@@ -27,8 +27,15 @@ const WRITE_PRESENCE_EVERY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
 struct Hosts {
-    by_id: HashMap<HostId, HostEntry>,
+    by_id: HashMap<HostId, Arc<HostEntry>>,
     presence_written_at: Timestamp,
+}
+
+impl Hosts {
+    /// An entry to be changed. Whoever asked for it before keeps it as it was then.
+    fn change(&mut self, host: HostId) -> Option<&mut HostEntry> {
+        self.by_id.get_mut(&host).map(Arc::make_mut)
+    }
 }
 
 /// The hosts.
@@ -41,7 +48,7 @@ pub(super) struct Roster {
 /// A host that a question means.
 #[derive(Debug, Clone)]
 pub(super) struct Selected {
-    pub(super) entry: HostEntry,
+    pub(super) entry: Arc<HostEntry>,
     pub(super) state: HostState,
 }
 
@@ -104,7 +111,7 @@ impl Roster {
         while let Some(row) = rows.next()? {
             let mut entry = entry(row, labels.remove(&row.get("id")?).unwrap_or_default())?;
             entry.told_until = told.get(&entry.id).copied();
-            by_id.insert(entry.host_id, entry);
+            by_id.insert(entry.host_id, Arc::new(entry));
         }
         Ok(Roster { hosts: RwLock::new(Hosts { by_id, ..Hosts::default() }), stale_after })
     }
@@ -119,18 +126,18 @@ impl Roster {
     }
 
     /// What is known of a host.
-    pub(super) fn find(&self, host: HostId) -> Result<HostEntry, HistoryError> {
+    pub(super) fn find(&self, host: HostId) -> Result<Arc<HostEntry>, HistoryError> {
         self.read().by_id.get(&host).cloned().ok_or_else(|| HistoryError::NotFound(format!("there is no host {host}")))
     }
 
     /// A host that may speak. The writer asks here for each thing that it stores, and it is the writer that revokes: so
     /// nothing of a host is stored after its revocation.
-    pub(super) fn get(&self, host: HostId) -> Result<HostEntry, HistoryError> {
+    pub(super) fn get(&self, host: HostId) -> Result<Arc<HostEntry>, HistoryError> {
         let entry = self.find(host)?;
         if entry.revoked {
             Err(HistoryError::Revoked)
         } else if entry.waits {
-            Err(HistoryError::Waits(entry.name))
+            Err(HistoryError::Waits(entry.name.clone()))
         } else {
             Ok(entry)
         }
@@ -138,33 +145,33 @@ impl Roster {
 
     /// A host enrolled.
     pub(super) fn add(&self, entry: HostEntry) {
-        self.write().by_id.insert(entry.host_id, entry);
+        self.write().by_id.insert(entry.host_id, Arc::new(entry));
     }
 
     /// A host was revoked.
     pub(super) fn revoke(&self, host: HostId) {
-        if let Some(entry) = self.write().by_id.get_mut(&host) {
+        if let Some(entry) = self.write().change(host) {
             entry.revoked = true;
         }
     }
 
     /// A person looked at a host and found it good.
     pub(super) fn approve(&self, host: HostId) {
-        if let Some(entry) = self.write().by_id.get_mut(&host) {
+        if let Some(entry) = self.write().change(host) {
             (entry.waits, entry.warning) = (false, None);
         }
     }
 
     /// A person should look at a host.
     pub(super) fn warn(&self, host: HostId, warning: Warning) {
-        if let Some(entry) = self.write().by_id.get_mut(&host) {
+        if let Some(entry) = self.write().change(host) {
             entry.warning = Some(warning);
         }
     }
 
     /// A host said what it is.
     pub(super) fn note_hello(&self, host: HostId, contact: Contact) {
-        if let Some(entry) = self.write().by_id.get_mut(&host) {
+        if let Some(entry) = self.write().change(host) {
             entry.name.clone_from(&contact.facts.name);
             entry.facts = Some(contact.facts);
             entry.last_seen_at = Some(contact.at);
@@ -175,7 +182,7 @@ impl Roster {
     /// A host told of its first walk.
     pub(super) fn note_first(&self, id: i64, at: Timestamp) {
         if let Some(entry) = self.write().by_id.values_mut().find(|entry| entry.id == id) {
-            entry.observed_since = Some(at);
+            Arc::make_mut(entry).observed_since = Some(at);
         }
     }
 
@@ -183,7 +190,7 @@ impl Roster {
     pub(super) fn note_told(&self, told: impl IntoIterator<Item = (HostId, Timestamp)>) {
         let mut hosts = self.write();
         for (host, until) in told {
-            if let Some(entry) = hosts.by_id.get_mut(&host) {
+            if let Some(entry) = hosts.change(host) {
                 entry.told_until = entry.told_until.max(Some(until));
             }
         }
@@ -191,7 +198,7 @@ impl Roster {
 
     /// As of a walk, by the server's clock, what is open of a host was what its agent has.
     pub(super) fn note_proved(&self, host: HostId, at: Timestamp) {
-        if let Some(entry) = self.write().by_id.get_mut(&host) {
+        if let Some(entry) = self.write().change(host) {
             entry.proved_at = entry.proved_at.max(Some(at));
             entry.unwritten = true;
         }
@@ -200,7 +207,7 @@ impl Roster {
     /// A host gave a sign of life; whether it is time to write such signs down.
     pub(super) fn note_presence(&self, host: HostId, presence: Presence) -> bool {
         let mut hosts = self.write();
-        if let Some(entry) = hosts.by_id.get_mut(&host) {
+        if let Some(entry) = hosts.change(host) {
             entry.last_seen_at = Some(presence.at);
             if let Some(until) = presence.observed_until {
                 entry.observed_until = entry.observed_until.max(Some(entry.skew.corrected(until)));
@@ -218,10 +225,15 @@ impl Roster {
 
     /// Writes down the signs of life since the last time.
     pub(super) fn write_presence(&self, main: &mut Connection) -> Result<(), rusqlite::Error> {
-        let unwritten: Vec<HostEntry> = {
+        let unwritten: Vec<Arc<HostEntry>> = {
             let mut hosts = self.write();
-            let written = |entry: &mut HostEntry| std::mem::take(&mut entry.unwritten).then(|| entry.clone());
-            hosts.by_id.values_mut().filter_map(written).collect()
+            let unwritten = hosts.by_id.values_mut().filter(|entry| entry.unwritten);
+            unwritten
+                .map(|entry| {
+                    Arc::make_mut(entry).unwritten = false;
+                    Arc::clone(entry)
+                })
+                .collect()
         };
         if unwritten.is_empty() {
             return Ok(());
@@ -268,7 +280,7 @@ impl Roster {
             .by_id
             .values()
             .filter(|entry| meant(entry))
-            .map(|entry| Selected { state: entry.state(now, self.stale_after), entry: entry.clone() })
+            .map(|entry| Selected { state: entry.state(now, self.stale_after), entry: Arc::clone(entry) })
             .collect();
         selected.sort_by(|a, b| (&a.entry.name, a.entry.host_id).cmp(&(&b.entry.name, b.entry.host_id)));
         Ok(Selection { hosts: selected, stale_after: self.stale_after, now })

@@ -211,7 +211,7 @@ pub(in super::super) fn host(selected: &Selected, listeners: u64, sessions_open:
         waits,
         proved_at,
         ..
-    } = selected.entry.clone();
+    } = HostEntry::clone(&selected.entry);
     let waiting = || Warning { text: format!("waits for approval: fleetctl hosts approve {host_id}"), at: enrolled_at };
     let warning = if waits { Some(waiting()) } else { warning };
     Host {
