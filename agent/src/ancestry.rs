@@ -89,7 +89,7 @@ impl Ancestry {
                     entry.exited_ns = Some(record.at_ns);
                 }
             }
-            What::State { .. } | What::Destroyed { .. } => {}
+            What::State { .. } | What::Destroyed { .. } | What::ThreadBegan { .. } | What::ThreadEnded { .. } => {}
         }
     }
 

@@ -1,9 +1,12 @@
 //! What the kernel tells by itself: every TCP connection, however short, with the process at each end.
 //!
-//! Two tracepoints and the lives of processes are written by the kernel into one ring per processor (perf_event_open(2)),
-//! for all network namespaces at once. `ring` reads the rings and is the agent's only unsafe code; `tracepoint` knows
-//! where the fields of a record are; `record` turns bytes into records.
+//! Two tracepoints are written by the kernel for all network namespaces at once: into trace buffers of the agent's own
+//! where it can make them (`instance`, with `page` that reads their pages), and otherwise into rings of perf. The lives and
+//! names of processes always come from rings, one per processor (perf_event_open(2)). `ring` reads the rings and is the
+//! agent's only unsafe code; `tracepoint` knows where the fields of a record are; `record` turns bytes into records.
 
+mod instance;
+mod page;
 mod record;
 mod ring;
 mod tracepoint;
@@ -19,7 +22,8 @@ use rustix::{
 use fleetsock_proto::time::Timestamp;
 
 use self::{
-    record::Formats,
+    instance::Instance,
+    record::{Formats, Threads},
     ring::{Ring, Source, Wake},
     tracepoint::Tracefs,
 };
@@ -40,6 +44,8 @@ const NEEDED_STATES: &CStr = c"newstate != 3 && newstate != 5 && newstate != 8 \
     && !(newstate == 7 && (oldstate == 5 || oldstate == 9))";
 /// Bytes of one processor's ring of names.
 const NAMES_BYTES: usize = 64 << 10;
+/// How much smaller than a ring of everything one of lives alone is.
+const LIVES_PART: usize = 4;
 
 /// Why there are no events.
 #[derive(Debug, thiserror::Error)]
@@ -55,13 +61,25 @@ pub enum EventsError {
     Processors(#[source] io::Error),
 }
 
-/// The rings of all processors.
+/// Trace buffers and rings of all processors.
 #[derive(Debug)]
 pub struct Events {
+    /// Where sockets are told of; the rings where there is none.
+    instance: Option<Instance>,
     rings: Vec<Ring>,
     formats: Formats,
     buffer: Vec<u8>,
     ring_bytes: usize,
+    fallback: Option<String>,
+}
+
+/// What tells of sockets, and by what it knows who did something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Teller<'a> {
+    /// Trace buffers of the agent's own: threads.
+    Tracefs,
+    /// Rings of perf: processes. And why not the better one.
+    Perf(&'a str),
 }
 
 /// What came out of the rings.
@@ -79,34 +97,66 @@ impl Events {
     /// Begins to listen, on every processor that is online.
     pub fn open() -> Result<Events, EventsError> {
         let tracefs = Tracefs::find()?;
+        let processors = online().map_err(EventsError::Processors)?;
+        let instance = Instance::open(&tracefs, &processors, &RING_BYTES, &NEEDED_STATES.to_string_lossy());
+        Events::beside(&tracefs, &processors, instance.map_err(|error| error.to_string()))
+    }
+
+    /// Begins to listen by perf alone.
+    #[cfg(test)]
+    fn by_perf() -> Result<Events, EventsError> {
+        let processors = online().map_err(EventsError::Processors)?;
+        Events::beside(&Tracefs::find()?, &processors, Err("it is not wanted".to_owned()))
+    }
+
+    /// Opens the rings, for what the instance does not tell.
+    fn beside(
+        tracefs: &Tracefs,
+        processors: &[u32],
+        instance: Result<Instance, String>,
+    ) -> Result<Events, EventsError> {
         let formats = Formats { state: tracefs.state_format()?, destroy: tracefs.destroy_format()? };
         let states = Source::Filtered(formats.state.id, NEEDED_STATES);
-        let sources = [states, Source::Tracepoint(formats.destroy.id), Source::Lives];
-        let processors = online().map_err(EventsError::Processors)?;
+        let everything = [states, Source::Tracepoint(formats.destroy.id), Source::Lives];
+        let (sources, part) = match &instance {
+            Ok(_) => (&everything[2..], LIVES_PART),
+            Err(_) => (&everything[..], 1),
+        };
         let mut refused = Errno::PERM;
-        for ring_bytes in RING_BYTES {
+        for ring_bytes in RING_BYTES.map(|bytes| bytes / part) {
             // A process that runs another program is looked at while it is there: that is worth being woken.
             let open = |cpu: &u32| {
-                let main = Ring::open(*cpu, &sources, ring_bytes, Wake::HalfFull)?;
+                let main = Ring::open(*cpu, sources, ring_bytes, Wake::HalfFull)?;
                 Ok([main, Ring::open(*cpu, &[Source::Names], NAMES_BYTES, Wake::AtOnce)?])
             };
             let rings: Result<Vec<[Ring; 2]>, Errno> = processors.iter().map(open).collect();
             match rings.map(|rings| rings.into_iter().flatten().collect()) {
-                Ok(rings) => return Ok(Events { rings, formats, buffer: Vec::new(), ring_bytes }),
+                Ok(rings) => {
+                    let fallback = instance.as_ref().err().cloned();
+                    let instance = instance.ok();
+                    return Ok(Events { instance, rings, formats, buffer: Vec::new(), ring_bytes, fallback });
+                }
                 Err(errno) => refused = errno,
             }
         }
         Err(EventsError::Refused(refused))
     }
 
-    /// Bytes of one processor's ring.
-    pub fn ring_bytes(&self) -> usize {
-        self.ring_bytes
+    /// What tells of sockets.
+    pub fn teller(&self) -> Teller<'_> {
+        self.fallback.as_deref().map_or(Teller::Tracefs, Teller::Perf)
     }
 
-    /// Waits until a ring is half full, a process has another name, or `wake` can be read, at most so long.
+    /// Bytes of what one processor tells of sockets in.
+    pub fn bytes(&self) -> usize {
+        self.instance.as_ref().map_or(self.ring_bytes, Instance::bytes)
+    }
+
+    /// Waits until a buffer or ring is half full, a process has another name, or `wake` can be read, at most so long.
     pub fn wait(&self, patience: Duration, wake: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut fds: Vec<PollFd<'_>> = self.rings.iter().map(|ring| PollFd::new(ring, PollFlags::IN)).collect();
+        let buffers = self.instance.iter().flat_map(Instance::fds);
+        fds.extend(buffers.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         fds.push(PollFd::from_borrowed_fd(wake, PollFlags::IN));
         let patience = Timespec::try_from(patience).map_err(|_| Errno::INVAL)?;
         match poll(&mut fds, Some(&patience)) {
@@ -115,7 +165,7 @@ impl Events {
         }
     }
 
-    /// Takes everything out of the rings.
+    /// Takes everything out of the buffers and rings.
     ///
     /// The records of one socket can lie in two rings, when two processors handled it one after the other, so all rings
     /// are to be read before anything is put in order. A record that was written while they were read comes next time, also
@@ -123,9 +173,16 @@ impl Events {
     pub fn drain(&mut self, drained: &mut Drained) {
         drained.records.clear();
         (drained.lost, drained.unreadable) = (0, 0);
+        let threads = match &mut self.instance {
+            Some(instance) => {
+                instance.drain(&self.formats, drained);
+                Threads::Told
+            }
+            None => Threads::LeftOut,
+        };
         for ring in &mut self.rings {
             ring.take(&mut self.buffer);
-            record::read(&self.buffer, &self.formats, drained);
+            record::read(&self.buffer, &self.formats, threads, drained);
         }
     }
 }
@@ -183,7 +240,11 @@ fn ranges(text: &str) -> Option<Vec<u32>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use fleetsock_proto::socket::SocketState;
     use proptest::prelude::*;
 
     use super::*;
@@ -195,6 +256,78 @@ mod tests {
         for wrong in ["", "a", "0-", "0-4294967295", "0-8191,0"] {
             assert_eq!(ranges(wrong), None, "{wrong}");
         }
+    }
+
+    /// Who began connections of this process, as it is told.
+    fn openers(mut events: Events) -> Vec<Actor> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (mut drained, mut openers) = (Drained::default(), Vec::new());
+        // The kernel may leave out records of perf.
+        for _ in 0..100 {
+            let began_ns = now_ns();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            drop((listener.accept().unwrap(), client));
+            events.drain(&mut drained);
+            let ended_ns = now_ns();
+            for Record { at_ns, what } in &drained.records {
+                if let What::State { event, new: Some(SocketState::SynSent), .. } = what
+                    && event.peer.port() == port
+                {
+                    assert!((began_ns..ended_ns).contains(at_ns), "{began_ns} {at_ns} {ended_ns}");
+                    openers.push(event.by);
+                }
+            }
+        }
+        openers
+    }
+
+    #[test]
+    fn both_tellers_know_when_a_connection_began_by_the_clock_of_the_agent_and_who_began_it() {
+        let me = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
+        let thread = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+        for (events, teller, doer) in [
+            (Events::open(), Some(Teller::Tracefs), Actor::Thread(thread)),
+            (Events::by_perf(), None, Actor::Process(me)),
+        ] {
+            let Ok(events) = events else {
+                eprintln!("skipped: no events here: {}", events.unwrap_err());
+                continue;
+            };
+            if teller.is_some_and(|teller| events.teller() != teller) {
+                eprintln!("skipped: {:?}", events.teller());
+                continue;
+            }
+            let openers = openers(events);
+            assert!(!openers.is_empty() && openers.iter().all(|opener| *opener == doer), "{doer:?}: {openers:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_full_buffer_dropped_is_counted_and_what_it_holds_is_told() {
+        let tracefs = Tracefs::find();
+        let small = tracefs
+            .as_ref()
+            .ok()
+            .map(|tracefs| Instance::open(tracefs, &online().unwrap(), &[32 << 10], &NEEDED_STATES.to_string_lossy()));
+        let (Ok(tracefs), Some(Ok(mut instance))) = (&tracefs, small) else {
+            eprintln!("skipped: no trace buffers here");
+            return;
+        };
+        let formats = Formats { state: tracefs.state_format().unwrap(), destroy: tracefs.destroy_format().unwrap() };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut drained = Drained::default();
+        // At least six records each, of 76 bytes, on any of the processors.
+        for _ in 0..online().unwrap().len() * 200 {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            drop((listener.accept().unwrap(), client));
+        }
+        instance.drain(&formats, &mut drained);
+        assert!(drained.lost > 0 && drained.records.len() > 100 && drained.unreadable == 0, "{drained:?}");
+        let told = drained.records.len();
+        drained = Drained::default();
+        instance.drain(&formats, &mut drained);
+        assert!(drained.lost == 0 && drained.records.len() < told, "each is told once: {drained:?}");
     }
 
     proptest! {

@@ -27,4 +27,5 @@ pub mod restraint;
 pub mod run;
 pub mod spool;
 pub mod table;
+pub mod threads;
 pub mod uplink;

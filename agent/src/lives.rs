@@ -205,6 +205,7 @@ impl Lives {
             }
             What::Destroyed { event, cookie } => self.end(record.at_ns, event, *cookie, ended),
             What::Named { .. } | What::Forked { .. } | What::Exited { .. } => {}
+            What::ThreadBegan { .. } | What::ThreadEnded { .. } => {}
         }
     }
 

@@ -12,7 +12,7 @@ mod placement;
 mod process;
 mod users;
 
-use std::{ffi::CString, io, mem::MaybeUninit, os::fd::OwnedFd, sync::Arc};
+use std::{ffi::CString, io, mem::MaybeUninit, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use fleetsock_proto::{batch::SOCKET_OWNERS_LIMIT, owner::Owner};
 use foldhash::{HashMap, HashSet};
@@ -116,10 +116,16 @@ impl Processes {
         let name = CString::new(pid.to_string()).ok()?;
         let folder = Folder::open(&self.proc, &name).ok()?;
         let (owner, started) = self.known.owner(pid, &folder).ok()?;
-        // The clock of the events stands still while the host sleeps.
-        let started = started.saturating_sub(cost::since_boot().saturating_sub(cost::awake()));
-        let started_ns = u64::try_from(started.as_nanos()).unwrap_or(u64::MAX);
-        Some(Described { owner, netns: folder.netns().unwrap_or(0), started_ns })
+        Some(Described { owner, netns: folder.netns().unwrap_or(0), started_ns: by_events(started) })
+    }
+
+    /// The process of a thread that was there at a moment of the events' clock and is still.
+    pub fn of_thread(&mut self, thread: u32, at_ns: u64) -> Option<u32> {
+        let name = CString::new(thread.to_string()).ok()?;
+        let folder = Folder::open(&self.proc, &name).ok()?;
+        let (process, started) = self.known.of_thread(&folder).ok()?;
+        // One that began later has a number that was used before.
+        (by_events(started) <= at_ns).then_some(process)
     }
 
     /// Inode number of a process's network namespace, if it is alive and may be looked at.
@@ -215,6 +221,12 @@ fn add(owners: &mut Vec<Arc<Owner>>, owner: &Arc<Owner>) -> u64 {
     let above = owners.len().saturating_sub(SOCKET_OWNERS_LIMIT);
     owners.truncate(SOCKET_OWNERS_LIMIT);
     above as u64
+}
+
+/// A time since the boot by the clock of the events, which stands still while the host sleeps; nanoseconds.
+fn by_events(since_boot: Duration) -> u64 {
+    let awake = since_boot.saturating_sub(cost::since_boot().saturating_sub(cost::awake()));
+    u64::try_from(awake.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -12,10 +12,11 @@ use rustix::io::Errno;
 use super::{Chronicle, HELD_BACK, State, nanoseconds};
 use crate::{
     ancestry::{Ancestry, Described},
-    events::{self, Drained, Events, Record, What},
+    events::{self, Drained, Events, Record, Teller as Source, What},
     lives::{Asked, Deed, Ended},
     owners::Processes,
     table::{Owned, Told},
+    threads::Threads,
 };
 
 /// How long what is left of a closed connection may be held by a process before it is told without waiting for that.
@@ -35,6 +36,8 @@ pub(super) enum HeldBack {
 pub struct Reader {
     events: Events,
     processes: Processes,
+    /// Where threads are told and not processes.
+    threads: Option<Threads>,
     ancestry: Ancestry,
     drained: Drained,
     /// Held back, or about to be taken in. With processes that were looked at when they had run another program.
@@ -51,9 +54,11 @@ pub struct Reader {
 impl Reader {
     /// A reader of these rings.
     pub fn new(events: Events, processes: Processes) -> Reader {
+        let threads = (events.teller() == Source::Tracefs).then(Threads::list);
         Reader {
             events,
             processes,
+            threads,
             ancestry: Ancestry::default(),
             drained: Drained::default(),
             waiting: Vec::new(),
@@ -81,6 +86,9 @@ impl Reader {
                 What::Named { pid, exec: true, .. } => self.processes.describe(pid).map(Box::new),
                 _ => None,
             };
+            if let Some(threads) = &mut self.threads {
+                threads.doubt(&record);
+            }
             self.waiting.push((record, seen));
         }
         let is_full = self.waiting.len() >= WAITING_LIMIT || held_back == HeldBack::Nothing;
@@ -96,12 +104,15 @@ impl Reader {
         };
         let believed = self.waiting.partition_point(|(record, _)| record.at_ns <= until_ns);
         state.quiet = self.waiting.is_empty();
-        let Reader { waiting, ancestry, processes, ended, stand_in, .. } = self;
+        let Reader { waiting, threads, ancestry, processes, ended, stand_in, .. } = self;
         let mut teller = Teller { ancestry, processes, stand_in, clock_offset_ns };
         ended.append(&mut state.noticed);
         state.lives.tell_closed(began_ns.saturating_sub(nanoseconds(CLOSED_PATIENCE)), ended);
         teller.tell(ended, &mut state);
-        for (record, seen) in waiting.drain(..believed) {
+        for (mut record, seen) in waiting.drain(..believed) {
+            if let Some(threads) = threads {
+                threads.handle(&mut record, |thread, at_ns| teller.processes.of_thread(thread, at_ns));
+            }
             state.lives.handle(&record, ended);
             teller.ancestry.handle(&record, seen.map(|seen| *seen));
             teller.tell(ended, &mut state);
@@ -114,10 +125,16 @@ impl Reader {
             // Ends may be among what was lost: the next walk tells what is still there.
             state.lives.forget();
             self.ancestry.forget();
+            if let Some(threads) = &mut self.threads {
+                threads.forget();
+            }
             state.lost.records += std::mem::take(&mut self.lost);
         }
         state.lost.lives += self.ancestry.take_overflow();
         self.ancestry.sweep(began_ns);
+        if let Some(threads) = &mut self.threads {
+            threads.sweep(began_ns);
+        }
         state.clock_offset_ns = clock_offset_ns;
         state.known_until_ns = state.known_until_ns.max(until_ns);
         drop(state);

@@ -6,6 +6,7 @@ use fleetsock_proto::socket::{Family, SocketState};
 
 use super::{
     Drained,
+    page::{Entries, Entry},
     tracepoint::{DestroyFormat, EndsFormat, Field, StateFormat},
 };
 
@@ -36,6 +37,13 @@ const CLOSE: i32 = 7;
 pub(super) struct Formats {
     pub(super) state: StateFormat,
     pub(super) destroy: DestroyFormat,
+}
+
+/// Whether it is told which threads there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Threads {
+    Told,
+    LeftOut,
 }
 
 /// Something that happened.
@@ -87,6 +95,18 @@ pub enum What {
         /// Which.
         pid: u32,
     },
+    /// A process has another thread, besides its first one.
+    ThreadBegan {
+        /// Its number, of the same numbers as those of processes.
+        thread: u32,
+        /// The process.
+        pid: u32,
+    },
+    /// Such a thread ended.
+    ThreadEnded {
+        /// Which.
+        thread: u32,
+    },
 }
 
 /// Who did something.
@@ -94,6 +114,8 @@ pub enum What {
 pub enum Actor {
     /// This process, in a system call or while it ended.
     Process(u32),
+    /// This thread, of a process that is not known by that.
+    Thread(u32),
     /// The kernel, on its own.
     Kernel,
 }
@@ -113,8 +135,24 @@ pub struct SocketEvent {
     pub by: Actor,
 }
 
+/// Reads a page of a trace buffer and adds its records to `drained`. Entries know the thread that wrote them.
+pub(super) fn read_page(page: &[u8], formats: &Formats, drained: &mut Drained) {
+    let Ok(entries) = Entries::of(page) else {
+        drained.unreadable += 1;
+        return;
+    };
+    drained.lost = drained.lost.saturating_add(entries.missed());
+    for entry in entries {
+        match entry.map_or(Parsed::Unreadable, |Entry { at_ns, data }| socket(data, at_ns, Actor::Thread, formats)) {
+            Parsed::Record(record) => drained.records.push(record),
+            Parsed::Nothing => {}
+            Parsed::Unreadable => drained.unreadable += 1,
+        }
+    }
+}
+
 /// Reads the records of a ring and adds them to `drained`.
-pub(super) fn read(mut bytes: &[u8], formats: &Formats, drained: &mut Drained) {
+pub(super) fn read(mut bytes: &[u8], formats: &Formats, threads: Threads, drained: &mut Drained) {
     while !bytes.is_empty() {
         let Some((kind, misc, size)) = header(bytes) else {
             // Where the next record begins is not known.
@@ -127,7 +165,7 @@ pub(super) fn read(mut bytes: &[u8], formats: &Formats, drained: &mut Drained) {
         match kind {
             LOST => drained.lost = drained.lost.saturating_add(u64_at(body, 8).unwrap_or(1)),
             LOST_SAMPLES => drained.lost = drained.lost.saturating_add(u64_at(body, 0).unwrap_or(1)),
-            _ => match parse(kind, misc, body, formats) {
+            _ => match parse(kind, misc, body, formats, threads) {
                 Parsed::Record(record) => drained.records.push(record),
                 Parsed::Nothing => {}
                 Parsed::Unreadable => drained.unreadable += 1,
@@ -148,25 +186,28 @@ fn header(bytes: &[u8]) -> Option<(u32, u16, usize)> {
     (HEADER..=bytes.len()).contains(&size).then_some((kind, misc, size))
 }
 
-fn parse(kind: u32, misc: u16, body: &[u8], formats: &Formats) -> Parsed {
+fn parse(kind: u32, misc: u16, body: &[u8], formats: &Formats, threads: Threads) -> Parsed {
     let found = match kind {
         SAMPLE => return sample(body, formats),
         // A thread's own name is not its process's.
         COMM if u32_at(body, 0) != u32_at(body, 4) => return Parsed::Nothing,
         COMM => named(body, misc),
         // Threads of a process come and go as well; only the first one is the process.
-        FORK if u32_at(body, 0) == u32_at(body, 4) => return Parsed::Nothing,
-        FORK => life(body, |pid, parent| What::Forked { pid, parent }),
-        EXIT if u32_at(body, 0) != u32_at(body, 8) => return Parsed::Nothing,
-        EXIT => life(body, |pid, _| What::Exited { pid }),
+        FORK | EXIT if u32_at(body, 0) != u32_at(body, 8) => match (threads, kind) {
+            (Threads::LeftOut, _) => return Parsed::Nothing,
+            (Threads::Told, FORK) => life(body, |pid, _, thread| What::ThreadBegan { thread, pid }),
+            (Threads::Told, _) => life(body, |_, _, thread| What::ThreadEnded { thread }),
+        },
+        FORK => life(body, |pid, parent, _| What::Forked { pid, parent }),
+        EXIT => life(body, |pid, _, _| What::Exited { pid }),
         _ => return Parsed::Nothing,
     };
     found.map_or(Parsed::Unreadable, Parsed::Record)
 }
 
 /// pid, parent's pid, thread, parent's thread, time.
-fn life(body: &[u8], what: impl FnOnce(u32, u32) -> What) -> Option<Record> {
-    Some(Record { at_ns: u64_at(body, 16)?, what: what(u32_at(body, 0)?, u32_at(body, 4)?) })
+fn life(body: &[u8], what: impl FnOnce(u32, u32, u32) -> What) -> Option<Record> {
+    Some(Record { at_ns: u64_at(body, 16)?, what: what(u32_at(body, 0)?, u32_at(body, 4)?, u32_at(body, 8)?) })
 }
 
 /// pid, thread, name with zeros behind it; then the trailer with the time.
@@ -185,31 +226,36 @@ fn sample(body: &[u8], formats: &Formats) -> Parsed {
         Some((pid, at_ns, body.get(20..20 + usize::try_from(size).ok()?)?))
     };
     let Some((pid, at_ns, raw)) = parts() else { return Parsed::Unreadable };
+    socket(raw, at_ns, |_| Actor::Process(pid), formats)
+}
+
+/// What a tracepoint wrote. Its own number of whoever did it is a thread's.
+fn socket(raw: &[u8], at_ns: u64, actor: impl FnOnce(u32) -> Actor, formats: &Formats) -> Parsed {
     let Some(id) = u16_at(raw, 0).map(u64::from) else { return Parsed::Unreadable };
     let what = if id == formats.state.id {
         let format = &formats.state;
         match number::<2>(raw, format.protocol).map(u16::from_ne_bytes) {
-            Some(IPPROTO_TCP) => state(raw, format, pid),
+            Some(IPPROTO_TCP) => state(raw, format, actor),
             // SCTP and MPTCP are told by the same tracepoint.
             Some(_) => return Parsed::Nothing,
             None => None,
         }
     } else if id == formats.destroy.id {
-        destroyed(raw, &formats.destroy, pid)
+        destroyed(raw, &formats.destroy, actor)
     } else {
         return Parsed::Nothing;
     };
     what.map_or(Parsed::Unreadable, |what| Parsed::Record(Record { at_ns, what }))
 }
 
-fn state(raw: &[u8], format: &StateFormat, pid: u32) -> Option<What> {
+fn state(raw: &[u8], format: &StateFormat, actor: impl FnOnce(u32) -> Actor) -> Option<What> {
     let word = |field| number::<4>(raw, field).map(i32::from_ne_bytes);
-    let event = socket_event(raw, format.socket, &format.ends, pid)?;
+    let event = socket_event(raw, format.socket, &format.ends, actor)?;
     Some(What::State { event, old: socket_state(word(format.old)?)?, new: socket_state(word(format.new)?)? })
 }
 
-fn destroyed(raw: &[u8], format: &DestroyFormat, pid: u32) -> Option<What> {
-    let event = socket_event(raw, format.socket, &format.ends, pid)?;
+fn destroyed(raw: &[u8], format: &DestroyFormat, actor: impl FnOnce(u32) -> Actor) -> Option<What> {
+    let event = socket_event(raw, format.socket, &format.ends, actor)?;
     Some(What::Destroyed { event, cookie: number(raw, format.cookie).map(u64::from_ne_bytes)? })
 }
 
@@ -224,8 +270,9 @@ fn socket_state(number: i32) -> Option<Option<SocketState>> {
     }
 }
 
-fn socket_event(raw: &[u8], socket: Field, ends: &EndsFormat, pid: u32) -> Option<SocketEvent> {
+fn socket_event(raw: &[u8], socket: Field, ends: &EndsFormat, actor: impl FnOnce(u32) -> Actor) -> Option<SocketEvent> {
     let [flags] = number::<1>(raw, ends.flags)?;
+    let thread = number(raw, ends.thread).map(u32::from_ne_bytes)?;
     let port = |field| number::<2>(raw, field).map(u16::from_ne_bytes);
     let address = |field| number::<16>(raw, field).map(|bytes| IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical());
     Some(SocketEvent {
@@ -233,8 +280,12 @@ fn socket_event(raw: &[u8], socket: Field, ends: &EndsFormat, pid: u32) -> Optio
         family: if port(ends.family)? == AF_INET6 { Family::Ipv6 } else { Family::Ipv4 },
         local: SocketAddr::new(address(ends.local)?, port(ends.local_port)?),
         peer: SocketAddr::new(address(ends.peer)?, port(ends.peer_port)?),
-        // pid 0 is the idle task.
-        by: if flags & IN_INTERRUPT != 0 || pid == 0 { Actor::Kernel } else { Actor::Process(pid) },
+        // Number 0 is the idle task.
+        by: match actor(thread) {
+            Actor::Process(0) | Actor::Thread(0) => Actor::Kernel,
+            _ if flags & IN_INTERRUPT != 0 => Actor::Kernel,
+            actor => actor,
+        },
     })
 }
 
@@ -267,6 +318,7 @@ mod tests {
     fn formats() -> Formats {
         let ends = |base: usize, local: usize| EndsFormat {
             flags: field(2, 1),
+            thread: field(4, 4),
             family: field(base + 4, 2),
             local_port: field(base, 2),
             peer_port: field(base + 2, 2),
@@ -319,7 +371,20 @@ mod tests {
 
     fn read_all(bytes: &[u8]) -> Drained {
         let mut drained = Drained::default();
-        read(bytes, &formats(), &mut drained);
+        read(bytes, &formats(), Threads::Told, &mut drained);
+        drained
+    }
+
+    fn read_page_of(raws: &[Vec<u8>]) -> Drained {
+        let entry = |raw: &Vec<u8>| {
+            let (words, delta) = (u32::try_from(raw.len() / 4).unwrap(), 5_u32);
+            let word = if cfg!(target_endian = "big") { (words << 27) | delta } else { words | (delta << 5) };
+            [&word.to_ne_bytes()[..], raw].concat()
+        };
+        let data: Vec<u8> = raws.iter().flat_map(entry).collect();
+        let page = [&100_u64.to_ne_bytes()[..], &(data.len() as u64).to_ne_bytes(), &data].concat();
+        let mut drained = Drained::default();
+        read_page(&page, &formats(), &mut drained);
         drained
     }
 
@@ -342,7 +407,26 @@ mod tests {
     }
 
     #[test]
-    fn names_forks_and_exits_of_processes_are_read_and_those_of_threads_left_out() {
+    fn an_entry_of_a_page_is_the_same_record_of_the_thread_that_wrote_it() {
+        let raws = [(0, 8), (0x10, 8), (0, 0)].map(|(flags, thread): (u8, u32)| {
+            let mut raw = destroyed_raw(flags, 9);
+            put(&mut raw, 4, &thread.to_ne_bytes());
+            raw
+        });
+        let drained = read_page_of(&raws);
+        let read = drained.records.iter().map(|record| match &record.what {
+            What::Destroyed { event, cookie } => (record.at_ns, event.by, event.local.port(), *cookie),
+            what => panic!("{what:?}"),
+        });
+        let expected = [(105, Actor::Thread(8)), (110, Actor::Kernel), (115, Actor::Kernel)];
+        assert_eq!(read.collect::<Vec<_>>(), expected.map(|(at_ns, by)| (at_ns, by, 443, 9)));
+        // Of another tracepoint, and one that was cut.
+        let other = read_page_of(&[[&1_u16.to_ne_bytes()[..], &[0; 6]].concat(), raws[0][..40].to_vec()]);
+        assert_eq!((other.records.len(), other.unreadable), (0, 1));
+    }
+
+    #[test]
+    fn names_of_threads_are_left_out_and_their_lives_where_they_are_not_needed() {
         let numbers = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_ne_bytes()).collect::<Vec<u8>>();
         let trailer = [numbers(&[7, 7]), 99_u64.to_ne_bytes().to_vec()].concat();
         let comm = |pid, thread| [numbers(&[pid, thread]), b"nginx\0\0\0".to_vec(), trailer.clone()].concat();
@@ -356,17 +440,20 @@ mod tests {
             framed(EXIT, 0, &life(&[7, 7, 9, 7])),
         ]
         .concat();
-        let drained = read_all(&bytes);
-        let whats: Vec<What> = drained.records.into_iter().map(|record| record.what).collect();
-        assert_eq!(
-            whats,
-            [
-                What::Named { pid: 7, name: "nginx".to_owned(), exec: true },
-                What::Forked { pid: 8, parent: 7 },
-                What::Exited { pid: 8 },
-            ]
-        );
-        assert_eq!(drained.unreadable, 0);
+        let all = [
+            What::Named { pid: 7, name: "nginx".to_owned(), exec: true },
+            What::Forked { pid: 8, parent: 7 },
+            What::ThreadBegan { thread: 9, pid: 7 },
+            What::Exited { pid: 8 },
+            What::ThreadEnded { thread: 9 },
+        ];
+        let without: Vec<What> = [0, 1, 3].map(|index: usize| all[index].clone()).to_vec();
+        for (threads, expected) in [(Threads::Told, all.to_vec()), (Threads::LeftOut, without)] {
+            let mut drained = Drained::default();
+            read(&bytes, &formats(), threads, &mut drained);
+            assert_eq!(drained.unreadable, 0);
+            assert_eq!(drained.records.into_iter().map(|record| record.what).collect::<Vec<_>>(), expected);
+        }
     }
 
     #[test]
@@ -417,13 +504,13 @@ mod tests {
             offsets in vec(prop_oneof![0..80_usize, any::<usize>()], 6), raw in vec(any::<u8>(), 0..120), which in any::<bool>()
         ) {
             let at = |index: usize| field(offsets[index], 16);
-            let ends = EndsFormat { flags: at(0), family: at(1), local_port: at(2), peer_port: at(3), local: at(4), peer: at(5) };
+            let ends = EndsFormat { flags: at(0), thread: at(1), family: at(1), local_port: at(2), peer_port: at(3), local: at(4), peer: at(5) };
             let mut formats = formats();
             (formats.state.ends, formats.destroy.ends, formats.state.socket) = (ends, ends, at(0));
             let id = if which { formats.state.id } else { formats.destroy.id };
             let raw = [&u16::try_from(id).unwrap().to_ne_bytes()[..], &raw].concat();
             let mut drained = Drained::default();
-            read(&sampled(1, 1, &raw), &formats, &mut drained);
+            read(&sampled(1, 1, &raw), &formats, Threads::Told, &mut drained);
             prop_assert!(drained.records.len() as u64 + drained.unreadable <= 1);
         }
     }

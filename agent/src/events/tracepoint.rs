@@ -9,8 +9,8 @@ use std::{
 
 /// Where tracefs is mounted: on its own (since Linux 4.1), or below debugfs.
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
-const STATE: &str = "sock/inet_sock_set_state";
-const DESTROY: &str = "tcp/tcp_destroy_sock";
+pub(super) const STATE: &str = "sock/inet_sock_set_state";
+pub(super) const DESTROY: &str = "tcp/tcp_destroy_sock";
 
 /// Why a tracepoint cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +73,7 @@ pub(super) struct DestroyFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EndsFormat {
     pub(super) flags: Field,
+    pub(super) thread: Field,
     pub(super) family: Field,
     pub(super) local_port: Field,
     pub(super) peer_port: Field,
@@ -92,6 +93,11 @@ impl Tracefs {
             }
         }
         Err(problem)
+    }
+
+    /// Where it is mounted.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
     }
 
     pub(super) fn state_format(&self) -> Result<StateFormat, TracepointError> {
@@ -133,6 +139,7 @@ impl EndsFormat {
     fn of(description: &Description) -> Result<EndsFormat, String> {
         Ok(EndsFormat {
             flags: description.field("common_flags", 1)?,
+            thread: description.field("common_pid", 4)?,
             family: description.field("family", 2)?,
             local_port: description.field("sport", 2)?,
             peer_port: description.field("dport", 2)?,
@@ -151,16 +158,9 @@ struct Description {
 
 impl Description {
     fn parse(text: &str) -> Result<Description, String> {
-        let mut id = None;
-        let mut fields = Vec::new();
-        for line in text.lines() {
-            if let Some(number) = line.strip_prefix("ID:") {
-                id = number.trim().parse().ok();
-            } else if let Some(declared) = line.trim().strip_prefix("field:") {
-                fields.push(field(declared).ok_or_else(|| format!("`{declared}` is no field"))?);
-            }
-        }
-        Ok(Description { id: id.ok_or("it has no ID")?, fields })
+        let id = text.lines().filter_map(|line| line.strip_prefix("ID:")).next_back();
+        let id = id.and_then(|number| number.trim().parse().ok());
+        Ok(Description { id: id.ok_or("it has no ID")?, fields: fields(text)? })
     }
 
     fn field(&self, name: &str, size: usize) -> Result<Field, String> {
@@ -170,6 +170,12 @@ impl Description {
             None => Err(format!("it has no field {name}")),
         }
     }
+}
+
+/// The fields that a description declares, one a line.
+pub(super) fn fields(text: &str) -> Result<Vec<(String, Field)>, String> {
+    let declared = text.lines().filter_map(|line| line.trim().strip_prefix("field:"));
+    declared.map(|declared| field(declared).ok_or_else(|| format!("`{declared}` is no field"))).collect()
 }
 
 /// `unsigned char common_flags; offset:2; size:1; signed:0;`

@@ -25,11 +25,11 @@ pub struct Deed {
 }
 
 impl Deed {
-    /// Of a process; what the kernel does on its own is nobody's.
+    /// Of a process; what the kernel does on its own is nobody's, and a thread whose process is not known is not guessed at.
     pub(super) const fn of(actor: Actor, at_ns: u64) -> Option<Deed> {
         match actor {
             Actor::Process(pid) => Some(Deed { pid, at_ns }),
-            Actor::Kernel => None,
+            Actor::Thread(_) | Actor::Kernel => None,
         }
     }
 }

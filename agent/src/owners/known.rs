@@ -87,6 +87,12 @@ impl Known {
         folder.stat(&mut self.buffer).map(|stat| stat.holds_nothing())
     }
 
+    /// The process of a thread whose folder this is, and when the thread started, since the boot of the host.
+    pub(super) fn of_thread(&mut self, folder: &Folder) -> Result<(u32, Duration), Errno> {
+        let started = since_boot(&folder.stat(&mut self.buffer)?);
+        Ok((folder.process(&mut self.buffer)?, started))
+    }
+
     /// The process as an owner. One that was met before is read again only if something tells that it changed: its
     /// start (it is another one), its name or executable (exec), its effective user. With its start, since the boot of the
     /// host, with the time that it slept.

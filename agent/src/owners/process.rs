@@ -42,7 +42,12 @@ impl Folder {
 
     /// The real user id.
     pub(super) fn real_uid(&self, buffer: &mut [u8]) -> Result<u32, Errno> {
-        parse_real_uid(self.file(c"status", buffer)?).ok_or(Errno::PROTO)
+        first_number(self.file(c"status", buffer)?, b"Uid:").ok_or(Errno::PROTO)
+    }
+
+    /// The process, where the folder is a thread's: those can be opened though they are not listed.
+    pub(super) fn process(&self, buffer: &mut [u8]) -> Result<u32, Errno> {
+        first_number(self.file(c"status", buffer)?, b"Tgid:").ok_or(Errno::PROTO)
     }
 
     /// The content of a file.
@@ -104,9 +109,9 @@ impl Stat {
     }
 }
 
-/// The first of the four ids in the line `Uid:`.
-fn parse_real_uid(status: &[u8]) -> Option<u32> {
-    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
+/// The first number in a line of status: of the four in `Uid:` the real one.
+fn first_number(status: &[u8], name: &[u8]) -> Option<u32> {
+    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(name))?;
     std::str::from_utf8(line).ok()?.split_ascii_whitespace().next()?.parse().ok()
 }
 
@@ -163,8 +168,8 @@ mod tests {
 
     #[test]
     fn the_real_uid_is_the_first_of_four() {
-        assert_eq!(parse_real_uid(b"Name:\tx\nUid:\t1000\t0\t0\t0\nGid:\t5\t5\t5\t5\n"), Some(1000));
-        assert_eq!(parse_real_uid(b"Name:\tx\n"), None);
+        assert_eq!(first_number(b"Name:\tx\nUid:\t1000\t0\t0\t0\nGid:\t5\t5\t5\t5\n", b"Uid:"), Some(1000));
+        assert_eq!(first_number(b"Name:\tx\n", b"Uid:"), None);
     }
 
     #[test]
@@ -193,7 +198,7 @@ mod tests {
         #[test]
         fn no_bytes_make_parsing_fail(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _: (Option<Stat>, Option<u32>, Option<u64>) =
-                (Stat::parse(&bytes), parse_real_uid(&bytes), socket_inode(&bytes));
+                (Stat::parse(&bytes), first_number(&bytes, b"Tgid:"), socket_inode(&bytes));
             let fields = [b"1 (a) ", bytes.as_slice()].concat();
             prop_assert!(Stat::parse(&fields).is_none_or(|stat| stat.comm.len() <= TEXT_LIMIT));
         }

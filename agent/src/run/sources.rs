@@ -9,7 +9,7 @@ use crate::{
     config::{Bytes, Config, Reach},
     cost::sockets_within,
     departures::Departures,
-    events::Events,
+    events::{Events, Teller},
     facts::Hearing,
     ledger::{LastState, Ledger},
     namespaces::Namespaces,
@@ -55,7 +55,14 @@ impl Sources {
         let ledger = hears_tcp.then(|| Ledger::new(surveyor.netns(), last_state));
         let (events, hearing) = match events {
             Ok(events) => {
-                tracing::info!(ring_bytes = events.ring_bytes(), "listening to events");
+                match events.teller() {
+                    Teller::Tracefs => tracing::info!(bytes = events.bytes(), "listening to events by trace buffers"),
+                    Teller::Perf(reason) => tracing::info!(
+                        bytes = events.bytes(),
+                        reason,
+                        "listening to events by perf, which tells less: no trace buffers"
+                    ),
+                }
                 let chronicle = Chronicle::new(sockets).map_err(|error| broken("reader of events", error))?;
                 let processes = Processes::open()?.telling(config.command_lines)?;
                 (Some((Arc::new(chronicle), Reader::new(events, processes))), Hearing::Events)

@@ -17,6 +17,7 @@ mod outage;
 mod renewal;
 mod restore;
 mod spool;
+mod tellers;
 mod tiers;
 mod transports;
 mod unix;

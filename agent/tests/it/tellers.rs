@@ -1,0 +1,181 @@
+//! What tells of connections: the agent's own trace buffers, beside whoever else listens to the same tracepoints.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use fleetsock_proto::{
+    session::Session,
+    socket::{Direction, Known, OwnerKnown},
+};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    fleet::{Fleet, until},
+    listeners::skip,
+    tiers::{Agent, has_events, makes_tiers},
+};
+
+const INSTANCES: &str = "/sys/kernel/tracing/instances";
+const BY_BUFFERS: &str = "listening to events by trace buffers";
+/// How long BPF may take to be attached.
+const ATTACHING: Duration = Duration::from_secs(30);
+/// Connections, each by a thread of its own.
+const THREADS: usize = 100;
+
+/// An agent of root with trace buffers of its own; none where they cannot be made.
+async fn with_buffers() -> Option<(Fleet, Agent)> {
+    if !makes_tiers() || !has_events() {
+        return None;
+    }
+    let fleet = Fleet::start().await;
+    let agent = Agent::start(&fleet, None, "walk_ms = 200").await;
+    fleet.facts().await;
+    if !agent.log().contains(BY_BUFFERS) {
+        skip(&format!("no trace buffers here: {}", agent.log()));
+        return None;
+    }
+    Some((fleet, agent))
+}
+
+/// The instances that an agent made.
+fn instances(pid: u32) -> Vec<PathBuf> {
+    let all = fs::read_dir(INSTANCES).unwrap().map(|entry| entry.unwrap().path());
+    let prefix = format!("fleetsock-{pid}-");
+    all.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&prefix)).collect()
+}
+
+/// Both ends of connections, once they are known to be over.
+async fn over(fleet: &Fleet, port: u16, count: usize) -> Vec<Session> {
+    until("all connections are known at both ends", async || {
+        let mut sessions = fleet.sessions(port).await;
+        sessions.retain(|session| session.closed.is_some());
+        (sessions.len() >= 2 * count).then_some(sessions)
+    })
+    .await
+}
+
+/// Every one has been told by events, with this process, which opened or closed it.
+fn check(sessions: &[Session], count: usize) {
+    assert_eq!(sessions.len(), 2 * count);
+    for session in sessions {
+        assert_eq!((session.opened_known, session.closed.unwrap().1), (Known::Event, Known::Event), "{session:?}");
+        let expected = match session.direction {
+            Direction::Out => [OwnerKnown::Exact; 2],
+            _ => [OwnerKnown::Closer, OwnerKnown::Exact],
+        };
+        assert!(expected.contains(&session.owner_known), "{session:?}");
+        assert!(session.owners.iter().all(|owner| owner.pid == std::process::id()), "{session:?}");
+    }
+}
+
+fn short_connection(address: SocketAddr, listener: &TcpListener) {
+    let client = TcpStream::connect(address).unwrap();
+    let server = listener.accept().unwrap().0;
+    drop((client, server));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_threads_do_that_end_at_once_was_done_by_their_process() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // One that was there before the agent.
+    let (go, told) = mpsc::channel::<()>();
+    let early = listener.try_clone().unwrap();
+    let early = thread::spawn(move || {
+        if told.recv().is_ok() {
+            short_connection(address, &early);
+        }
+    });
+    let Some((fleet, agent)) = with_buffers().await else { return };
+    go.send(()).unwrap();
+    early.join().unwrap();
+    for _ in 1..THREADS {
+        let listener = listener.try_clone().unwrap();
+        thread::spawn(move || short_connection(address, &listener)).join().unwrap();
+    }
+    check(&over(&fleet, address.port(), THREADS).await, THREADS);
+    drop(agent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_removes_its_buffers_and_those_of_one_that_was_killed() {
+    let Some((_fleet, killed)) = with_buffers().await else { return };
+    let left = killed.child.id();
+    assert_eq!(instances(left).len(), 1, "{}", killed.log());
+    // Killed and waited for.
+    drop(killed);
+    // Another test's agent may be faster.
+    let Some((_fleet, mut agent)) = with_buffers().await else { return };
+    until("what was left is gone", async || instances(left).is_empty().then_some(())).await;
+    let pid = agent.child.id();
+    assert_eq!(instances(pid).len(), 1, "{}", agent.log());
+    kill_process(Pid::from_child(&agent.child), Signal::TERM).unwrap();
+    assert!(agent.child.wait().unwrap().success(), "{}", agent.log());
+    // Though it had given up what root may do beside owning files.
+    assert_eq!(instances(pid), Vec::<PathBuf>::new(), "{}", agent.log());
+}
+
+/// A program with BPF on the tracepoint, while it runs. Whoever listens to that by perf hears nothing meanwhile.
+struct Deafening(Child);
+
+impl Deafening {
+    fn start() -> Option<Deafening> {
+        let program = "tracepoint:sock:inet_sock_set_state { printf(\"heard\\n\"); }";
+        let child = Command::new("bpftrace").args(["-e", program]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let Ok(mut child) = child else {
+            skip("there is no bpftrace");
+            return None;
+        };
+        let (told, said) = mpsc::channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                // Nobody asks any more when it was heard once.
+                if line == "heard" && told.send(()).is_err() {
+                    return;
+                }
+            }
+        });
+        let deafening = Deafening(child);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let begun = Instant::now();
+        while said.recv_timeout(Duration::from_millis(20)).is_err() {
+            if begun.elapsed() > ATTACHING {
+                skip("bpftrace cannot attach here");
+                return None;
+            }
+            short_connection(listener.local_addr().unwrap(), &listener);
+        }
+        Some(deafening)
+    }
+}
+
+impl Drop for Deafening {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_with_bpf_on_the_same_tracepoint_takes_nothing_away() {
+    const SHORT: usize = 50;
+    let Some((fleet, agent)) = with_buffers().await else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let Some(deafening) = Deafening::start() else { return };
+    for _ in 0..SHORT {
+        short_connection(listener.local_addr().unwrap(), &listener);
+    }
+    drop(deafening);
+    let port = listener.local_addr().unwrap().port();
+    check(&over(&fleet, port, SHORT).await, SHORT);
+    drop(agent);
+}
