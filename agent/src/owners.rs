@@ -1,27 +1,27 @@
 //! Which processes hold a socket.
 //!
 //! There is no index from a socket to its holders: every descriptor of every process is looked at (3 to 5 us each), so
-//! a scan is for when something unknown appeared. `process` reads one process, `descriptors` its sockets, `placement`
-//! tells its container and unit, `users` the name of its user, `command_line` how it was called, `known` remembers all
-//! that.
+//! a scan is for when something unknown appeared. `process` reads one process, `descriptors` its sockets, `holders` keeps
+//! who has which, `placement` tells its container and unit, `users` the name of its user, `command_line` how it was called,
+//! `known` remembers all that.
 
 mod command_line;
 mod descriptors;
+mod holders;
 mod known;
 mod placement;
 mod process;
 mod users;
 
-use std::{ffi::CString, io, mem::MaybeUninit, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{ffi::CString, io, mem::MaybeUninit, os::fd::OwnedFd, time::Duration};
 
-use fleetsock_proto::{batch::SOCKET_OWNERS_LIMIT, owner::Owner};
-use foldhash::{HashMap, HashSet};
 use rustix::{
     ffi::CStr,
     fs::{AtFlags, CWD, Mode, OFlags, RawDir, SeekFrom, openat, seek, stat, statat},
     io::Errno,
 };
 
+pub use self::holders::{ByInode, Holders, InodeHasher, Inodes};
 use self::{descriptors::Descriptors, known::Known};
 pub(crate) use self::{
     placement::Placement,
@@ -36,16 +36,16 @@ const ENTRIES: usize = 32 * 1024;
 #[derive(Debug, Default)]
 pub struct OwnerScan {
     /// Owners of the wanted inodes that were found, the primary one (the oldest living opener) first.
-    pub owners: HashMap<u64, Vec<Arc<Owner>>>,
+    pub owners: ByInode<Holders>,
     /// Processes that could not be looked into: an inode without an owner may be theirs. Those that are hidden (mount
     /// option `hidepid`) count as one.
     pub denied: u64,
-    /// Owners above [`SOCKET_OWNERS_LIMIT`] of a socket: the youngest, counted, not kept.
+    /// Owners above [`SOCKET_OWNERS_LIMIT`](fleetsock_proto::batch::SOCKET_OWNERS_LIMIT) of a socket: the youngest, counted, not kept.
     pub owners_cut: u64,
 }
 
 /// Inodes of sockets whose owners are looked for.
-pub type Wanted = HashSet<u64>;
+pub type Wanted = Inodes;
 
 /// The processes cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -193,7 +193,7 @@ impl Search<'_> {
                     Some(owner) => owner,
                     None => owner.insert(self.known.owner(pid, &folder)?.0),
                 };
-                self.scan.owners_cut += add(self.scan.owners.entry(inode).or_default(), owner);
+                self.scan.owners_cut += self.scan.owners.entry(inode).or_default().add(owner);
             }
             Ok(())
         })
@@ -210,19 +210,6 @@ impl Search<'_> {
     }
 }
 
-/// Adds an owner of a socket in its place, the oldest first; how many are above the limit and left out.
-fn add(owners: &mut Vec<Arc<Owner>>, owner: &Arc<Owner>) -> u64 {
-    // A process may have several descriptors of one socket.
-    if owners.iter().any(|other| Arc::ptr_eq(other, owner)) {
-        return 0;
-    }
-    let place = owners.partition_point(|other| (other.started_at, other.pid) < (owner.started_at, owner.pid));
-    owners.insert(place, Arc::clone(owner));
-    let above = owners.len().saturating_sub(SOCKET_OWNERS_LIMIT);
-    owners.truncate(SOCKET_OWNERS_LIMIT);
-    above as u64
-}
-
 /// A time since the boot by the clock of the events, which stands still while the host sleeps; nanoseconds.
 fn by_events(since_boot: Duration) -> u64 {
     let awake = since_boot.saturating_sub(cost::since_boot().saturating_sub(cost::awake()));
@@ -231,7 +218,7 @@ fn by_events(since_boot: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::TcpListener, os::fd::AsRawFd, process::Command};
+    use std::{net::TcpListener, os::fd::AsRawFd, process::Command, sync::Arc};
 
     use fleetsock_proto::time::Timestamp;
 
@@ -280,32 +267,5 @@ mod tests {
         let after = after.expect("the shell becomes sleep");
         assert_eq!((after.pid, after.started_at), (first.pid, first.started_at));
         assert_ne!(after.exe, first.exe);
-    }
-
-    #[test]
-    fn of_too_many_owners_the_oldest_are_kept_in_order() {
-        let owner = |pid: u32, started_at: i64| {
-            Arc::new(Owner {
-                pid,
-                started_at: Some(Timestamp::from_micros(started_at)),
-                process: String::new(),
-                exe: String::new(),
-                uid: 0,
-                user: String::new(),
-                container: String::new(),
-                unit: String::new(),
-                command_line: String::new(),
-            })
-        };
-        let (mut owners, mut left_out) = (Vec::new(), 0);
-        let limit = u32::try_from(SOCKET_OWNERS_LIMIT).unwrap();
-        for pid in (0..limit + 9).rev() {
-            let owner = owner(pid, i64::from(pid / 2));
-            left_out += add(&mut owners, &owner);
-            left_out += add(&mut owners, &owner);
-        }
-        let kept: Vec<u32> = owners.iter().map(|owner| owner.pid).collect();
-        assert_eq!(kept, (0..limit).collect::<Vec<_>>());
-        assert_eq!(left_out, 9);
     }
 }

@@ -369,7 +369,7 @@ impl<'a> Found<'a> {
         if row.inode == 0 || !self.wanted.contains(&row.inode) {
             return None;
         }
-        Some(match self.scan.owners.get(&row.inode).map(Vec::as_slice) {
+        Some(match self.scan.owners.get(&row.inode).map(|holders| &**holders) {
             Some(owners @ [_, ..]) => (owners, OwnerKnown::Exact),
             _ if self.scan.denied > 0 => (&[], OwnerKnown::Denied),
             _ => (&[], OwnerKnown::Unknown),

@@ -149,7 +149,7 @@ impl Machine {
                 command_line: String::new(),
             })
         };
-        let owners = wanted.iter().map(|inode| (*inode, vec![owner(*inode)])).collect();
+        let owners = wanted.iter().map(|inode| (*inode, std::iter::once(owner(*inode)).collect())).collect();
         OwnerScan { owners, ..OwnerScan::default() }
     }
 }
