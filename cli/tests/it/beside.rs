@@ -1,5 +1,5 @@
 //! The history beside others that watched the same traffic of real programs: `conntrack -E`, which sees packets, the logs of
-//! the servers themselves, and in `muted` `tcplife`, which hears of sockets. All must have the same rows.
+//! the servers themselves, and in `hearers` `tcplife`, which hears of sockets. All must have the same rows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use crate::{
     network::until,
 };
 
-mod muted;
+mod hearers;
 mod programs;
 mod referees;
 mod scope;

@@ -223,11 +223,6 @@ impl<'a> Programs<'a> {
         Client::begin(name, self.postgres_program(host, name).args(arguments))
     }
 
-    /// Something short, from a host to `web1`.
-    pub(super) fn fetch(&self, host: &str) {
-        self.curl(host, &format!("http://{}/", self.scope.v4("web1"))).end(0);
-    }
-
     fn curl(&self, host: &str, url: &str) -> Client {
         Client::begin("curl", self.fleet.network.command(host, "curl").args(["-sS", "-o", "/dev/null", url]))
     }

@@ -26,8 +26,6 @@ const RULES: &str = "table inet referee {
 /// A socket whose life is over, as tcplife tells it.
 #[derive(Debug)]
 pub(super) struct Heard {
-    /// When it was told, whole seconds of the day (UTC).
-    pub(super) at: u32,
     pub(super) local: SocketAddr,
     pub(super) peer: SocketAddr,
     pub(super) pid: u32,
@@ -157,10 +155,9 @@ impl<'a> Tcplife<'a> {
 /// `TIME(s) PID COMM LADDR LPORT RADDR RPORT TX_KB RX_KB MS`, and before it a line of titles.
 fn heard(line: &str) -> Option<Heard> {
     let fields: Vec<&str> = line.split_whitespace().collect();
-    let [time, pid, comm @ .., local, local_port, peer, peer_port, _, _, ms] = &fields[..] else { return None };
-    let at = time.split(':').try_fold(0, |sum, part| Some(sum * 60 + part.parse::<u32>().ok()?))?;
+    let [_, pid, comm @ .., local, local_port, peer, peer_port, _, _, ms] = &fields[..] else { return None };
     let (pid, process, lasted_ms) = (pid.parse().ok()?, comm.join(" "), ms.parse().ok()?);
-    Some(Heard { at, pid, process, local: end(local, local_port)?, peer: end(peer, peer_port)?, lasted_ms })
+    Some(Heard { pid, process, local: end(local, local_port)?, peer: end(peer, peer_port)?, lasted_ms })
 }
 
 /// conntrack on one host, from its start to its end.
