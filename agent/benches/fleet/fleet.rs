@@ -15,7 +15,7 @@ use std::{
 use fleetsock_agent::enrolment::{Enrolment, Existing, JoinSource};
 use fleetsock_proto::{
     client::{OperatorClient, Target},
-    host::{Host, HostSelector, HostState},
+    host::{Host, HostSelector},
     time::Timestamp,
     tls,
     token::{NewToken, TokenPurpose},
@@ -114,10 +114,12 @@ impl Fleet {
     /// Runs the agent with its default settings, and waits until the server hears it.
     pub(crate) fn agent(&self) -> Agent {
         let log = File::create(self.folder.path().join("agent.log")).unwrap();
+        let began = Timestamp::now();
         let mut command = Command::new(env!("CARGO_BIN_EXE_fleetsock-agent"));
         command.args(["run", "--name", "bench", "--state"]).arg(self.agent_state());
         let agent = Agent(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
-        until("the agent is heard", || self.host().filter(|host| host.state == HostState::Online));
+        // Not the one before it.
+        until("the agent is heard", || self.host().filter(|host| host.last_seen_at > Some(began)));
         agent
     }
 
