@@ -34,6 +34,8 @@ use crate::{
     scene::{Agent, Described, at, closed, opened, owner, session, session_line},
 };
 
+mod runs;
+
 /// Sessions of a small file.
 const FEW: i64 = 40;
 /// More sessions than there are.

@@ -8,8 +8,8 @@ use std::{
 
 use fleetsock_proto::{listener::ListenAddress, owner::Owner, socket::OwnerKnown, time::Timestamp};
 use rusqlite::{
-    Row,
-    types::{Type, ValueRef},
+    Row, ToSql,
+    types::{ToSqlOutput, Type, ValueRef},
 };
 
 /// Bytes of one packed owner: pid, start, program.
@@ -23,12 +23,45 @@ pub(super) fn wrong(column: &'static str, problem: impl Into<String>) -> rusqlit
     rusqlite::Error::FromSqlConversionFailure(0, Type::Null, Box::new(problem))
 }
 
+/// An address as it is stored.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum AddressBytes {
+    V4([u8; 5]),
+    V6([u8; 17]),
+}
+
+impl AddressBytes {
+    pub(super) fn of(address: IpAddr) -> AddressBytes {
+        match address {
+            IpAddr::V4(v4) => {
+                let [a, b, c, d] = v4.octets();
+                AddressBytes::V4([4, a, b, c, d])
+            }
+            IpAddr::V6(v6) => {
+                let mut bytes = [6; 17];
+                bytes[1..].copy_from_slice(&v6.octets());
+                AddressBytes::V6(bytes)
+            }
+        }
+    }
+
+    pub(super) fn as_slice(&self) -> &[u8] {
+        match self {
+            AddressBytes::V4(bytes) => bytes,
+            AddressBytes::V6(bytes) => bytes,
+        }
+    }
+}
+
+impl ToSql for AddressBytes {
+    fn to_sql(&self) -> Result<ToSqlOutput<'_>, rusqlite::Error> {
+        Ok(ToSqlOutput::from(self.as_slice()))
+    }
+}
+
 /// The 5 or 17 bytes of an address: its family, then its value, so that they sort as addresses do.
 pub(super) fn address_bytes(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(v4) => [&[4][..], &v4.octets()].concat(),
-        IpAddr::V6(v6) => [&[6][..], &v6.octets()].concat(),
-    }
+    AddressBytes::of(address).as_slice().to_vec()
 }
 
 /// The same of what a listener is bound to; a path is the byte 1 (AF_UNIX), then its text.

@@ -19,22 +19,18 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, params};
 
-use super::{
-    coding,
-    database::OpenError,
-    parts::UNFINISHED,
-    schema::make_sealed,
-    stored::{self, StoredSession},
-};
+use super::{coding, database::OpenError, parts::UNFINISHED, schema::make_sealed, stored::StoredSession};
 use crate::history::HistoryError;
 
 mod block;
 mod column;
 mod layout;
 mod pairs;
+mod rows;
 mod sealer;
 
 pub(super) use self::block::{Block, Column, Recurring};
+pub(super) use self::rows::each_row;
 pub(super) use self::sealer::Sealer;
 pub use self::sealer::Sealing;
 use self::{
@@ -175,12 +171,8 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
     let mut contents = Summing::default();
     let mut pairs = Pairs::new(&transaction)?;
     {
-        let mut statement =
-            source.prepare(&format!("SELECT {} FROM sessions ORDER BY host_id, closed_at_us, id", stored::OVER))?;
-        let mut found = statement.query([])?;
         let mut block: Vec<StoredSession> = Vec::with_capacity(BLOCK_SESSIONS);
-        while let Some(row) = found.next()? {
-            let session = StoredSession::over(row)?;
+        each_row(&source, goes_on, |session| {
             let is_other = block.first().is_some_and(|first| first.host_id != session.host_id);
             if is_other || block.len() == BLOCK_SESSIONS {
                 contents.add(&block);
@@ -192,7 +184,8 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
                 }
             }
             block.push(session);
-        }
+            Ok(())
+        })?;
         contents.add(&block);
         store(&transaction, &block)?;
         pairs.add(&block)?;

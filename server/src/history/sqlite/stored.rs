@@ -20,6 +20,8 @@ pub(super) const OPEN: &str = concat!(common!(), ", opened_at_us");
 pub(super) const OVER: &str = concat!(common!(), ", closed_at_us, duration_us, closed_known");
 /// How many columns they have in common.
 const COMMON: usize = 19;
+/// How many columns [`OVER`] is.
+pub(super) const OVER_COLUMNS: usize = COMMON + 3;
 
 /// A session. Words are numbers still, because most rows that are read are not meant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

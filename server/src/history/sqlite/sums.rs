@@ -21,7 +21,7 @@ use super::{
     parts::{Form, Part, UNFINISHED},
     schema::make_sums,
     sealed::{self, GoesOn, SealError},
-    stored::{self, StoredSession},
+    stored::StoredSession,
 };
 
 mod collecting;
@@ -79,7 +79,7 @@ fn write(part: &Part, main: &Connection, path: &Path, goes_on: &GoesOn) -> Resul
         max_opened_at_us: i64::MIN,
         min_closed_at_us: i64::MAX,
     };
-    each_session(part, |one| {
+    each_session(part, goes_on, |one| {
         if sums.total.sessions.is_multiple_of(LOOK_EVERY) && !goes_on() {
             return Err(SealError::Unwanted);
         }
@@ -167,17 +167,14 @@ fn stored_counts(counts: Counts) -> [i64; 3] {
 }
 
 /// Shows every session of a file, host by host.
-fn each_session(part: &Part, mut show: impl FnMut(&StoredSession) -> Result<(), SealError>) -> Result<(), SealError> {
+fn each_session(
+    part: &Part,
+    goes_on: &GoesOn,
+    mut show: impl FnMut(&StoredSession) -> Result<(), SealError>,
+) -> Result<(), SealError> {
     let source = Connection::open_with_flags(&part.path, sealed::ALONE)?;
     match part.form {
-        Form::Rows => {
-            let sql = format!("SELECT {} FROM sessions ORDER BY host_id, closed_at_us, id", stored::OVER);
-            let mut statement = source.prepare(&sql)?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                show(&StoredSession::over(row)?)?;
-            }
-        }
+        Form::Rows => sealed::each_row(&source, goes_on, |one| show(&one))?,
         Form::Sealed => {
             let mut statement = source.prepare("SELECT id FROM blocks ORDER BY host_id, id")?;
             let mut rows = statement.query([])?;

@@ -37,8 +37,10 @@ mod changes;
 mod cursors;
 mod gaps;
 mod listeners;
+mod noting;
 mod programs;
 mod proving;
+mod runs;
 mod sessions;
 mod zones;
 
@@ -326,7 +328,6 @@ impl Writer {
             }
         };
         let transaction = day.transaction()?;
-        let before = zones::last_id(&transaction)?;
         {
             let mut table = Sessions::of(&transaction)?;
             for ((one, ids), check) in admitted.iter().zip(&ids).zip(&mut checks) {
@@ -336,8 +337,8 @@ impl Writer {
                     check.read_sessions(&transaction, one.host)?;
                 }
             }
+            table.finish()?;
         }
-        zones::note(&transaction, before)?;
         transaction.commit()?;
         Ok(checks)
     }

@@ -1,7 +1,7 @@
 //! The other ends of the sessions of an answer.
 //!
 //! Sessions are held until they are a page, or until there are more than whoever asked wants looked for. For a page each
-//! host on which another end can be is asked once, for all of them: by the index of hosts around the moments of closing, or
+//! host on which another end can be is asked once, for all of them: in the runs of its rows around the moments of closing, or
 //! in the blocks that hold them. Then the same is asked the other way round, so that an end that is that of several is none.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

@@ -1,8 +1,8 @@
 //! Sessions, newest first: those that are open by opening time, then those that are over by closing time.
 //!
-//! What is over is found by host when few hosts are meant, else by zones of the table. Either way it comes in pages, and
-//! a heap puts their rows into one order: a page is only read when its latest possible row is the next one. A file is such
-//! a page too, so that those of days long ago are not even opened for the newest sessions.
+//! What is over is found by runs of a host's rows when few hosts are meant, else by zones of the table. Either way it comes
+//! in pages, and a heap puts their rows into one order: a page is only read when its latest possible row is the next one. A
+//! chapter of runs is such a page too, and a file, so that those of days long ago are not even opened for the newest sessions.
 
 use std::{
     cmp::Ordering,
@@ -42,8 +42,10 @@ mod rows;
 
 pub(super) use self::counting::count;
 
-/// Up to so many hosts are each read by the index of hosts; for more, reading what closed last is less work.
+/// Up to so many hosts are each looked for by themselves; for more, reading what closed last is less work.
 const BY_HOST: usize = 64;
+/// Sessions that are held until their turn comes, 16 MiB of them about; of more only the numbers of their rows.
+const HELD: usize = 16 * 1024;
 
 pub(in crate::history::sqlite) fn list(
     reader: &Reader,
@@ -93,11 +95,17 @@ struct Search<'a> {
     places: &'a Places,
     meaning: Meaning<'a>,
     programs: Programs<'a>,
+    /// How many sessions are held.
+    held: usize,
 }
 
-/// Sessions in the order of the answer, or a page of them that was not read yet: the latest comes first.
+/// Sessions in the order of the answer, or a page of them that was not read yet: the latest comes first, and at one moment
+/// that of the newest file and the highest number.
 struct Next {
     latest: i64,
+    file: InFile,
+    /// The number of a row, of the last row of a page, or of a block. What holds all numbers has the highest there is.
+    id: i64,
     what: What,
 }
 
@@ -105,36 +113,22 @@ struct Next {
 type InFile = Option<usize>;
 
 enum What {
-    Session(Box<Session>),
-    /// One that is read when its turn comes: most of a zone's never do.
-    Row {
-        file: InFile,
-        id: i64,
-    },
-    /// Sessions of a host that closed before this one.
-    Host {
-        file: InFile,
-        host: i64,
-        before_id: i64,
-    },
-    /// A zone.
-    Zone {
-        file: InFile,
-        first: i64,
-        last: i64,
-    },
+    /// A session of a run, which was read with the others of it.
+    Session(Box<StoredSession>),
+    /// A row that is read when its turn comes: most of a zone's never do.
+    Row,
+    /// Rows of one host, from this one on.
+    Run(i64),
+    /// Rows from this one on.
+    Zone(i64),
+    /// A chapter of runs.
+    Chapter(i64),
     /// A block of a sealed file.
-    Block {
-        file: InFile,
-        id: i64,
-    },
+    Block,
     /// A session of those of a block that are meant; those before it come later.
-    InBlock {
-        chosen: Rc<Vec<StoredSession>>,
-        at: usize,
-    },
+    InBlock { chosen: Rc<Vec<StoredSession>>, at: usize },
     /// A file that was not looked into yet.
-    File(InFile),
+    File,
 }
 
 impl PartialEq for Next {
@@ -153,9 +147,13 @@ impl PartialOrd for Next {
 
 impl Ord for Next {
     fn cmp(&self, other: &Next) -> Ordering {
-        // At the same moment a page comes before a row: it may hold rows of that moment.
-        let is_page = |next: &Next| !matches!(next.what, What::Session(_) | What::Row { .. } | What::InBlock { .. });
-        self.latest.cmp(&other.latest).then_with(|| is_page(self).cmp(&is_page(other)))
+        let key = |next: &Next| {
+            let is_page = !matches!(next.what, What::Session(_) | What::Row | What::InBlock { .. });
+            // Rows are still added to the file that is none of those that are complete. And at its last row a page comes before
+            // a row: it may hold that row.
+            (next.latest, next.file.unwrap_or(usize::MAX), next.id, is_page)
+        };
+        key(self).cmp(&key(other))
     }
 }
 
@@ -167,7 +165,7 @@ impl<'a> Search<'a> {
         question: &'a SessionQuestion,
     ) -> Result<Search<'a>, HistoryError> {
         let (hosts, meaning) = (selection.by_number(), Meaning::of(question)?);
-        Ok(Search { reader, hosts, places, meaning, programs: Programs::new(reader) })
+        Ok(Search { reader, hosts, places, meaning, programs: Programs::new(reader), held: 0 })
     }
 
     /// Sends the sessions that are open.
@@ -208,34 +206,41 @@ impl<'a> Search<'a> {
     /// Sends the sessions that are over.
     fn over(&mut self, selection: &Selection, sink: &mut dyn Sink<Session>) -> Result<(), HistoryError> {
         let mut heap: BinaryHeap<Next> = self.files();
-        while let Some(Next { latest, what }) = heap.pop() {
+        while let Some(Next { file, id, what, .. }) = heap.pop() {
             let found = match what {
-                What::Session(session) => Some(*session),
-                What::Row { file, id } => match self.read_row(file, id)? {
+                What::Session(one) => {
+                    self.held -= 1;
+                    Some(self.shown(&one)?)
+                }
+                What::Row => match self.read_row(file, id)? {
                     Some(one) => Some(self.shown(&one)?),
                     None => None,
                 },
                 What::InBlock { chosen, at } => {
-                    heap.extend(blocks::turn(&chosen, at));
+                    heap.extend(blocks::turn((file, id), &chosen, at));
                     match chosen.get(at) {
                         Some(one) => Some(self.shown(one)?),
                         None => None,
                     }
                 }
-                What::Block { file, id } => {
+                What::Block => {
                     heap.extend(self.choose(file, id)?);
                     None
                 }
-                What::File(file) => {
-                    self.open_file(latest, file, selection, &mut heap)?;
+                What::File => {
+                    self.open_file(file, selection, &mut heap)?;
                     None
                 }
-                What::Host { file, host, before_id } => {
-                    self.read_host(file, host, (latest, before_id), &mut heap)?;
+                What::Chapter(chapter) => {
+                    self.runs(file, chapter, &mut heap)?;
                     None
                 }
-                What::Zone { file, first, last } => {
-                    self.read_zone(file, (first, last), &mut heap)?;
+                What::Run(first) => {
+                    self.read_run(file, (first, id), &mut heap)?;
+                    None
+                }
+                What::Zone(first) => {
+                    self.read_zone(file, (first, id), &mut heap)?;
                     None
                 }
             };
@@ -251,13 +256,13 @@ impl<'a> Search<'a> {
     /// The files with sessions that closed within the window.
     fn files(&self) -> BinaryHeap<Next> {
         let complete = self.reader.catalogue.complete.iter().enumerate();
-        let complete = complete.map(|(place, part)| Next { latest: part.latest, what: What::File(Some(place)) });
+        let complete = complete.map(|(place, part)| (part.latest, Some(place)));
         let window = &self.meaning.window;
         let after = window.closed_after.as_micros();
-        let files = complete.chain([Next { latest: i64::MAX, what: What::File(None) }]);
-        let within = files.filter(|next| next.latest > after);
-        // Nothing later than this is meant, so that pages of hosts begin there.
-        within.map(|next| Next { latest: next.latest.min(window.last_closing()), ..next }).collect()
+        let within = complete.chain([(i64::MAX, None)]).filter(|(latest, _)| *latest > after);
+        // Nothing later than this is meant.
+        let last = window.last_closing();
+        within.map(|(latest, file)| Next { latest: latest.min(last), file, id: i64::MAX, what: What::File }).collect()
     }
 
     /// A file; none when it is not kept any more.
@@ -269,19 +274,11 @@ impl<'a> Search<'a> {
     }
 
     /// Finds the pages of a file, without reading them.
-    fn open_file(
-        &self,
-        latest: i64,
-        file: InFile,
-        selection: &Selection,
-        heap: &mut BinaryHeap<Next>,
-    ) -> Result<(), HistoryError> {
+    fn open_file(&self, file: InFile, selection: &Selection, heap: &mut BinaryHeap<Next>) -> Result<(), HistoryError> {
         if self.is_sealed(file) {
             self.blocks(file, heap)
         } else if selection.hosts.len() <= BY_HOST {
-            let page = |host: &Selected| What::Host { file, host: host.entry.id, before_id: i64::MAX };
-            heap.extend(selection.hosts.iter().map(|host| Next { latest, what: page(host) }));
-            Ok(())
+            Ok(self.chapters(file, heap)?)
         } else {
             Ok(self.zones(file, heap)?)
         }

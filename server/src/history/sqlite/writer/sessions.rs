@@ -7,10 +7,14 @@ use fleetsock_proto::{
     socket::{Direction, Known, Protocol},
     time::Timestamp,
 };
-use rusqlite::{CachedStatement, OptionalExtension, Transaction, params};
+use rusqlite::{CachedStatement, OptionalExtension, Row, Transaction, params};
 
-use super::{Admitted, programs::ProgramIds};
-use crate::history::sqlite::coding::{OwnerColumns, address_bytes, signed, time, word};
+use super::{
+    Admitted,
+    noting::{Ended, Noting},
+    programs::ProgramIds,
+};
+use crate::history::sqlite::coding::{AddressBytes, OwnerColumns, signed, time, word};
 
 /// The table of sessions within a transaction. Its statements are prepared once: for every row again, looking them up
 /// would cost as much as some of them do.
@@ -20,6 +24,7 @@ pub(super) struct Sessions<'a> {
     begin: CachedStatement<'a>,
     forget: CachedStatement<'a>,
     end: CachedStatement<'a>,
+    noting: Noting,
 }
 
 impl<'a> Sessions<'a> {
@@ -30,13 +35,14 @@ impl<'a> Sessions<'a> {
             begin: transaction.prepare_cached(BEGIN)?,
             forget: transaction.prepare_cached(FORGET)?,
             end: transaction.prepare_cached(END)?,
+            noting: Noting::resume(transaction)?,
         })
     }
 
     pub(super) fn store(&mut self, one: &Admitted, programs: &ProgramIds) -> Result<(), rusqlite::Error> {
         if one.step.rebooted {
             // No snapshot has a negative number, so that none of those that are open was named by it.
-            close_unnamed(self.transaction, one, -1)?;
+            self.close_unnamed(one, -1)?;
         }
         for change in &one.batch.changes {
             if let Role::Session { direction, peer } = change.socket.role {
@@ -46,9 +52,25 @@ impl<'a> Sessions<'a> {
             }
         }
         if one.step.ends_snapshot {
-            close_unnamed(self.transaction, one, one.step.after.snapshot)?;
+            self.close_unnamed(one, one.step.after.snapshot)?;
         }
         Ok(())
+    }
+
+    /// Closes what is open and was not named by a snapshot: when, nobody saw.
+    fn close_unnamed(&mut self, one: &Admitted, snapshot: i64) -> Result<(), rusqlite::Error> {
+        let lost = (one.step.last_observed.as_micros(), Known::Lost.number());
+        self.transaction.prepare_cached(LOSE_UNNAMED)?.execute(params![one.host, lost.0, lost.1, snapshot])?;
+        self.noting.catch_up(self.transaction)?;
+        self.transaction
+            .prepare_cached("DELETE FROM open_sessions WHERE host_id = ?1 AND snapshot <> ?2")?
+            .execute(params![one.host, snapshot])
+            .map(drop)
+    }
+
+    /// Stores what is noted of the sessions that are over.
+    pub(super) fn finish(mut self) -> Result<(), rusqlite::Error> {
+        self.noting.finish(self.transaction)
     }
 }
 
@@ -128,9 +150,9 @@ impl Life<'_> {
                 self.netns(),
                 self.cookie(),
                 socket.protocol.number(),
-                address_bytes(socket.local.ip()),
+                AddressBytes::of(socket.local.ip()),
                 socket.local.port(),
-                address_bytes(peer.ip()),
+                AddressBytes::of(peer.ip()),
                 peer.port(),
                 one.step.after.snapshot,
             ])
@@ -138,32 +160,31 @@ impl Life<'_> {
     }
 
     fn find(&self, table: &mut Sessions<'_>) -> Result<Option<Open>, rusqlite::Error> {
-        let Life { one, socket, peer, .. } = self;
         table
             .find
-            .query_row(
-                params![
-                    one.host,
-                    self.netns(),
-                    self.cookie(),
-                    socket.protocol.number(),
-                    address_bytes(socket.local.ip()),
-                    socket.local.port(),
-                    address_bytes(peer.ip()),
-                    peer.port(),
-                ],
-                |row| {
-                    Ok(Open {
-                        opened_at: time(row, "opened_at_us")?,
-                        opened_known: word(row, "opened_known", Known::from_number)?,
-                        owners: OwnerColumns::read(row)?,
-                        bytes_sent: row.get("bytes_sent")?,
-                        bytes_received: row.get("bytes_received")?,
-                        is_same: row.get("is_same")?,
-                    })
-                },
-            )
+            .query_row([self.one.host, self.netns(), self.cookie()], |row| {
+                Ok(Open {
+                    opened_at: time(row, "opened_at_us")?,
+                    opened_known: word(row, "opened_known", Known::from_number)?,
+                    owners: OwnerColumns::read(row)?,
+                    bytes_sent: row.get("bytes_sent")?,
+                    bytes_received: row.get("bytes_received")?,
+                    is_same: self.is_of(row)?,
+                })
+            })
             .optional()
+    }
+
+    /// Whether an open row has these sockets.
+    fn is_of(&self, row: &Row<'_>) -> Result<bool, rusqlite::Error> {
+        let Life { socket, peer, .. } = self;
+        let is_at = |address: &str, port: &str, end: &SocketAddr| {
+            let same = row.get_ref(address)?.as_blob_or_null()? == Some(AddressBytes::of(end.ip()).as_slice());
+            Ok::<_, rusqlite::Error>(same && row.get::<_, u16>(port)? == end.port())
+        };
+        Ok(row.get::<_, i32>("protocol")? == socket.protocol.number()
+            && is_at("local_address", "local_port", &socket.local)?
+            && is_at("peer_address", "peer_port", peer)?)
     }
 
     const fn netns(&self) -> i64 {
@@ -189,9 +210,9 @@ impl Life<'_> {
                 socket.family.number(),
                 direction.number(),
                 socket.state.number(),
-                address_bytes(socket.local.ip()),
+                AddressBytes::of(socket.local.ip()),
                 socket.local.port(),
-                address_bytes(peer.ip()),
+                AddressBytes::of(peer.ip()),
                 peer.port(),
                 owners.known,
                 owners.pid,
@@ -233,6 +254,7 @@ impl Life<'_> {
         let (at, known) = (self.one.step.last_observed.as_micros(), Known::Lost.number());
         let key = (self.one.host, self.netns(), self.cookie());
         table.transaction.prepare_cached(LOSE_ONE)?.execute(params![key.0, at, known, key.1, key.2])?;
+        table.noting.catch_up(table.transaction)?;
         table.forget.execute(key).map(drop)
     }
 
@@ -255,40 +277,38 @@ impl Life<'_> {
             (sent, received) = (sent.max(open.bytes_sent), received.max(open.bytes_received));
             owners = owners.or(open.owners);
         }
-        let closed_at = at.max(opened_at);
-        table
-            .end
-            .execute(params![
-                one.host,
-                closed_at.as_micros(),
-                closed_at.as_micros() - opened_at.as_micros(),
-                opened_known.number(),
-                known.number(),
-                signed(socket.key.netns),
-                signed(socket.key.cookie),
-                socket.protocol.number(),
-                socket.family.number(),
-                direction.number(),
-                socket.state.number(),
-                address_bytes(socket.local.ip()),
-                socket.local.port(),
-                address_bytes(peer.ip()),
-                peer.port(),
-                owners.known,
-                owners.pid,
-                owners.started_at_us,
-                owners.program_id,
-                owners.more,
-                sent,
-                received,
-            ])
-            .map(drop)
+        let (closed_at_us, opened_at_us) = (at.max(opened_at).as_micros(), opened_at.as_micros());
+        let id = table.end.insert(params![
+            one.host,
+            closed_at_us,
+            closed_at_us - opened_at_us,
+            opened_known.number(),
+            known.number(),
+            signed(socket.key.netns),
+            signed(socket.key.cookie),
+            socket.protocol.number(),
+            socket.family.number(),
+            direction.number(),
+            socket.state.number(),
+            AddressBytes::of(socket.local.ip()),
+            socket.local.port(),
+            AddressBytes::of(peer.ip()),
+            peer.port(),
+            owners.known,
+            owners.pid,
+            owners.started_at_us,
+            owners.program_id,
+            owners.more,
+            sent,
+            received,
+        ])?;
+        let ended = Ended { id, host_id: one.host, closed_at_us, opened_at_us, peer: peer.ip() };
+        table.noting.add(table.transaction, &ended)
     }
 }
 
 const FIND: &str = "SELECT opened_at_us, opened_known, owner_known, pid, started_at_us, program_id, more_owners,
-        bytes_sent, bytes_received,
-        protocol = ?4 AND local_address = ?5 AND local_port = ?6 AND peer_address = ?7 AND peer_port = ?8 AS is_same
+        bytes_sent, bytes_received, protocol, local_address, local_port, peer_address, peer_port
     FROM open_sessions WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3";
 
 /// A stand-in's network namespace is 0 where nobody was left to tell it.
@@ -332,13 +352,3 @@ macro_rules! lose {
 
 const LOSE_ONE: &str = lose!("netns = ?4 AND cookie = ?5");
 const LOSE_UNNAMED: &str = lose!("snapshot <> ?4");
-
-/// Closes what is open and was not named by a snapshot: when, nobody saw.
-fn close_unnamed(transaction: &Transaction<'_>, one: &Admitted, snapshot: i64) -> Result<(), rusqlite::Error> {
-    let lost = (one.step.last_observed.as_micros(), Known::Lost.number());
-    transaction.prepare_cached(LOSE_UNNAMED)?.execute(params![one.host, lost.0, lost.1, snapshot])?;
-    transaction
-        .prepare_cached("DELETE FROM open_sessions WHERE host_id = ?1 AND snapshot <> ?2")?
-        .execute(params![one.host, snapshot])
-        .map(drop)
-}

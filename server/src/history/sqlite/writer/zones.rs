@@ -2,7 +2,8 @@
 
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
-use crate::history::sqlite::{coding, peers::PeerFilter};
+use super::noting::Ended;
+use crate::history::sqlite::peers::PeerFilter;
 
 /// Rows of a zone: fewer make the table of zones long, more make a search read what it does not need.
 const ZONE_ROWS: i64 = 1024;
@@ -55,21 +56,15 @@ impl Zone {
     }
 }
 
-/// The number of the last session that is over.
-pub(super) fn last_id(transaction: &Transaction<'_>) -> Result<i64, rusqlite::Error> {
-    transaction.prepare_cached("SELECT coalesce(max(id), 0) AS id FROM sessions")?.query_row([], |row| row.get("id"))
-}
+/// What is noted within a transaction: the zone of the last row; none before the first one.
+#[derive(Default)]
+pub(super) struct Zones(Option<Zone>);
 
-/// Notes the sessions after `before` in zones.
-pub(super) fn note(transaction: &Transaction<'_>, before: i64) -> Result<(), rusqlite::Error> {
-    let mut statement = transaction.prepare_cached(
-        "SELECT id, closed_at_us, peer_address, closed_at_us - duration_us FROM sessions WHERE id > ?1 ORDER BY id",
-    )?;
-    let mut rows = statement.query([before])?;
-    let mut zone: Option<Zone> = None;
-    while let Some(row) = rows.next()? {
-        let (id, closed_at_us, opened_at_us): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(3)?);
-        let into = match zone.take() {
+impl Zones {
+    /// Notes a row, which is the last one.
+    pub(super) fn add(&mut self, transaction: &Transaction<'_>, ended: &Ended) -> Result<(), rusqlite::Error> {
+        let Ended { id, closed_at_us, opened_at_us, peer, .. } = *ended;
+        let into = match self.0.take() {
             Some(zone) if zone.is_full() => {
                 zone.store(transaction)?;
                 Zone::beginning(id)
@@ -77,14 +72,19 @@ pub(super) fn note(transaction: &Transaction<'_>, before: i64) -> Result<(), rus
             Some(zone) => zone,
             None => last(transaction)?.filter(|zone| !zone.is_full()).unwrap_or_else(|| Zone::beginning(id)),
         };
-        let into = zone.insert(into);
+        let into = self.0.insert(into);
         into.last_id = id;
         into.min_closed_at_us = into.min_closed_at_us.min(closed_at_us);
         into.max_closed_at_us = into.max_closed_at_us.max(closed_at_us);
         into.min_opened_at_us = into.min_opened_at_us.map(|earliest| earliest.min(opened_at_us));
-        into.peers.add(coding::address_of(row.get_ref(2)?)?);
+        into.peers.add(peer);
+        Ok(())
     }
-    zone.map_or(Ok(()), |zone| zone.store(transaction))
+
+    /// Stores what was noted.
+    pub(super) fn finish(&mut self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
+        self.0.take().map_or(Ok(()), |zone| zone.store(transaction))
+    }
 }
 
 /// The last zone, unless its peers were not noted.

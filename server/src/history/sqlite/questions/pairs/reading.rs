@@ -145,15 +145,25 @@ impl Turn<'_> {
     }
 
     fn rows(&mut self, file: &Connection) -> Result<Kept, HistoryError> {
-        let sql =
-            format!("SELECT {} FROM sessions WHERE host_id = ?1 AND closed_at_us BETWEEN ?2 AND ?3", stored::OVER);
-        let mut statement = file.prepare_cached(&sql)?;
+        let mut runs = file.prepare_cached(
+            "SELECT r.first_id, r.last_id FROM chapters c CROSS JOIN runs r ON r.chapter_id = c.id AND r.host_id = ?1
+             WHERE c.max_closed_at_us >= ?2 AND c.min_closed_at_us <= ?3
+                 AND r.max_closed_at_us >= ?2 AND r.min_closed_at_us <= ?3",
+        )?;
+        let mut within = file.prepare_cached(&format!(
+            "SELECT {} FROM sessions WHERE id BETWEEN ?1 AND ?2 AND closed_at_us BETWEEN ?3 AND ?4",
+            stored::OVER
+        ))?;
         for (from, to) in self.spans {
-            let mut rows = statement.query(params![self.host, from, to])?;
-            while let Some(row) = rows.next()? {
-                self.take(&StoredSession::over(row)?);
-                if self.pay(1) == Kept::Cut {
-                    return Ok(Kept::Cut);
+            let mut runs = runs.query(params![self.host, from, to])?;
+            while let Some(run) = runs.next()? {
+                let (first, last): (i64, i64) = (run.get(0)?, run.get(1)?);
+                let mut rows = within.query(params![first, last, from, to])?;
+                while let Some(row) = rows.next()? {
+                    self.take(&StoredSession::over(row)?);
+                    if self.pay(1) == Kept::Cut {
+                        return Ok(Kept::Cut);
+                    }
                 }
             }
         }

@@ -26,10 +26,10 @@ const US_PER_S: i64 = 1_000_000;
 type Span = (i64, i64);
 
 /// The turn of the last of the first so many sessions of a block that are meant.
-pub(super) fn turn(chosen: &Rc<Vec<StoredSession>>, of: usize) -> Option<Next> {
+pub(super) fn turn((file, id): (InFile, i64), chosen: &Rc<Vec<StoredSession>>, of: usize) -> Option<Next> {
     let at = of.checked_sub(1)?;
     let (latest, _) = chosen.get(at)?.closed?;
-    Some(Next { latest, what: What::InBlock { chosen: Rc::clone(chosen), at } })
+    Some(Next { latest, file, id, what: What::InBlock { chosen: Rc::clone(chosen), at } })
 }
 
 impl Search<'_> {
@@ -101,7 +101,7 @@ impl Search<'_> {
                 None => self.hosts.contains_key(&host),
             };
             if meets {
-                heap.push(Next { latest, what: What::Block { file, id } });
+                heap.push(Next { latest, file, id, what: What::Block });
             }
         }
         Ok(())
@@ -123,7 +123,7 @@ impl Search<'_> {
             return Ok(None);
         }
         let chosen = Rc::new(block.sessions(places)?);
-        Ok(turn(&chosen, chosen.len()))
+        Ok(turn((file, id), &chosen, chosen.len()))
     }
 
     /// Where in a block the sessions are that are meant: each condition looks only at what the ones before left.

@@ -10,7 +10,7 @@ use fleetsock_proto::{
     port::PortClass, question::SummaryQuestion, socket::Protocol, summary::Dimension, time::Timestamp,
 };
 
-use super::{Next, Search, What, blocks::Services, meaning::Traits, rows::Of};
+use super::{Next, Search, What, blocks::Services, meaning::Traits};
 use crate::history::{
     HistoryError,
     sqlite::{
@@ -41,22 +41,20 @@ pub(in crate::history::sqlite::questions) fn count(
         return Ok(());
     }
     let mut heap: BinaryHeap<Next> = search.files();
-    while let Some(Next { latest, what }) = heap.pop() {
+    while let Some(Next { file, id, what, .. }) = heap.pop() {
         match what {
-            What::File(file) => search.open_file(latest, file, selection, &mut heap)?,
-            What::Host { file, host, .. } => {
-                search.each_row(file, Of::Host(host), |search, one| search.add_one(one, into))?;
+            What::File => search.open_file(file, selection, &mut heap)?,
+            What::Chapter(chapter) => search.runs(file, chapter, &mut heap)?,
+            What::Run(first) | What::Zone(first) => {
+                search.each_row(file, (first, id), |search, _, one| search.add_one(&one, into))?;
             }
-            What::Zone { file, first, last } => {
-                search.each_row(file, Of::Zone(first, last), |search, one| search.add_one(one, into))?;
-            }
-            What::Block { file, id } => {
+            What::Block => {
                 if let Some((block, meant)) = search.read_block(file, id)? {
                     search.add_block(&block, &meant, into)?;
                 }
             }
             // An answer in order makes these of the others.
-            What::Session(_) | What::Row { .. } | What::InBlock { .. } => {}
+            What::Session(_) | What::Row | What::InBlock { .. } => {}
         }
     }
     Ok(())

@@ -1,10 +1,10 @@
-//! Sessions of files in which each has a row: by host, by the index of hosts; of many hosts by zones of the table.
+//! Sessions of files in which each has a row: of few hosts by runs of their rows, of many by zones of the table.
 
 use std::collections::BinaryHeap;
 
 use rusqlite::{params_from_iter, types::Value};
 
-use super::{InFile, Next, Search, What};
+use super::{HELD, InFile, Next, Search, What};
 use crate::history::{
     HistoryError,
     sqlite::{
@@ -13,19 +13,8 @@ use crate::history::{
     },
 };
 
-/// Rows of one page of a host.
-const PAGE_ROWS: i64 = 256;
-
 /// What was open within the window that is meant, whose bounds are the third value and the two after it.
 const IN_WINDOW: &str = "closed_at_us > ?3 AND closed_at_us <= ?4 AND closed_at_us - duration_us <= ?5";
-
-/// Which rows of a file.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Of {
-    Host(i64),
-    /// The numbers of the first and the last of a zone.
-    Zone(i64, i64),
-}
 
 impl Search<'_> {
     /// Finds the zones of a file in which something may be meant, without reading them.
@@ -44,8 +33,42 @@ impl Search<'_> {
             {
                 continue;
             }
-            let what = What::Zone { file, first: row.get("first_id")?, last: row.get("last_id")? };
-            heap.push(Next { latest: row.get("max_closed_at_us")?, what });
+            let (latest, id) = (row.get("max_closed_at_us")?, row.get("last_id")?);
+            heap.push(Next { latest, file, id, what: What::Zone(row.get("first_id")?) });
+        }
+        Ok(())
+    }
+
+    /// Finds the chapters of runs in which something may be meant, without reading them.
+    pub(super) fn chapters(&self, file: InFile, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
+        let Some(connection) = self.file(file)? else { return Ok(()) };
+        let mut statement = connection.prepare_cached(
+            "SELECT id, max_closed_at_us FROM chapters
+             WHERE max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND min_opened_at_us <= ?3",
+        )?;
+        let mut rows = statement.query(self.meaning.window.bounds())?;
+        while let Some(row) = rows.next()? {
+            let what = What::Chapter(row.get("id")?);
+            heap.push(Next { latest: row.get("max_closed_at_us")?, file, id: i64::MAX, what });
+        }
+        Ok(())
+    }
+
+    /// Finds the runs of a chapter in which something may be meant, without reading them.
+    pub(super) fn runs(&self, file: InFile, chapter: i64, heap: &mut BinaryHeap<Next>) -> Result<(), HistoryError> {
+        self.reader.go_on()?;
+        let Some(connection) = self.file(file)? else { return Ok(()) };
+        let mut statement = connection.prepare_cached(
+            "SELECT first_id, last_id, max_closed_at_us FROM runs
+             WHERE chapter_id = ?1 AND host_id = ?2
+                 AND max_closed_at_us > ?3 AND min_closed_at_us <= ?4 AND min_opened_at_us <= ?5",
+        )?;
+        for host in self.hosts.keys() {
+            let mut rows = statement.query(params_from_iter(self.bounds([chapter, *host])))?;
+            while let Some(row) = rows.next()? {
+                let (first, id, latest) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                heap.push(Next { latest, file, id, what: What::Run(first) });
+            }
         }
         Ok(())
     }
@@ -72,7 +95,7 @@ impl Search<'_> {
         let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.meaning.values)))?;
         while let Some(row) = rows.next()? {
             if self.hosts.contains_key(&row.get("host_id")?) {
-                heap.push(Next { latest: row.get("closed_at_us")?, what: What::Row { file, id: row.get("id")? } });
+                heap.push(Next { latest: row.get("closed_at_us")?, file, id: row.get("id")?, what: What::Row });
             }
         }
         Ok(())
@@ -90,55 +113,33 @@ impl Search<'_> {
         }
     }
 
-    /// Reads the next page of a host, and notes the one after it.
-    pub(super) fn read_host(
+    /// Reads what is meant in a run. Most of its rows are, so that they are read once and held, as long as they are not many.
+    pub(super) fn read_run(
         &mut self,
         file: InFile,
-        host: i64,
-        (latest, before_id): (i64, i64),
+        (first, last): (i64, i64),
         heap: &mut BinaryHeap<Next>,
     ) -> Result<(), HistoryError> {
-        let Some(connection) = self.file(file)? else { return Ok(()) };
-        let mut statement = connection.prepare_cached(&format!(
-            "SELECT {}, id FROM sessions
-             WHERE host_id = ?1 AND closed_at_us > ?2 AND (closed_at_us, id) < (?3, ?4)
-                 AND closed_at_us - duration_us <= ?5 AND {}
-             ORDER BY closed_at_us DESC, id DESC LIMIT {PAGE_ROWS}",
-            stored::OVER,
-            self.meaning.sql
-        ))?;
-        let [after, _, opened_until] = self.meaning.window.bounds();
-        let bounds = [host, after, latest, before_id, opened_until].map(Value::from);
-        let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.meaning.values)))?;
-        let (mut read, mut last) = (0, (0, 0));
-        while let Some(row) = rows.next()? {
-            read += 1;
-            last = (row.get("closed_at_us")?, row.get("id")?);
-            let one = StoredSession::over(row)?;
-            if self.is_meant(&one)? {
-                heap.push(Next { latest: last.0, what: What::Session(Box::new(self.shown(&one)?)) });
-            }
-        }
-        if read == PAGE_ROWS {
-            heap.push(Next { latest: last.0, what: What::Host { file, host, before_id: last.1 } });
-        }
-        Ok(())
+        self.each_row(file, (first, last), |search, id, one| {
+            let Some((latest, _)) = one.closed else { return Ok(()) };
+            let what = if search.held < HELD { What::Session(Box::new(one)) } else { What::Row };
+            search.held += usize::from(matches!(what, What::Session(_)));
+            heap.push(Next { latest, file, id, what });
+            Ok(())
+        })
     }
 
-    /// Shows all rows that are meant of a host or a zone, in no order.
+    /// Shows all rows that are meant of a run or a zone, with their numbers, in no order.
     pub(super) fn each_row(
         &mut self,
         file: InFile,
-        of: Of,
-        mut show: impl FnMut(&mut Self, &StoredSession) -> Result<(), HistoryError>,
+        (first, last): (i64, i64),
+        mut show: impl FnMut(&mut Self, i64, StoredSession) -> Result<(), HistoryError>,
     ) -> Result<(), HistoryError> {
+        self.reader.go_on()?;
         let Some(connection) = self.file(file)? else { return Ok(()) };
-        let (rows, [first, last]) = match of {
-            Of::Host(host) => ("host_id = ?1 AND ?1 = ?2", [host; 2]),
-            Of::Zone(first, last) => ("id BETWEEN ?1 AND ?2", [first, last]),
-        };
         let mut statement = connection.prepare_cached(&format!(
-            "SELECT {} FROM sessions WHERE {rows} AND {IN_WINDOW} AND {}",
+            "SELECT {}, id FROM sessions WHERE id BETWEEN ?1 AND ?2 AND {IN_WINDOW} AND {}",
             stored::OVER,
             self.meaning.sql
         ))?;
@@ -147,7 +148,7 @@ impl Search<'_> {
         while let Some(row) = rows.next()? {
             let one = StoredSession::over(row)?;
             if self.is_meant(&one)? {
-                show(self, &one)?;
+                show(self, row.get(stored::OVER_COLUMNS)?, one)?;
             }
         }
         Ok(())

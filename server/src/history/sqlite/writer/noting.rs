@@ -1,0 +1,63 @@
+//! What is noted of sessions that are over, beside their rows, while they are stored: in which zone and in which run each is.
+
+use std::net::IpAddr;
+
+use rusqlite::{Transaction, params};
+
+use super::{runs::Runs, zones::Zones};
+use crate::history::sqlite::coding;
+
+/// A row of `sessions`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ended {
+    pub(super) id: i64,
+    pub(super) host_id: i64,
+    pub(super) closed_at_us: i64,
+    pub(super) opened_at_us: i64,
+    pub(super) peer: IpAddr,
+}
+
+/// What is noted within a transaction.
+pub(super) struct Noting {
+    /// The number of the last row that is noted.
+    last_id: i64,
+    zones: Zones,
+    runs: Runs,
+}
+
+impl Noting {
+    /// Goes on after the last row that there is.
+    pub(super) fn resume(transaction: &Transaction<'_>) -> Result<Noting, rusqlite::Error> {
+        let mut statement = transaction.prepare_cached("SELECT coalesce(max(id), 0) AS id FROM sessions")?;
+        let last_id = statement.query_row([], |row| row.get("id"))?;
+        Ok(Noting { last_id, zones: Zones::default(), runs: Runs::default() })
+    }
+
+    /// Notes the row that was added.
+    pub(super) fn add(&mut self, transaction: &Transaction<'_>, ended: &Ended) -> Result<(), rusqlite::Error> {
+        self.last_id = ended.id;
+        self.zones.add(transaction, ended)?;
+        self.runs.add(transaction, ended)
+    }
+
+    /// Notes the rows that were added without being known.
+    pub(super) fn catch_up(&mut self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
+        let mut statement = transaction.prepare_cached(
+            "SELECT id, host_id, closed_at_us, closed_at_us - duration_us, peer_address FROM sessions
+             WHERE id > ?1 ORDER BY id",
+        )?;
+        let mut rows = statement.query(params![self.last_id])?;
+        while let Some(row) = rows.next()? {
+            let peer = coding::address_of(row.get_ref(4)?)?;
+            let [id, host_id, closed_at_us, opened_at_us] = [row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?];
+            self.add(transaction, &Ended { id, host_id, closed_at_us, opened_at_us, peer })?;
+        }
+        Ok(())
+    }
+
+    /// Stores what was noted.
+    pub(super) fn finish(&mut self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
+        self.zones.finish(transaction)?;
+        self.runs.finish(transaction)
+    }
+}
