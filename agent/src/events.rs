@@ -3,10 +3,13 @@
 //! Two tracepoints are written by the kernel for all network namespaces at once: into trace buffers of the agent's own
 //! where it can make them (`instance`, with `page` that reads their pages), and otherwise into rings of perf. The lives and
 //! names of processes always come from rings, one per processor (perf_event_open(2)). `ring` reads the rings and is the
-//! agent's only unsafe code; `tracepoint` knows where the fields of a record are; `record` turns bytes into records.
+//! agent's only unsafe code; `tracepoint` knows where the fields of a record are; `reading` turns bytes into what
+//! `record` says.
 
+mod bytes;
 mod instance;
 mod page;
+mod reading;
 mod record;
 mod ring;
 mod tracepoint;
@@ -23,7 +26,7 @@ use fleetsock_proto::time::Timestamp;
 
 use self::{
     instance::Instance,
-    record::{Formats, Threads},
+    reading::{Formats, Threads},
     ring::{Ring, Source, Wake},
     tracepoint::Tracefs,
 };
@@ -182,7 +185,7 @@ impl Events {
         };
         for ring in &mut self.rings {
             ring.take(&mut self.buffer);
-            record::read(&self.buffer, &self.formats, threads, drained);
+            reading::read(&self.buffer, &self.formats, threads, drained);
         }
     }
 }

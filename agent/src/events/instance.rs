@@ -20,7 +20,7 @@ use rustix::{fs::OFlags, process::getpid};
 use super::{
     Drained,
     page::page_bytes,
-    record::{Formats, read_page},
+    reading::{Formats, read_page},
     tracepoint::{DESTROY, STATE, Tracefs},
 };
 

@@ -3,7 +3,10 @@
 //! The layout is that of `struct buffer_data_page` and `struct ring_buffer_event` (kernel/trace/ring_buffer.c and
 //! include/linux/ring_buffer.h), which tracefs describes in `events/header_page` and `events/header_event`.
 
-use super::tracepoint::{Field, fields};
+use super::{
+    bytes::{u32_at, u64_at},
+    tracepoint::{Field, fields},
+};
 
 // Kinds of an entry, in the 5 bits of `type_len`; any other number is the length of its data in words.
 const LONG: u32 = 0;
@@ -73,7 +76,8 @@ pub(super) fn page_bytes(header_page: &str, header_event: &str) -> Result<usize,
 impl<'a> Entries<'a> {
     /// Those of a page.
     pub(super) fn of(page: &'a [u8]) -> Result<Entries<'a>, Unreadable> {
-        let (at_ns, commit) = (u64_at(page, 0)?, u64_at(page, 8)?);
+        let long = |offset| u64_at(page, offset).ok_or(Unreadable);
+        let (at_ns, commit) = (long(0)?, long(8)?);
         // At most 20 bits.
         let length = (commit & LENGTH_MASK) as usize;
         let data = page.get(HEADER..).ok_or(Unreadable)?;
@@ -94,27 +98,27 @@ impl<'a> Entries<'a> {
     /// Takes the next entry; every one is at least one word, so that there is an end.
     fn entry(&mut self) -> Result<Option<Entry<'a>>, Unreadable> {
         while !self.rest.is_empty() {
-            let (kind, delta) = kind_and_delta(u32_at(self.rest, 0)?);
+            let (kind, delta) = kind_and_delta(word(self.rest, 0)?);
             match kind {
                 // The rest of the page was too short for the entry after it.
                 PADDING if delta == 0 => break,
                 // Written and then discarded.
                 PADDING => {
-                    let length = u32_at(self.rest, 4)? as usize;
+                    let length = word(self.rest, 4)? as usize;
                     self.skip(4_usize.saturating_add(length), delta)?;
                 }
                 TIME_EXTEND => {
-                    let delta = delta | (u64::from(u32_at(self.rest, 4)?) << DELTA_BITS);
+                    let delta = delta | (u64::from(word(self.rest, 4)?) << DELTA_BITS);
                     self.skip(8, delta)?;
                 }
                 TIME_STAMP => {
-                    let at_ns = delta | (u64::from(u32_at(self.rest, 4)?) << DELTA_BITS);
+                    let at_ns = delta | (u64::from(word(self.rest, 4)?) << DELTA_BITS);
                     self.at_ns = (at_ns & !TIME_TOP) | (self.at_ns & TIME_TOP);
                     self.skip(8, 0)?;
                 }
                 LONG => {
                     // The length has its own word in it.
-                    let end = 4_usize.saturating_add(u32_at(self.rest, 4)? as usize);
+                    let end = 4_usize.saturating_add(word(self.rest, 4)? as usize);
                     let data = self.rest.get(8..end).ok_or(Unreadable)?;
                     self.skip(end, delta)?;
                     return Ok(Some(Entry { at_ns: self.at_ns, data }));
@@ -159,14 +163,9 @@ fn kind_and_delta(word: u32) -> (u32, u64) {
     }
 }
 
-fn u32_at(bytes: &[u8], offset: usize) -> Result<u32, Unreadable> {
-    let found = bytes.get(offset..).and_then(|bytes| bytes.first_chunk());
-    found.copied().map(u32::from_ne_bytes).ok_or(Unreadable)
-}
-
-fn u64_at(bytes: &[u8], offset: usize) -> Result<u64, Unreadable> {
-    let found = bytes.get(offset..).and_then(|bytes| bytes.first_chunk());
-    found.copied().map(u64::from_ne_bytes).ok_or(Unreadable)
+/// The word at an offset.
+fn word(bytes: &[u8], offset: usize) -> Result<u32, Unreadable> {
+    u32_at(bytes, offset).ok_or(Unreadable)
 }
 
 #[cfg(test)]

@@ -118,7 +118,8 @@ pub(super) struct Endings {
     told: HashMap<u64, Timestamp>,
     /// Cookies that a walk did not see any more and whose end was not told yet, with the number of the walk.
     expected: HashMap<u64, u64>,
-    /// Sessions that the last walks did not see any more: their ends may be told without their cookies.
+    /// Sessions that the last walks did not see any more: their ends may be told without their cookies. Never more than were
+    /// open.
     absent: Vec<Absent>,
 }
 

@@ -87,3 +87,36 @@ pub(super) fn refuse_newer(path: &Path, connection: &Connection, runner: &refine
     let found: i32 = found().map_err(|error| engine(path, &error))?;
     if found > known { Err(OpenError::Newer { path: path.to_owned(), found, known }) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use refinery::Target;
+
+    use super::*;
+
+    #[test]
+    fn who_made_a_token_before_tokens_said_so_is_what_the_audit_log_tells() {
+        let mut main = Connection::open_in_memory().unwrap();
+        Kind::Main.runner().set_target(Target::Version(8)).run(&mut main).unwrap();
+        let token = |id: &str| format!("('{id}', x'00', 0, 1, 1, 1, '')");
+        let order = |id: i64, actor: &str, action: &str, detail: &str| {
+            format!("({id}, 0, '{actor}', '', '{action}', '{detail}', x'00')")
+        };
+        main.execute_batch(&format!(
+            "INSERT INTO tokens (token_id, secret_hash, created_at_us, expires_at_us, uses_left, uses_total, note)
+                 VALUES {}, {}, {};
+             INSERT INTO audit (id, at_us, actor, address, action, detail, hash) VALUES {}, {}, {};",
+            token("aa"),
+            token("aab"),
+            token("cc"),
+            order(1, "operator/admin/alice", "create token", "aa for 3 hosts"),
+            order(2, "local", "create token", "aab for the operator admin/bob"),
+            order(3, "operator/admin/bob", "revoke token", "cc")
+        ))
+        .unwrap();
+        Kind::Main.runner().run(&mut main).unwrap();
+        let mut statement = main.prepare("SELECT created_by FROM tokens ORDER BY token_id").unwrap();
+        let makers: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        assert_eq!(makers, ["operator/admin/alice", "local", ""]);
+    }
+}
