@@ -16,6 +16,7 @@ use fleetsock_proto::{
     session::Session,
     socket::{Direction, Known, OwnerKnown},
 };
+use tokio::sync::RwLock;
 
 use crate::{
     fleet::{Fleet, until},
@@ -32,6 +33,9 @@ const SYS_ADMIN: u64 = 1 << 21;
 
 /// Connections that no walk sees.
 const SHORT: usize = 50;
+
+/// Taken by whoever must hear by perf, and alone by the test that makes all deaf who do.
+pub(crate) static HEARING: RwLock<()> = RwLock::const_new(());
 
 /// An agent with these capabilities, as nobody, or as root without any saying.
 pub(crate) struct Agent {
@@ -255,6 +259,7 @@ async fn three_capabilities_show_every_connection_with_its_process() {
     if !makes_tiers() || !has_events() || !makes_namespaces() {
         return;
     }
+    let _hears = HEARING.read().await;
     let _other = Named::new();
     let capabilities = ["sys_ptrace", "dac_read_search", "perfmon"];
     let Seen { facts, fleet, agent, listener, listener_known } = see(Some(&capabilities), "walk_ms = 200").await;
