@@ -20,6 +20,10 @@ use super::{
 };
 use crate::history::HistoryError;
 
+mod turning;
+
+use self::turning::Turning;
+
 const MAIN_FILE: &str = "main.db";
 const LOCK_FILE: &str = "lock";
 /// Versions before this one have open advisories.
@@ -100,6 +104,8 @@ pub(super) struct Database {
     pub(super) main: Connection,
     /// The file that sessions are written to.
     pub(super) day: Connection,
+    /// The file after that, while it takes over what is open.
+    turning: Option<Turning>,
     files: Files,
     keeping: Keeping,
     // Held for as long as the files are open.
@@ -127,6 +133,8 @@ impl Database {
         let main_path = folder.join(MAIN_FILE);
         let mut main = open_for_writing(&main_path, Kind::Main.runner())?;
         let catalogue = parts::load(&mut main, folder, now).map_err(|error| engine(&main_path, &error))?;
+        let next = catalogue.hot.next(folder, now);
+        parts::remove(folder, &parts::file_of(next.id)).map_err(failed)?;
         let day = open_for_writing(&catalogue.hot.path, Kind::Day.runner())?;
         for part in &catalogue.complete {
             // SQLite would make an empty one, and days would be gone without a word.
@@ -158,39 +166,9 @@ impl Database {
             parts::remove_all(folder, sums.id).map_err(failed)?;
         }
         let files = Files { folder: folder.to_owned(), main: main_path, catalogue: Shared::new(catalogue) };
-        let database = Database { main, day, files, keeping, _lock: lock };
+        let database = Database { main, day, turning: None, files, keeping, _lock: lock };
         parts::remove_dropped(&database.main, folder).map_err(|error| database.failed(error))?;
         Ok(database)
-    }
-
-    /// Begins the next file when this one is complete. An error leaves everything as it was.
-    pub(super) fn turn_over(&mut self, now: Timestamp) -> Result<(), OpenError> {
-        let catalogue = self.files.catalogue.get();
-        let before = &catalogue.hot;
-        let number =
-            |sql: &str| self.day.query_row(sql, [], |row| row.get(0)).map_err(|error| engine(&before.path, &error));
-        let sessions = number("SELECT coalesce(max(id), 0) FROM sessions")?;
-        if !parts::is_complete(self.keeping, before.started_at, sessions, now) {
-            return Ok(());
-        }
-        let latest = number("SELECT coalesce(max(max_closed_at_us), 0) FROM zones")?;
-        let id = before.id + 1;
-        let next = Hot { id, path: self.files.folder.join(parts::file_of(id)), started_at: now };
-        let failed = |problem: io::Error| OpenError::Engine { path: next.path.clone(), problem: problem.to_string() };
-        parts::remove(&self.files.folder, &parts::file_of(id)).map_err(failed)?;
-        let mut day = open_for_writing(&next.path, Kind::Day.runner())?;
-        parts::take_over(&mut day, &before.path).map_err(|error| engine(&next.path, &error))?;
-        parts::turn_over(&mut self.main, before, (sessions, latest), &next).map_err(|error| self.failed(error))?;
-        tracing::info!(file = %next.path.display(), sessions, "the next file of sessions begins");
-        // Closing it folds its log into it, unless a question still reads it: then the last one does.
-        self.day = day;
-        self.files.catalogue.change(|catalogue| {
-            let (id, path) = (catalogue.hot.id, catalogue.hot.path.clone());
-            let complete = Part { id, path, latest, form: Form::Rows };
-            catalogue.complete.push(complete);
-            catalogue.hot = next;
-        });
-        Ok(())
     }
 
     /// Drops what is older than it is kept.

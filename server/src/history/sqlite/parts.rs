@@ -102,6 +102,13 @@ pub(super) struct Hot {
     pub(super) started_at: Timestamp,
 }
 
+impl Hot {
+    /// The one after it, which begins at a moment.
+    pub(super) fn next(&self, folder: &Path, started_at: Timestamp) -> Hot {
+        Hot { id: self.id + 1, path: folder.join(file_of(self.id + 1)), started_at }
+    }
+}
+
 /// All files, as questions see them.
 #[derive(Debug, Clone)]
 pub(super) struct Catalogue {
@@ -272,18 +279,6 @@ pub(super) fn exchange(main: &Connection, id: i64) -> Result<bool, rusqlite::Err
 fn enter(main: &Connection, hot: &Hot) -> Result<(), rusqlite::Error> {
     let row = params![hot.id, file_of(hot.id), HOT, hot.started_at.as_micros()];
     main.execute("INSERT INTO parts (id, file, state, started_at_us) VALUES (?1, ?2, ?3, ?4)", row).map(drop)
-}
-
-/// Takes what is open, and how far the history of each host goes, over from the file before.
-pub(super) fn take_over(day: &mut Connection, before: &Path) -> Result<(), rusqlite::Error> {
-    day.execute("ATTACH DATABASE ?1 AS before", [before.to_string_lossy()])?;
-    let transaction = day.transaction()?;
-    transaction.execute_batch(
-        "INSERT INTO main.open_sessions SELECT * FROM before.open_sessions;
-         INSERT INTO main.cursors SELECT * FROM before.cursors;",
-    )?;
-    transaction.commit()?;
-    day.execute_batch("DETACH DATABASE before")
 }
 
 /// Names the new file as the one that is written to, in one transaction with the end of the one before.

@@ -8,7 +8,7 @@ use std::{
 
 use fleetsock_proto::{answer::GapReason, batch::Batch, host::HostId, stream::GapReport, time::Timestamp};
 use rusqlite::{Transaction, params};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -111,15 +111,27 @@ impl Writer {
 
     /// Works until nobody can bring more work.
     pub(super) fn run(mut self, mut orders: mpsc::Receiver<Work>) -> Result<(), HistoryError> {
-        while let Some(first) = orders.blocking_recv() {
+        while let Some(first) = self.next_work(&mut orders) {
             let mut next = Some(first);
             while let Some(work) = next {
                 next = self.handle(work, &mut orders)?;
+                self.turn();
             }
             self.tidy();
         }
         self.write_presence();
         Ok(())
+    }
+
+    /// Waits for work; as long as the next file takes over what is open, there is some.
+    fn next_work(&mut self, orders: &mut mpsc::Receiver<Work>) -> Option<Work> {
+        loop {
+            match orders.try_recv() {
+                Err(TryRecvError::Empty) if self.database.is_turning() => self.turn(),
+                Err(TryRecvError::Empty) => return orders.blocking_recv(),
+                received => return received.ok(),
+            }
+        }
     }
 
     /// Does one piece of work, and for a batch as many of those that follow as fit; gives back what did not.
@@ -340,6 +352,7 @@ impl Writer {
             table.finish()?;
         }
         transaction.commit()?;
+        self.database.note_changed(admitted.iter().map(|one| one.host));
         Ok(checks)
     }
 
@@ -404,11 +417,19 @@ impl Writer {
             return;
         }
         self.swept_at = Some(now);
-        if let Err(error) = self.database.turn_over(now) {
+        if let Err(error) = self.database.begin_to_turn(now) {
             tracing::error!(%error, "the next file of sessions cannot be begun; the one before goes on");
         }
+        self.turn();
         if let Err(error) = self.database.drop_old(now) {
             tracing::error!(%error, "what is older than what is kept cannot be dropped");
+        }
+    }
+
+    /// The next file takes over some of what is open. What fails begins anew.
+    fn turn(&mut self) {
+        if let Err(error) = self.database.turn((self.clock)()) {
+            tracing::error!(%error, "the next file of sessions is given up; the one before goes on");
         }
     }
 
