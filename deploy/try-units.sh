@@ -127,7 +127,27 @@ else
 fi
 inside grep -o '"tier":"[^"]*","tier_reason":"[^"]*"' /run/agent.log
 echo "fleetsock-agent.service: $(ends) ends of 50 short connections, each with its process"
+
+# Root prepares trace buffers for the agent, which may only read them. It can do so here, and then does not: what they hold are
+# numbers of processes of the first pid namespace, which is looked at last. Made anew when it was killed, and gone with it.
+buffers=/sys/kernel/tracing/instances/fleetsock-prepared-service
+made_anew() { [ "$(inside stat -c %i $buffers)" != "$1" ]; }
+if inside test -e $buffers; then
+    inside grep -q 'listening to events by trace buffers\|trace buffers are not read","error":"the agent is not in the first pid' \
+        /run/agent.log || { echo "the agent cannot read what was prepared for it" >&2; inside cat /run/agent.log >&2; exit 1; }
+    agent=$(inside systemctl show -P MainPID fleetsock-agent)
+    inside awk '$5 == "/sys/kernel/tracing" { flags = $6 } END { exit flags !~ /^ro(,|$)/ }' "/proc/$agent/mountinfo" || {
+        echo "tracefs is not read-only for the agent" >&2
+        exit 1
+    }
+    inode=$(inside stat -c %i $buffers)
+    inside systemctl kill -s KILL fleetsock-agent
+    until_good made_anew "$inode"
+    until_good inside systemctl is-active fleetsock-agent
+    echo "fleetsock-agent.service: reads the trace buffers that were prepared for it"
+fi
 inside systemctl stop fleetsock-agent fleetsock-server
+if inside test -e $buffers; then echo "prepared trace buffers are left" >&2; exit 1; fi
 for side in agent server; do
     [ "$(inside systemctl show -P Result fleetsock-$side)" = success ] || { echo "fleetsock-$side did not stop well" >&2; exit 1; }
 done

@@ -9,7 +9,9 @@ use std::{
 use fleetsock_proto::host::HOST_NAME_LIMIT;
 use serde::Deserialize;
 
-use crate::{capture::portless::Wanted, observer::schedule::DIGEST_EVERY, spool::SPOOL_BYTES_LIMIT};
+use crate::{
+    capture::portless::Wanted, events::BuffersName, observer::schedule::DIGEST_EVERY, spool::SPOOL_BYTES_LIMIT,
+};
 
 /// Where an agent keeps everything unless told otherwise.
 pub const DEFAULT_STATE: &str = "/var/lib/fleetsock/agent";
@@ -48,6 +50,8 @@ pub struct Config {
     pub spool_bytes: u64,
     /// What the host calls itself, in place of its host name.
     pub name: Option<HostName>,
+    /// Trace buffers that root prepared for it. Not of the file: who prepares them also starts the agent.
+    pub buffers: Option<BuffersName>,
     /// Whose sockets are told.
     pub reach: Reach,
     /// Whether the bytes of TCP connections are counted. Absent leaves it to what else they give: without events, the end
@@ -105,6 +109,7 @@ impl Default for Config {
             digest: DIGEST_EVERY,
             spool_bytes: SPOOL_BYTES_LIMIT,
             name: None,
+            buffers: None,
             reach: Reach::default(),
             bytes: None,
             command_lines: CommandLines::default(),
@@ -236,6 +241,7 @@ impl Config {
             digest: DIGEST_S.check(settings.digest_s)?.map_or(defaults.digest, Duration::from_secs),
             spool_bytes: SPOOL_MIB.check(settings.spool_mib)?.map_or(defaults.spool_bytes, |mib| mib * MIB),
             name,
+            buffers: defaults.buffers,
             reach: settings.namespaces,
             bytes: settings.bytes,
             command_lines: if settings.command_line { CommandLines::Redacted } else { CommandLines::Untold },

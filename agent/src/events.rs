@@ -1,7 +1,7 @@
 //! What the kernel tells by itself: every TCP connection, however short, with the process at each end.
 //!
 //! Two tracepoints are written by the kernel for all network namespaces at once: into trace buffers of the agent's own
-//! where it can make them (`instance`, with `page` that reads their pages), and otherwise into rings of perf. The lives and
+//! where it can make them or root did for it (`instance`, with `page` that reads their pages), and otherwise into rings of perf. The lives and
 //! names of processes always come from rings, one per processor (perf_event_open(2)). `ring` reads the rings and is the
 //! agent's only unsafe code; `tracepoint` knows where the fields of a record are; `reading` turns bytes into what
 //! `record` says.
@@ -31,6 +31,7 @@ use self::{
     tracepoint::Tracefs,
 };
 pub use self::{
+    instance::{BuffersName, InstanceError, InvalidBuffersName, make_buffers, remove_buffers},
     record::{Actor, Record, SocketEvent, What},
     tracepoint::TracepointError,
 };
@@ -62,6 +63,9 @@ pub enum EventsError {
     /// There is no list of processors.
     #[error("cannot tell the processors: {0}")]
     Processors(#[source] io::Error),
+    /// Trace buffers cannot be prepared.
+    #[error(transparent)]
+    Buffers(#[from] InstanceError),
 }
 
 /// Trace buffers and rings of all processors.
@@ -79,7 +83,7 @@ pub struct Events {
 /// What tells of sockets, and by what it knows who did something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Teller<'a> {
-    /// Trace buffers of the agent's own: threads.
+    /// Trace buffers that nobody else reads: threads.
     Tracefs,
     /// Rings of perf: processes. And why not the better one.
     Perf(&'a str),
@@ -97,12 +101,24 @@ pub struct Drained {
 }
 
 impl Events {
-    /// Begins to listen, on every processor that is online.
-    pub fn open() -> Result<Events, EventsError> {
+    /// Begins to listen, on every processor that is online: by the trace buffers that were prepared, where there are to be
+    /// any, otherwise by some of its own, otherwise by perf.
+    pub fn open(prepared: Option<&BuffersName>) -> Result<Events, EventsError> {
         let tracefs = Tracefs::find()?;
         let processors = online().map_err(EventsError::Processors)?;
-        let instance = Instance::open(&tracefs, &processors, &RING_BYTES, &NEEDED_STATES.to_string_lossy());
-        Events::beside(&tracefs, &processors, instance.map_err(|error| error.to_string()))
+        let filter = NEEDED_STATES.to_string_lossy();
+        let own = || Instance::open(&tracefs, &processors, &RING_BYTES, &filter);
+        let instance = match prepared {
+            None => own().map_err(|error| error.to_string()),
+            Some(name) => Instance::take(&tracefs, &processors, name, &filter).or_else(|refused| {
+                tracing::warn!(error = %refused, "the prepared trace buffers are not read");
+                own().map_err(|error| {
+                    let (prepared, own) = (refused.to_string(), error.to_string());
+                    if prepared == own { own } else { format!("{prepared}; {own}") }
+                })
+            }),
+        };
+        Events::beside(&tracefs, &processors, instance)
     }
 
     /// Begins to listen by perf alone.
@@ -290,7 +306,7 @@ mod tests {
         let me = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
         let thread = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
         for (events, teller, doer) in [
-            (Events::open(), Some(Teller::Tracefs), Actor::Thread(thread)),
+            (Events::open(None), Some(Teller::Tracefs), Actor::Thread(thread)),
             (Events::by_perf(), None, Actor::Process(me)),
         ] {
             let Ok(events) = events else {

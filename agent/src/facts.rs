@@ -25,6 +25,8 @@ const FIRST_USER_NAMESPACE: u64 = 0xeffffffd;
 pub enum Hearing {
     /// Every TCP connection.
     Events,
+    /// The same by perf, as long as no other program keeps it from the agent; and why not better.
+    Perf(String),
     /// The end of TCP connections of the agent's own network namespace; and why not more.
     Ends(String),
     /// Nothing, and why.
@@ -156,7 +158,7 @@ fn sight(privileges: &Privileges, hearing: &Hearing, remarks: Vec<String>) -> (T
         reasons.push("in a pid namespace: owners that run outside of it are not seen".to_owned());
     }
     match hearing {
-        Hearing::Events => {}
+        Hearing::Events | Hearing::Perf(_) => {}
         Hearing::Ends(why) => reasons.push(format!(
             "no events: of connections that live between two walks only the end is seen, in the agent's own network \
              namespace, and nothing where this host reset them ({why})"
@@ -166,11 +168,17 @@ fn sight(privileges: &Privileges, hearing: &Hearing, remarks: Vec<String>) -> (T
         }
     }
     reasons.extend(remarks);
+    if let Hearing::Perf(why) = hearing {
+        reasons.push(format!(
+            "connections are heard by perf, and not at all while other programs have BPF on the same tracepoints (no trace \
+             buffers: {why})"
+        ));
+    }
     reasons.push("peers of UDP sockets that are not connected are not seen".to_owned());
     let tier = match (missing.is_empty(), hearing) {
         (false, _) => Tier::T0,
         (true, Hearing::Ends(_) | Hearing::Nothing(_)) => Tier::T1,
-        (true, Hearing::Events) => Tier::T2,
+        (true, Hearing::Events | Hearing::Perf(_)) => Tier::T2,
     };
     (tier, cut(reasons.join("; "), HOST_TEXT_LIMIT))
 }
@@ -237,6 +245,12 @@ mod tests {
         let expected = "a remark; peers of UDP sockets that are not connected are not seen";
         assert_eq!((tier, reason.as_str()), (Tier::T2, expected));
         assert_eq!(sight(&none, &Hearing::Events, Vec::new()).0, Tier::T0);
+        let (tier, reason) = sight(&host, &Hearing::Perf("nobody made them".to_owned()), Vec::new());
+        assert_eq!(tier, Tier::T2);
+        assert!(
+            reason.contains("heard by perf") && reason.contains("(no trace buffers: nobody made them)"),
+            "{reason}"
+        );
         let (tier, reason) = sight(&host, &Hearing::Ends("tracefs is not mounted".to_owned()), Vec::new());
         assert_eq!(tier, Tier::T1);
         assert!(reason.contains("only the end is seen") && reason.contains("(tracefs is not mounted)"), "{reason}");

@@ -13,6 +13,7 @@ use fleetsock_agent::{
     capture::{Connections, Extent, Occasion, States, Surveyor},
     config::{Config, DEFAULT_STATE, HostName},
     enrolment::{Enrolment, Existing, JoinSource},
+    events::{BuffersName, make_buffers, remove_buffers},
     namespaces::{Namespaces, Pass},
     owners::Processes,
     privileges,
@@ -32,6 +33,8 @@ Examples:
   fleetsock-agent enroll --join-file /root/join      the same from a file of mode 0600, deleted afterwards
   fleetsock-agent run                                report this host's sockets, until SIGTERM or Ctrl-C
   fleetsock-agent walk                               show what a walk sees here, without any server
+  fleetsock-agent buffers make service               as root: trace buffers for the agent of a user that may not make any
+  fleetsock-agent run --buffers service              that agent
 
 A join string is made by `fleetctl tokens create`. FLEETSOCK_JOIN in the environment does what --join does, and does
 not show in the list of processes. FLEETSOCK_LOG chooses what is logged: error, warn, info (default), debug.";
@@ -75,9 +78,31 @@ enum Command {
         /// What the host calls itself [default: `name` of the settings, or its host name].
         #[arg(long)]
         name: Option<HostName>,
+        /// Trace buffers that `buffers make` made.
+        #[arg(long, value_name = "NAME")]
+        buffers: Option<BuffersName>,
+    },
+    /// Make or remove trace buffers for an agent that may not make its own and reads them with CAP_DAC_READ_SEARCH.
+    Buffers {
+        #[command(subcommand)]
+        order: Order,
     },
     /// Show the sockets that one walk sees in all network namespaces, and their owners.
     Walk,
+}
+
+#[derive(Debug, Subcommand)]
+enum Order {
+    /// Make them anew, unless an agent reads those of this name.
+    Make {
+        /// What `run --buffers` calls them.
+        name: BuffersName,
+    },
+    /// Remove them, if they are there, unless an agent reads them.
+    Remove {
+        /// What they were made as.
+        name: BuffersName,
+    },
 }
 
 fn main() -> ExitCode {
@@ -102,11 +127,23 @@ fn execute(command: Command) -> Result<()> {
             let enrolment = Enrolment { state, join: join_source(join, join_file)?, name, existing };
             enroll(enrolment, &named)
         }
-        Command::Run { state, config, name } => {
+        Command::Run { state, config, name, buffers } => {
             log_to_stderr()?;
             let mut config = Config::load(&state, config.as_deref())?;
             config.name = name.or(config.name);
+            config.buffers = buffers;
             runtime()?.block_on(run_until_told(Foundation { state, config, clock: Timestamp::now }))
+        }
+        Command::Buffers { order } => {
+            log_to_stderr()?;
+            match order {
+                Order::Make { name } => {
+                    let bytes = make_buffers(&name)?;
+                    writeln!(io::stdout(), "made {} KiB of trace buffer for each processor", bytes >> 10)?;
+                }
+                Order::Remove { name } => remove_buffers(&name)?,
+            }
+            Ok(())
         }
         Command::Walk => walk(),
     }

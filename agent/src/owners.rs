@@ -25,7 +25,7 @@ pub use self::holders::{ByInode, Holders, InodeHasher, Inodes};
 use self::{descriptors::Descriptors, known::Known};
 pub(crate) use self::{
     placement::Placement,
-    process::{Folder, buffer, cut, pid},
+    process::{Folder, buffer, cut, is_running, pid, started},
 };
 use crate::{ancestry::Described, config::CommandLines, cost};
 

@@ -5,29 +5,28 @@
 //! without a word; an instance does neither, and an entry costs the host less than a record of perf.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    fs::{self, File},
+    io::{self, Read},
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::fs::{FileExt, OpenOptionsExt},
+        unix::fs::FileExt,
     },
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
 };
 
-use rustix::{fs::OFlags, process::getpid};
-
+use self::folder::{Folder, instances};
+pub use self::prepared::{BuffersName, InvalidBuffersName, make_buffers, remove_buffers};
 use super::{
     Drained,
     page::page_bytes,
     reading::{Formats, read_page},
-    tracepoint::{DESTROY, STATE, Tracefs},
+    tracepoint::Tracefs,
 };
 
-/// What our instances are called, with the agent's process and a number behind it.
-const NAME: &str = "fleetsock-";
-/// Numbers that are tried for a name: agents of one process, and what is left of one with the same number.
-const NAMES_LIMIT: u32 = 1024;
+mod folder;
+mod makers;
+mod prepared;
+
 /// Entries that the kernel drops are counted in a file of each processor; it is read when so large a part of a buffer was
 /// found filled, because a buffer that was never nearly full dropped nothing.
 const FILLED_PART: usize = 4;
@@ -38,7 +37,7 @@ const TEXT_LIMIT: usize = 4096;
 
 /// Why there is no instance.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum InstanceError {
+pub enum InstanceError {
     /// Entries hold numbers of the first pid namespace, which are not those that the agent sees.
     #[error("the agent is not in the first pid namespace")]
     Elsewhere,
@@ -50,19 +49,48 @@ pub(super) enum InstanceError {
         /// Why.
         source: io::Error,
     },
+    /// Nobody made what an agent was told to read.
+    #[error("{} is not there: nobody prepared it (fleetsock-agent buffers make)", .0.display())]
+    Absent(PathBuf),
+    /// Somebody reads it.
+    #[error("{} is in use by another agent", .0.display())]
+    InUse(PathBuf),
+    /// It was not set up by this version of the agent, or by none.
+    #[error("{} is `{found}` and not `{expected}`: it was not prepared by this version of the agent", path.display())]
+    Strange {
+        /// Which setting.
+        path: PathBuf,
+        /// What it is.
+        found: String,
+        /// What it should be.
+        expected: String,
+    },
     /// The kernel's buffers are not what is understood here.
     #[error("unknown trace buffers: {0}")]
     Unknown(String),
 }
 
-/// An instance; removed when it is dropped.
+/// An instance that is read.
 #[derive(Debug)]
 pub(super) struct Instance {
-    path: PathBuf,
+    folder: Folder,
+    whose: Whose,
     buffers: Vec<Buffer>,
     page: Vec<u8>,
     /// Bytes of a processor's buffer.
     bytes: usize,
+}
+
+/// Who made an instance.
+#[derive(Debug)]
+enum Whose {
+    /// The agent, which removes it when it is dropped.
+    Own,
+    /// Root. No other agent reads it as long as this is held.
+    Prepared {
+        /// Its folder.
+        _hold: File,
+    },
 }
 
 /// The buffer of one processor.
@@ -82,68 +110,53 @@ impl Instance {
         sizes: &[usize],
         filter: &str,
     ) -> Result<Instance, InstanceError> {
-        // /proc could be of another one than the agent is in; whoever can see processes by their numbers there is fine.
-        let namespace = fs::read_link("/proc/self/ns/pid");
-        if !namespace.is_ok_and(|namespace| namespace == Path::new(FIRST_PID_NAMESPACE)) {
-            return Err(InstanceError::Elsewhere);
-        }
-        let instances = tracefs.root().join("instances");
-        remove_abandoned(&instances);
-        let path = make(&instances)?;
-        let mut instance = Instance { path, buffers: Vec::new(), page: Vec::new(), bytes: 0 };
-        let bytes = page_bytes(&instance.text("events/header_page")?, &instance.text("events/header_event")?);
-        instance.page = vec![0; bytes.map_err(InstanceError::Unknown)?];
-        // The clock of the perf rings.
-        instance.set("trace_clock", "mono")?;
-        // What there is no room for is dropped and counted, and what was written stays.
-        instance.set("options/overwrite", "0")?;
-        // Whoever waits is woken at half full.
-        instance.set("buffer_percent", "50")?;
-        instance.bytes = instance.resize(sizes)?;
-        instance.set(&format!("events/{STATE}/filter"), filter)?;
-        instance.buffers = processors.iter().map(|cpu| instance.buffer(*cpu)).collect::<Result<_, _>>()?;
-        for tracepoint in [STATE, DESTROY] {
-            instance.set(&format!("events/{tracepoint}/enable"), "1")?;
+        in_first_pid_namespace()?;
+        let instances = instances(tracefs);
+        makers::remove_abandoned(&instances);
+        let folder = Folder(makers::make(&instances)?);
+        let mut instance = Instance { folder, whose: Whose::Own, buffers: Vec::new(), page: Vec::new(), bytes: 0 };
+        instance.folder.set_up(sizes, filter)?;
+        instance.read_from(processors)?;
+        instance.folder.begin()?;
+        Ok(instance)
+    }
+
+    /// Begins to read what was prepared for these processors, from now on. Takes CAP_DAC_READ_SEARCH.
+    pub(super) fn take(
+        tracefs: &Tracefs,
+        processors: &[u32],
+        name: &BuffersName,
+        filter: &str,
+    ) -> Result<Instance, InstanceError> {
+        let folder = name.folder(tracefs);
+        let whose = Whose::Prepared { _hold: folder.hold()? };
+        folder.check(filter)?;
+        let mut instance = Instance { folder, whose, buffers: Vec::new(), page: Vec::new(), bytes: 0 };
+        instance.read_from(processors)?;
+        in_first_pid_namespace()?;
+        let pages = instance.pages();
+        for buffer in &mut instance.buffers {
+            buffer.skip(&mut instance.page, pages);
         }
         Ok(instance)
     }
 
-    fn resize(&self, sizes: &[usize]) -> Result<usize, InstanceError> {
-        let mut refused = InstanceError::Unknown("no size was tried".to_owned());
-        for bytes in sizes {
-            match self.set("buffer_size_kb", &(bytes >> 10).to_string()) {
-                Ok(()) => return Ok(*bytes),
-                Err(error) => refused = error,
-            }
-        }
-        Err(refused)
+    fn read_from(&mut self, processors: &[u32]) -> Result<(), InstanceError> {
+        let (page, event) = (self.folder.text("events/header_page")?, self.folder.text("events/header_event")?);
+        self.page = vec![0; page_bytes(&page, &event).map_err(InstanceError::Unknown)?];
+        self.bytes = self.folder.bytes()?;
+        self.buffers = processors.iter().map(|cpu| self.buffer(*cpu)).collect::<Result<_, _>>()?;
+        Ok(())
     }
 
     fn buffer(&self, cpu: u32) -> Result<Buffer, InstanceError> {
-        let open = |name| {
-            let path = self.path.join(format!("per_cpu/cpu{cpu}/{name}"));
-            let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
-            let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(&path);
-            file.map_err(|source| InstanceError::File { path, source })
-        };
+        let open = |name| self.folder.open(&format!("per_cpu/cpu{cpu}/{name}"));
         Ok(Buffer { pages: open("trace_pipe_raw")?, stats: open("stats")?, dropped: 0 })
     }
 
-    /// A short file, in one read: some files of tracefs have nothing behind the first one (show_header() of
-    /// kernel/trace/trace_events.c).
-    fn text(&self, name: &str) -> Result<String, InstanceError> {
-        let path = self.path.join(name);
-        let mut bytes = vec![0; TEXT_LIMIT];
-        let length = File::open(&path).and_then(|file| file.read_at(&mut bytes, 0));
-        let length = length.map_err(|source| InstanceError::File { path, source })?;
-        Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
-    }
-
-    fn set(&self, name: &str, value: &str) -> Result<(), InstanceError> {
-        let path = self.path.join(name);
-        // Nothing is made here: a file that the kernel does not have is an error.
-        let written = OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(value.as_bytes()));
-        written.map_err(|source| InstanceError::File { path, source })
+    /// Pages of a processor's buffer.
+    fn pages(&self) -> usize {
+        self.bytes.div_ceil(self.page.len())
     }
 
     /// Bytes of a processor's buffer.
@@ -158,7 +171,7 @@ impl Instance {
 
     /// Adds everything that is in the buffers to `drained`.
     pub(super) fn drain(&mut self, formats: &Formats, drained: &mut Drained) {
-        let pages = self.bytes.div_ceil(self.page.len());
+        let pages = self.pages();
         for buffer in &mut self.buffers {
             buffer.drain(&mut self.page, pages, formats, drained);
         }
@@ -190,6 +203,20 @@ impl Buffer {
         }
     }
 
+    /// Passes over what was written before anybody could say whose it was.
+    fn skip(&mut self, page: &mut [u8], pages: usize) {
+        for _ in 0..2 * pages {
+            match self.pages.read(page) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What cannot be read now will be counted as unreadable then.
+                Err(_) => break,
+            }
+        }
+        self.dropped = self.dropped_so_far();
+    }
+
     fn dropped_so_far(&self) -> u64 {
         let mut text = [0; TEXT_LIMIT];
         match self.stats.read_at(&mut text, 0) {
@@ -211,70 +238,32 @@ fn dropped(stats: &str) -> u64 {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        if let Err(error) = self.set("events/enable", "0") {
-            tracing::debug!(%error, "an instance is still written to");
-        }
         // It is busy as long as they are open.
         self.buffers.clear();
-        remove(&self.path);
-    }
-}
-
-fn remove(path: &Path) {
-    match fs::remove_dir(path) {
-        Ok(()) => {}
-        // Somebody else was faster.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => tracing::warn!(path = %path.display(), %error, "cannot remove an instance of tracefs"),
-    }
-}
-
-/// Makes a folder with a name that nobody has.
-fn make(instances: &Path) -> Result<PathBuf, InstanceError> {
-    static MADE: AtomicU32 = AtomicU32::new(0);
-    let mut tried = 0;
-    loop {
-        let number = MADE.fetch_add(1, Ordering::Relaxed);
-        let path = instances.join(format!("{NAME}{}-{number}", getpid().as_raw_nonzero()));
-        match fs::create_dir(&path) {
-            Ok(()) => return Ok(path),
-            Err(source) if source.kind() == io::ErrorKind::AlreadyExists && tried < NAMES_LIMIT => tried += 1,
-            Err(source) => return Err(InstanceError::File { path, source }),
+        match self.whose {
+            Whose::Prepared { .. } => {}
+            Whose::Own => {
+                if let Err(error) = self.folder.end() {
+                    tracing::debug!(%error, "an instance is still written to");
+                }
+                if let Err(error) = folder::remove(&self.folder.0) {
+                    tracing::warn!(%error, "cannot remove an instance of tracefs");
+                }
+            }
         }
     }
 }
 
-/// Removes the instances of agents that were killed. Until then they cost the host little: a full buffer takes nothing more.
-/// The number of one may be that of another process now; then it stays until that is gone as well.
-fn remove_abandoned(instances: &Path) {
-    let Ok(entries) = fs::read_dir(instances) else { return };
-    for entry in entries.flatten() {
-        let owner = entry.file_name().to_str().and_then(owner);
-        if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            tracing::info!(path = %entry.path().display(), "removing what a killed agent left");
-            remove(&entry.path());
-        }
-    }
-}
-
-/// The process that made an instance of this name.
-fn owner(name: &str) -> Option<u32> {
-    let (pid, number) = name.strip_prefix(NAME)?.split_once('-')?;
-    number.parse::<u32>().ok()?;
-    pid.parse().ok()
+/// /proc could be of another one than the agent is in; whoever can see processes by their numbers there is fine.
+fn in_first_pid_namespace() -> Result<(), InstanceError> {
+    let namespace = fs::read_link("/proc/self/ns/pid");
+    let is_first = namespace.is_ok_and(|namespace| namespace == Path::new(FIRST_PID_NAMESPACE));
+    if is_first { Ok(()) } else { Err(InstanceError::Elsewhere) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_our_own_names_have_an_owner() {
-        assert_eq!(owner("fleetsock-77-0"), Some(77));
-        for other in ["fleetsock-77", "fleetsock-77-x", "fleetsock-x-1", "fleetsock-", "77-1", "other-77-1"] {
-            assert_eq!(owner(other), None, "{other}");
-        }
-    }
 
     #[test]
     fn all_ways_of_missing_an_entry_are_counted() {

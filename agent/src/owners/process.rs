@@ -74,6 +74,22 @@ impl Folder {
     }
 }
 
+/// When a process began, clock ticks after boot, if it can be told.
+pub(crate) fn started(pid: u32) -> Option<u64> {
+    Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?).map(|stat| stat.start_ticks)
+}
+
+/// Whether a process is there, and the one that began so many clock ticks after boot where that is given. One of which that
+/// cannot be told is.
+pub(crate) fn is_running(pid: u32, start_ticks: Option<u64>) -> bool {
+    match std::fs::read(format!("/proc/{pid}/stat")) {
+        Ok(bytes) => Stat::parse(&bytes).is_none_or(|stat| start_ticks.is_none_or(|start| start == stat.start_ticks)),
+        // It was there when the file was opened.
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => false,
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
+}
+
 /// A buffer for the files of processes.
 pub(crate) fn buffer() -> Vec<u8> {
     vec![0; FILE_LIMIT]
@@ -164,6 +180,17 @@ mod tests {
         for (from, to) in [(" S 1 ", " Z 1 "), (" S 1 ", " X 1 "), ("4194560", "69238880")] {
             assert!(Stat::parse(STAT.replace(from, to).as_bytes()).unwrap().holds_nothing(), "{to}");
         }
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_number_and_its_start() {
+        let me = std::process::id();
+        let start = started(me).unwrap();
+        assert!(is_running(me, None) && is_running(me, Some(start)));
+        assert!(!is_running(me, Some(start + 1)), "another one had its number before");
+        let mut gone = std::process::Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        assert_eq!((started(gone.id()), is_running(gone.id(), None)), (None, false));
     }
 
     #[test]

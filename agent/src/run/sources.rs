@@ -41,7 +41,7 @@ impl Sources {
     pub(super) fn open(config: &Config, clock: Clock) -> Result<Sources, RunError> {
         let sockets = sockets_within(config.memory_bytes);
         let surveyor = Surveyor::within(sockets.saturating_mul(ROWS_PER_SOCKET))?.listing(config.portless);
-        let events = Events::open();
+        let events = Events::open(config.buffers.as_ref());
         let mortals = mortals(config.bytes, events.is_ok());
         let destructions = Destructions::of(mortals)
             .inspect_err(|error| tracing::warn!(%error, "the kernel tells nothing of closed sockets"));
@@ -55,17 +55,24 @@ impl Sources {
         let ledger = hears_tcp.then(|| Ledger::new(surveyor.netns(), last_state));
         let (events, hearing) = match events {
             Ok(events) => {
-                match events.teller() {
-                    Teller::Tracefs => tracing::info!(bytes = events.bytes(), "listening to events by trace buffers"),
-                    Teller::Perf(reason) => tracing::info!(
-                        bytes = events.bytes(),
-                        reason,
-                        "listening to events by perf, which tells less: no trace buffers"
-                    ),
-                }
+                let hearing = match events.teller() {
+                    Teller::Tracefs => {
+                        tracing::info!(bytes = events.bytes(), "listening to events by trace buffers");
+                        Hearing::Events
+                    }
+                    Teller::Perf(reason) => {
+                        let bytes = events.bytes();
+                        tracing::info!(
+                            bytes,
+                            reason,
+                            "listening to events by perf, which tells less: no trace buffers"
+                        );
+                        Hearing::Perf(reason.to_owned())
+                    }
+                };
                 let chronicle = Chronicle::new(sockets).map_err(|error| broken("reader of events", error))?;
                 let processes = Processes::open()?.telling(config.command_lines)?;
-                (Some((Arc::new(chronicle), Reader::new(events, processes))), Hearing::Events)
+                (Some((Arc::new(chronicle), Reader::new(events, processes))), hearing)
             }
             Err(error) if hears_tcp => (None, Hearing::Ends(error.to_string())),
             Err(error) => (None, Hearing::Nothing(error.to_string())),

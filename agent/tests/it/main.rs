@@ -14,6 +14,7 @@ mod load_walks;
 mod namespaces;
 mod observing;
 mod outage;
+mod prepared;
 mod renewal;
 mod restore;
 mod spool;

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
@@ -24,8 +24,8 @@ use crate::{
     tiers::{Agent, HEARING, has_events, makes_tiers},
 };
 
-const INSTANCES: &str = "/sys/kernel/tracing/instances";
-const BY_BUFFERS: &str = "listening to events by trace buffers";
+pub(crate) const INSTANCES: &str = "/sys/kernel/tracing/instances";
+pub(crate) const BY_BUFFERS: &str = "listening to events by trace buffers";
 /// How long BPF may take to be attached.
 const ATTACHING: Duration = Duration::from_secs(30);
 /// Connections, each by a thread of its own.
@@ -54,7 +54,7 @@ fn instances(pid: u32) -> Vec<PathBuf> {
 }
 
 /// Both ends of connections, once they are known to be over.
-async fn over(fleet: &Fleet, port: u16, count: usize) -> Vec<Session> {
+pub(crate) async fn over(fleet: &Fleet, port: u16, count: usize) -> Vec<Session> {
     until("all connections are known at both ends", async || {
         let mut sessions = fleet.sessions(port).await;
         sessions.retain(|session| session.closed.is_some());
@@ -64,7 +64,7 @@ async fn over(fleet: &Fleet, port: u16, count: usize) -> Vec<Session> {
 }
 
 /// Every one has been told by events, with this process, which opened or closed it.
-fn check(sessions: &[Session], count: usize) {
+pub(crate) fn check(sessions: &[Session], count: usize) {
     assert_eq!(sessions.len(), 2 * count);
     for session in sessions {
         assert_eq!((session.opened_known, session.closed.unwrap().1), (Known::Event, Known::Event), "{session:?}");
@@ -77,7 +77,7 @@ fn check(sessions: &[Session], count: usize) {
     }
 }
 
-fn short_connection(address: SocketAddr, listener: &TcpListener) {
+pub(crate) fn short_connection(address: SocketAddr, listener: &TcpListener) {
     let client = TcpStream::connect(address).unwrap();
     let server = listener.accept().unwrap().0;
     drop((client, server));
@@ -113,9 +113,13 @@ async fn an_agent_removes_its_buffers_and_those_of_one_that_was_killed() {
     assert_eq!(instances(left).len(), 1, "{}", killed.log());
     // Killed and waited for.
     drop(killed);
+    // Another process has the number of one that was killed: it began at another moment.
+    let reused = format!("{INSTANCES}/fleetsock-{}-1-0", std::process::id());
+    fs::create_dir(&reused).unwrap();
     // Another test's agent may be faster.
     let Some((_fleet, mut agent)) = with_buffers().await else { return };
-    until("what was left is gone", async || instances(left).is_empty().then_some(())).await;
+    let is_gone = || instances(left).is_empty() && !Path::new(&reused).exists();
+    until("what was left is gone", async || is_gone().then_some(())).await;
     let pid = agent.child.id();
     assert_eq!(instances(pid).len(), 1, "{}", agent.log());
     kill_process(Pid::from_child(&agent.child), Signal::TERM).unwrap();
@@ -125,10 +129,10 @@ async fn an_agent_removes_its_buffers_and_those_of_one_that_was_killed() {
 }
 
 /// A program with BPF on the tracepoint, while it runs. Whoever listens to that by perf hears nothing meanwhile.
-struct Deafening(Child);
+pub(crate) struct Deafening(Child);
 
 impl Deafening {
-    fn start() -> Option<Deafening> {
+    pub(crate) fn start() -> Option<Deafening> {
         if !has("tcplife") {
             return None;
         }

@@ -1,0 +1,101 @@
+//! An agent that may not make trace buffers, and reads those that root prepared for it.
+
+use std::{
+    collections::BTreeSet,
+    net::TcpListener,
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use fleetsock_proto::host::Tier;
+
+use crate::{
+    fleet::Fleet,
+    listeners::skip,
+    tellers::{BY_BUFFERS, Deafening, INSTANCES, check, over, short_connection},
+    tiers::{Agent, DAC_READ_SEARCH, HEARING, SYS_PTRACE, has_events, makes_tiers},
+};
+
+/// What the unit in `deploy/systemd` gives its agent.
+const OF_THE_UNIT: [&str; 3] = ["sys_ptrace", "dac_read_search", "perfmon"];
+/// Connections that no walk sees.
+const SHORT: usize = 50;
+
+/// What root prepared, removed at the end.
+struct Prepared(String);
+
+impl Prepared {
+    /// None where there can be no trace buffers.
+    fn new(name: &str) -> Option<Prepared> {
+        let prepared = Prepared(format!("{name}-{}", std::process::id()));
+        let made = prepared.order("make");
+        if made.status.success() {
+            return Some(prepared);
+        }
+        skip(&format!("no trace buffers here: {}", String::from_utf8_lossy(&made.stderr)));
+        None
+    }
+
+    fn order(&self, order: &str) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_fleetsock-agent")).args(["buffers", order, &self.0]).output().unwrap()
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("{INSTANCES}/fleetsock-prepared-{}", self.0))
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        self.order("remove");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_of_another_user_hears_everything_by_prepared_buffers_also_beside_a_program_with_bpf() {
+    let _alone = HEARING.write().await;
+    if !makes_tiers() || !has_events() {
+        return;
+    }
+    let Some(prepared) = Prepared::new("heard") else { return };
+    let fleet = Fleet::start().await;
+    let buffers = ["--buffers", prepared.0.as_str()];
+    let agent = Agent::start_with(&fleet, Some(&OF_THE_UNIT), "walk_ms = 200", &buffers).await;
+    let facts = fleet.facts().await;
+    assert!(agent.log().contains(BY_BUFFERS), "{}", agent.log());
+    assert!(facts.tier == Tier::T2 && !facts.tier_reason.contains("by perf"), "{}", facts.tier_reason);
+    assert_eq!(agent.capabilities(), BTreeSet::from([SYS_PTRACE | DAC_READ_SEARCH]));
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let deafening = Deafening::start();
+    for _ in 0..SHORT {
+        short_connection(listener.local_addr().unwrap(), &listener);
+    }
+    drop(deafening);
+    check(&over(&fleet, listener.local_addr().unwrap().port(), SHORT).await, SHORT);
+
+    let refused = prepared.order("remove");
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && words.contains("is in use by another agent"), "{words}");
+    // Killed and waited for: what is left is removed by whoever prepared it.
+    drop(agent);
+    assert!(prepared.path().exists());
+    let removed = prepared.order("remove");
+    assert!(removed.status.success() && !prepared.path().exists(), "{}", String::from_utf8_lossy(&removed.stderr));
+    assert!(prepared.order("remove").status.success(), "there is nothing to remove");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_for_which_nobody_prepared_buffers_says_so_and_hears_by_perf() {
+    if !makes_tiers() || !has_events() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    let agent = Agent::start_with(&fleet, Some(&OF_THE_UNIT), "walk_ms = 200", &["--buffers", "nobodys"]).await;
+    let facts = fleet.facts().await;
+    assert_eq!(facts.tier, Tier::T2, "{}", agent.log());
+    for words in ["connections are heard by perf", "fleetsock-prepared-nobodys is not there: nobody prepared it"] {
+        assert!(facts.tier_reason.contains(words), "{}", facts.tier_reason);
+    }
+    assert!(agent.log().contains("the prepared trace buffers are not read"), "{}", agent.log());
+}
