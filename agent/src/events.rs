@@ -1,17 +1,14 @@
 //! What the kernel tells by itself: every TCP connection, however short, with the process at each end.
 //!
 //! Two tracepoints are written by the kernel for all network namespaces at once: into trace buffers of the agent's own
-//! where it can make them or root did for it (`instance`, with `page` that reads their pages), and otherwise into rings of perf. The lives and
-//! names of processes always come from rings, one per processor (perf_event_open(2)). `ring` reads the rings and is the
-//! agent's only unsafe code; `tracepoint` knows where the fields of a record are; `reading` turns bytes into what
-//! `record` says.
+//! where it can make them or root did for it (`instance`, with `page` that reads their pages), and otherwise into rings of
+//! perf. The lives and names of processes always come from rings, one per processor (perf_event_open(2)). `tracepoint` knows
+//! where the fields of a record are; `reading` turns bytes into what `record` says.
 
-mod bytes;
 mod instance;
 mod page;
 mod reading;
 mod record;
-mod ring;
 mod tracepoint;
 
 use std::{ffi::CStr, io, os::fd::BorrowedFd, time::Duration};
@@ -27,7 +24,6 @@ use fleetsock_proto::time::Timestamp;
 use self::{
     instance::Instance,
     reading::{Formats, Threads},
-    ring::{Ring, Source, Wake},
     tracepoint::Tracefs,
 };
 pub use self::{
@@ -35,6 +31,7 @@ pub use self::{
     record::{Actor, Record, SocketEvent, What},
     tracepoint::TracepointError,
 };
+use crate::kernel::ring::{Ring, Source, Wake};
 
 /// Bytes of one processor's ring, tried from the largest: what the kernel lets us lock decides. 2 MiB hold a burst of
 /// some 20,000 closings between two looks.

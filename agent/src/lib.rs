@@ -13,6 +13,7 @@ pub mod departures;
 pub mod enrolment;
 pub mod events;
 pub mod facts;
+mod kernel;
 pub mod ledger;
 pub mod lives;
 pub mod losses;

@@ -3,10 +3,8 @@
 //! The layout is that of `struct buffer_data_page` and `struct ring_buffer_event` (kernel/trace/ring_buffer.c and
 //! include/linux/ring_buffer.h), which tracefs describes in `events/header_page` and `events/header_event`.
 
-use super::{
-    bytes::{u32_at, u64_at},
-    tracepoint::{Field, fields},
-};
+use super::tracepoint::{Field, fields};
+use crate::kernel::bytes::{u32_at, u64_at};
 
 // Kinds of an entry, in the 5 bits of `type_len`; any other number is the length of its data in words.
 const LONG: u32 = 0;

@@ -6,11 +6,11 @@ use fleetsock_proto::socket::{Family, SocketState};
 
 use super::{
     Drained,
-    bytes::{at, u16_at, u32_at, u64_at},
     page::{Entries, Entry},
     record::{Actor, Record, SocketEvent, What},
     tracepoint::{DestroyFormat, EndsFormat, Field, StateFormat},
 };
+use crate::kernel::bytes::{at, u16_at, u32_at, u64_at};
 
 // Numbers of include/uapi/linux/perf_event.h.
 const LOST: u32 = 2;

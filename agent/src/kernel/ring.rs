@@ -1,4 +1,4 @@
-//! Perf rings: memory that the kernel writes records into (perf_event_open(2)). The agent's only unsafe code.
+//! Perf rings: memory that the kernel writes records into (perf_event_open(2)).
 #![allow(unsafe_code, reason = "the kernel interface that no safe crate covers; each block says why it is sound")]
 
 use std::{
@@ -16,7 +16,7 @@ use rustix::{
 
 /// What is written into a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
+pub(crate) enum Source {
     /// A tracepoint, by its id.
     Tracepoint(u64),
     /// The same, without the records for which this is not true (Documentation/trace/events.rst of the kernel).
@@ -29,7 +29,7 @@ pub(super) enum Source {
 
 /// When whoever waits for a ring is woken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wake {
+pub(crate) enum Wake {
     /// When it is half full.
     HalfFull,
     /// By every record.
@@ -89,7 +89,7 @@ const DATA_TAIL: usize = 1032;
 
 /// The ring of one processor.
 #[derive(Debug)]
-pub(super) struct Ring {
+pub(crate) struct Ring {
     /// The event whose ring it is, and those that write into it too.
     events: Vec<OwnedFd>,
     /// One page of control, then the data.
@@ -111,7 +111,7 @@ impl AsFd for Ring {
 
 impl Ring {
     /// Lets the kernel write what the sources tell of one processor into a ring of `bytes`, a power of two.
-    pub(super) fn open(cpu: u32, sources: &[Source], bytes: usize, wake: Wake) -> Result<Ring, Errno> {
+    pub(crate) fn open(cpu: u32, sources: &[Source], bytes: usize, wake: Wake) -> Result<Ring, Errno> {
         let page = page_size();
         assert!(!sources.is_empty() && bytes.is_power_of_two() && bytes >= page, "a ring of {bytes} bytes");
         let cpu = libc::c_int::try_from(cpu).map_err(|_| Errno::INVAL)?;
@@ -139,7 +139,7 @@ impl Ring {
     }
 
     /// Replaces the content of `buffer` with everything that was written since the last time.
-    pub(super) fn take(&mut self, buffer: &mut Vec<u8>) {
+    pub(crate) fn take(&mut self, buffer: &mut Vec<u8>) {
         buffer.clear();
         // SAFETY: both words lie in the control page, are aligned to 8 bytes, and live as long as the ring; the kernel
         // writes the head while we read it, so they are accessed as atomics.

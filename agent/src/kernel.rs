@@ -1,0 +1,5 @@
+//! The edge to the kernel that no safe crate covers: `ring`, memory that it writes records into. The agent's only unsafe code
+//! is here. `bytes` reads numbers among what the kernel writes.
+
+pub(crate) mod bytes;
+pub(crate) mod ring;
