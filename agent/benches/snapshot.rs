@@ -22,7 +22,7 @@ use std::{
 
 use fleetsock_agent::{
     capture::{SocketRow, Walker},
-    owners::{OwnerScan, Processes, Wanted},
+    owners::{Holdings, OwnerScan, Processes, Wanted},
 };
 use nix::sys::{
     resource::{UsageWho, getrusage},
@@ -43,7 +43,8 @@ fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["hold", sockets] => hold(sockets.parse().unwrap()),
-        ["snapshot"] => println!("{}", Snapshot::open().take().0),
+        ["snapshot"] => println!("{}", Snapshot::open(Owners::OfKernel).take().0),
+        ["snapshot", "proc"] => println!("{}", Snapshot::open(Owners::OfProc).take().0),
         _ => bench(),
     }
 }
@@ -67,6 +68,15 @@ fn hold(sockets: usize) {
     io::copy(&mut io::stdin(), &mut io::sink()).unwrap();
 }
 
+/// Who tells the owners.
+#[derive(Clone, Copy)]
+enum Owners {
+    /// The kernel, where it does.
+    OfKernel,
+    /// The links in /proc.
+    OfProc,
+}
+
 /// The agent's part.
 struct Snapshot {
     walker: Walker,
@@ -75,8 +85,13 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    fn open() -> Snapshot {
-        Snapshot { walker: Walker::open().unwrap(), processes: Processes::open().unwrap(), rows: Vec::new() }
+    fn open(owners: Owners) -> Snapshot {
+        let processes = Processes::open().unwrap();
+        let processes = match owners {
+            Owners::OfKernel => processes.asking(Holdings::open()),
+            Owners::OfProc => processes,
+        };
+        Snapshot { walker: Walker::open().unwrap(), processes, rows: Vec::new() }
     }
 
     fn walk(&mut self) -> usize {
@@ -102,9 +117,11 @@ struct Contender {
 
 fn contenders() -> Vec<Contender> {
     let own = env::current_exe().unwrap().into_os_string().into_string().unwrap();
-    let mut agent = Snapshot::open();
-    let mut steady = Snapshot::open();
+    let also_own = own.clone();
+    let [mut agent, mut reader] = [Owners::OfKernel, Owners::OfProc].map(Snapshot::open);
+    let mut steady = Snapshot::open(Owners::OfProc);
     agent.take();
+    reader.take();
     steady.walk();
     vec![
         Contender {
@@ -112,9 +129,14 @@ fn contenders() -> Vec<Contender> {
             run: Box::new(move || of_child(&own, &["snapshot"], Tells::Count)),
         },
         Contender {
+            name: "the same, owners from /proc",
+            run: Box::new(move || of_child(&also_own, &["snapshot", "proc"], Tells::Count)),
+        },
+        Contender {
             name: "snapshot with owners, agent running",
             run: Box::new(move || Some(of_thread(|| agent.take().0))),
         },
+        Contender { name: "the same, owners from /proc", run: Box::new(move || Some(of_thread(|| reader.take().0))) },
         Contender { name: "steady walk, nothing unknown", run: Box::new(move || Some(of_thread(|| steady.walk()))) },
         Contender { name: "`ss -tanup`", run: Box::new(|| of_child("ss", &["-H", "-tanup"], Tells::Lines)) },
         Contender {
@@ -192,6 +214,9 @@ fn holders(sockets: usize) -> Vec<Child> {
 }
 
 fn bench() {
+    if let Err(error) = Holdings::open() {
+        println!("The kernel does not tell owners here, so that /proc is read: {error}.\n");
+    }
     println!(
         "| CPU, median | sockets | told | ms | of `ss` | of `netstat` | of `lsof` |\n|---|---|---|---|---|---|---|"
     );
@@ -213,7 +238,7 @@ fn bench() {
             Some((mine, other)) => format!("{:.3}", mine / other),
             None => "-".to_owned(),
         };
-        let [.., ss, netstat, lsof] = medians[..] else { unreachable!("there are six contenders") };
+        let [.., ss, netstat, lsof] = medians[..] else { unreachable!("there are eight contenders") };
         for ((contender, told), mine) in contenders.iter().zip(told).zip(&medians) {
             let ms = mine.map_or("not installed".to_owned(), |ms| format!("{ms:.2}"));
             let [ss, netstat, lsof] = [ss, netstat, lsof].map(|other| against(*mine, other));

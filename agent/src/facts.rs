@@ -15,10 +15,31 @@ use rustix::{
 
 use crate::{capture::interface, owners::cut};
 
-/// Inode of the first pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h).
-const FIRST_PID_NAMESPACE: u64 = 0xeffffffc;
-/// Inode of the first user namespace (PROC_USER_INIT_INO).
-const FIRST_USER_NAMESPACE: u64 = 0xeffffffd;
+/// A namespace that the agent is in, of which the machine has a first one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Namespace {
+    Pid,
+    Time,
+    User,
+}
+
+impl Namespace {
+    /// Where it is shown, and the inode of the first one (include/linux/proc_ns.h).
+    fn first(self) -> (&'static str, u64) {
+        match self {
+            Namespace::Pid => ("/proc/self/ns/pid", 0xeffffffc),
+            Namespace::Time => ("/proc/self/ns/time", 0xeffffffa),
+            Namespace::User => ("/proc/self/ns/user", 0xeffffffd),
+        }
+    }
+}
+
+/// Whether the agent runs in the machine's first namespace of a kind. /proc could be of another one than the agent is in;
+/// whoever can see processes by their numbers there is fine.
+pub(crate) fn is_in_first(namespace: Namespace) -> bool {
+    let (path, inode) = namespace.first();
+    stat(path).is_ok_and(|found| found.st_ino == inode)
+}
 
 /// What the kernel tells the agent of connections by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,12 +147,11 @@ struct Privileges {
 }
 
 fn privileges() -> Privileges {
-    let first = |path: &str, inode: u64| stat(path).is_ok_and(|namespace| namespace.st_ino == inode);
     Privileges {
         uid: getuid().as_raw(),
         capabilities: capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective),
-        all_processes: first("/proc/self/ns/pid", FIRST_PID_NAMESPACE),
-        all_users: first("/proc/self/ns/user", FIRST_USER_NAMESPACE),
+        all_processes: is_in_first(Namespace::Pid),
+        all_users: is_in_first(Namespace::User),
     }
 }
 

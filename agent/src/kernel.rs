@@ -1,5 +1,6 @@
-//! The edge to the kernel that no safe crate covers: `ring`, memory that it writes records into. The agent's only unsafe code
-//! is here. `bytes` reads numbers among what the kernel writes.
+//! The edge to the kernel that no safe crate covers: `ring`, memory that it writes records into, and `bpf`, programs that
+//! it runs. The agent's only unsafe code is here. `bytes` reads numbers among what the kernel writes.
 
+pub(crate) mod bpf;
 pub(crate) mod bytes;
 pub(crate) mod ring;

@@ -15,7 +15,7 @@ use fleetsock_agent::{
     enrolment::{Enrolment, Existing, JoinSource},
     events::{BuffersName, make_buffers, remove_buffers},
     namespaces::{Namespaces, Pass},
-    owners::Processes,
+    owners::{Holdings, Processes},
     privileges,
     run::{Foundation, run},
     table::{Search, Table, Walk},
@@ -234,7 +234,8 @@ fn walk() -> Result<()> {
         }
     }
     let wanted = table.wanted(&rows, Search::Referee);
-    let scan = Processes::open()?.scan(&wanted);
+    let mut processes = Processes::open()?.asking(Holdings::open());
+    let scan = processes.scan(&wanted);
     let vanished = BTreeSet::new();
     let walk = Walk { rows: &rows, began, at: Timestamp::now(), survey: &survey, vanished: &vanished };
     let mut sockets: Vec<_> =
@@ -269,6 +270,9 @@ fn walk() -> Result<()> {
         table.len(),
         scan.denied
     )?;
+    if let Some(remark) = processes.remark() {
+        writeln!(out, "{remark}")?;
+    }
     if let Some(TcpCounts { time_wait, syn_received, bound }) = survey.counts {
         let bound = bound.map_or_else(|| "not told".to_owned(), |bound| bound.to_string());
         writeln!(out, "other TCP sockets: time-wait {time_wait}, syn-received {syn_received}, bound {bound}")?;

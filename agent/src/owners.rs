@@ -1,36 +1,46 @@
 //! Which processes hold a socket.
 //!
-//! There is no index from a socket to its holders: every descriptor of every process is looked at (3 to 5 us each), so
-//! a scan is for when something unknown appeared. `process` reads one process, `descriptors` its sockets, `holders` keeps
-//! who has which, `placement` tells its container and unit, `users` the name of its user, `command_line` how it was called,
-//! `known` remembers all that.
+//! There is no index from a socket to its holders: every descriptor of every process is looked at, so a scan is for when
+//! something unknown appeared. The kernel does it where it lets the agent have it done: `holdings` asks it, by a `program`
+//! that is made for the kernel's own `btf`, and `told` takes what it tells. Elsewhere their links are read, 3 to 5 us each:
+//! `search` goes through the processes, `descriptors` finds the sockets of one. `process` reads what a process is, `holders`
+//! keeps who has which socket, `placement` tells its container and unit, `users` the name of its user, `command_line` how it
+//! was called, `known` remembers all that.
 
+mod btf;
 mod command_line;
 mod descriptors;
 mod holders;
+mod holdings;
 mod known;
 mod placement;
 mod process;
+mod program;
+mod search;
+mod told;
 mod users;
 
-use std::{ffi::CString, io, mem::MaybeUninit, os::fd::OwnedFd, time::Duration};
+use std::{ffi::CString, io, os::fd::OwnedFd, time::Duration};
 
 use rustix::{
-    ffi::CStr,
-    fs::{AtFlags, CWD, Mode, OFlags, RawDir, SeekFrom, openat, seek, stat, statat},
+    fs::{CWD, Mode, OFlags, openat, stat},
     io::Errno,
 };
 
-pub use self::holders::{ByInode, Holders, InodeHasher, Inodes};
-use self::{descriptors::Descriptors, known::Known};
+pub use self::{
+    holders::{ByInode, Holders, InodeHasher, Inodes},
+    holdings::{Holdings, HoldingsError},
+};
+use self::{
+    known::Known,
+    search::{Search, every_process},
+    told::Told,
+};
 pub(crate) use self::{
     placement::Placement,
     process::{Folder, buffer, cut, is_running, pid, started},
 };
 use crate::{ancestry::Described, config::CommandLines, cost};
-
-/// Bytes of folder entries that are read at once.
-const ENTRIES: usize = 32 * 1024;
 
 /// What a scan of the processes found.
 #[derive(Debug, Default)]
@@ -42,6 +52,15 @@ pub struct OwnerScan {
     pub denied: u64,
     /// Owners above [`SOCKET_OWNERS_LIMIT`](fleetsock_proto::batch::SOCKET_OWNERS_LIMIT) of a socket: the youngest, counted, not kept.
     pub owners_cut: u64,
+}
+
+impl OwnerScan {
+    /// Nothing yet, with room for all: mostly each socket has one.
+    fn for_all(wanted: &Wanted) -> OwnerScan {
+        let mut scan = OwnerScan::default();
+        scan.owners.reserve(wanted.len());
+        scan
+    }
 }
 
 /// Inodes of sockets whose owners are looked for.
@@ -63,12 +82,16 @@ pub enum OwnersError {
 
 /// Looks for owners in the processes of the agent's pid namespace.
 ///
-/// Not seen: descriptors of threads that left their process's table (CLONE_FILES), and files that are registered with
-/// io_uring only.
+/// Not seen: files that are registered with io_uring only, and where the kernel does not tell, descriptors of threads that
+/// left their process's table (CLONE_FILES).
 #[derive(Debug)]
 pub struct Processes {
     proc: OwnedFd,
     known: Known,
+    /// Has the kernel tell who holds which socket.
+    holdings: Option<Holdings>,
+    /// Why it does not, though it was to.
+    obstacle: Option<String>,
     /// Whether the kernel tells the number of descriptors as the size of `/proc/PID/fd` (since Linux 6.2).
     counts_descriptors: bool,
 }
@@ -80,7 +103,7 @@ impl Processes {
         let proc = openat(CWD, c"/proc", flags, Mode::empty()).map_err(OwnersError::Proc)?;
         let own = stat("/proc/self/fd").map_err(OwnersError::Proc)?;
         let known = Known::new().map_err(OwnersError::Users)?;
-        Ok(Processes { proc, known, counts_descriptors: own.st_size > 0 })
+        Ok(Processes { proc, known, holdings: None, obstacle: None, counts_descriptors: own.st_size > 0 })
     }
 
     /// The same, that tells the command lines of processes if that is wanted.
@@ -91,22 +114,67 @@ impl Processes {
         Ok(self)
     }
 
+    /// The same, that has the kernel tell who holds which socket; /proc is read where and as long as it does not.
+    pub fn asking(mut self, holdings: Result<Holdings, HoldingsError>) -> Processes {
+        match holdings {
+            Ok(holdings) => self.holdings = Some(holdings),
+            Err(error) => self.obstacle = Some(error.to_string()),
+        }
+        self
+    }
+
+    /// What is to be said when the kernel does not tell who holds which socket, though it was to be asked.
+    pub fn remark(&self) -> Option<String> {
+        let why = self.obstacle.as_ref()?;
+        Some(format!("owners are read from /proc, which takes several times the CPU ({why})"))
+    }
+
     /// Looks through the descriptors of all processes for the wanted socket inodes. Processes that end meanwhile own
     /// nothing.
     pub fn scan(&mut self, wanted: &Wanted) -> OwnerScan {
-        let mut scan = OwnerScan::default();
         if wanted.is_empty() {
-            return scan;
+            return OwnerScan::default();
         }
-        // Mostly each has one.
-        scan.owners.reserve(wanted.len());
         self.known.begin();
-        match self.look_through(wanted, &mut scan) {
-            Ok(()) => self.known.end(),
-            Err(errno) => {
-                tracing::warn!(error = %errno, "cannot list /proc to its end");
-                scan.denied += 1;
+        match self.ask(wanted) {
+            Some(scan) => scan,
+            None => self.read(wanted),
+        }
+    }
+
+    /// Has the kernel tell who holds them, if it does. One pass over everything costs less than to look for a few here and
+    /// there.
+    fn ask(&mut self, wanted: &Wanted) -> Option<OwnerScan> {
+        let holdings = self.holdings.as_ref()?;
+        let mut told = Told::new(&self.proc, &mut self.known, wanted);
+        let passed = holdings.pass(|holding| told.take(holding));
+        if passed.is_ok() && told.scan.owners.len() < wanted.len() {
+            told.scan.denied += denied(&told.look_for_hidden());
+        }
+        let scan = told.scan;
+        let obstacle = passed.err().map(|error| error.to_string());
+        match &obstacle {
+            Some(why) if obstacle != self.obstacle => {
+                tracing::warn!(error = why, "the kernel does not tell who holds sockets: /proc is read");
             }
+            None if self.obstacle.is_some() => tracing::info!("the kernel tells again who holds sockets"),
+            _ => {}
+        }
+        self.obstacle = obstacle;
+        self.obstacle.is_none().then(|| {
+            self.known.end();
+            scan
+        })
+    }
+
+    /// Looks for them in /proc.
+    fn read(&mut self, wanted: &Wanted) -> OwnerScan {
+        let mut search = Search::new(&self.proc, &mut self.known, self.counts_descriptors, wanted);
+        let looked = every_process(&self.proc, |pid, name| search.look_into(pid, name));
+        let mut scan = search.scan;
+        scan.denied += denied(&looked);
+        if looked.is_ok() {
+            self.known.end();
         }
         scan
     }
@@ -133,81 +201,14 @@ impl Processes {
         let name = CString::new(pid.to_string()).ok()?;
         Folder::open(&self.proc, &name).and_then(|folder| folder.netns()).ok()
     }
-
-    fn look_through(&mut self, wanted: &Wanted, scan: &mut OwnerScan) -> Result<(), Errno> {
-        if matches!(statat(&self.proc, c"1", AtFlags::empty()), Err(Errno::NOENT)) {
-            // Every pid namespace has a first process.
-            scan.denied += 1;
-        }
-        seek(&self.proc, SeekFrom::Start(0))?;
-        let mut buffer = [MaybeUninit::uninit(); ENTRIES];
-        let mut entries = RawDir::new(&self.proc, &mut buffer);
-        while let Some(entry) = entries.next() {
-            let entry = entry?;
-            let Some(pid) = pid(entry.file_name()) else { continue };
-            let mut search = Search {
-                proc: &self.proc,
-                known: &mut self.known,
-                counts_descriptors: self.counts_descriptors,
-                wanted,
-                scan,
-            };
-            match search.look_into(pid, entry.file_name()) {
-                Ok(()) | Err(Errno::NOENT | Errno::SRCH) => {}
-                Err(errno) => {
-                    tracing::trace!(pid, error = %errno, "cannot look into a process");
-                    scan.denied += 1;
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
-/// A scan, while it is at one process.
-struct Search<'a> {
-    proc: &'a OwnedFd,
-    known: &'a mut Known,
-    counts_descriptors: bool,
-    wanted: &'a Wanted,
-    scan: &'a mut OwnerScan,
-}
-
-impl Search<'_> {
-    fn look_into(&mut self, pid: u32, name: &CStr) -> Result<(), Errno> {
-        self.known.saw(pid);
-        let count = if self.counts_descriptors { Some(self.count_descriptors(name)?) } else { None };
-        if count == Some(0) {
-            // A thread of the kernel or a dead process, and this without opening anything.
-            return Ok(());
-        }
-        let folder = Folder::open(self.proc, name)?;
-        let descriptors = match folder.descriptors() {
-            Err(Errno::ACCESS | Errno::PERM) if self.known.holds_nothing(&folder)? => return Ok(()),
-            descriptors => Descriptors::new(descriptors?, count),
-        };
-        let mut owner = None;
-        descriptors.sockets(|inode| {
-            if self.wanted.contains(&inode) {
-                let owner = match &owner {
-                    Some(owner) => owner,
-                    None => owner.insert(self.known.owner(pid, &folder)?.0),
-                };
-                self.scan.owners_cut += self.scan.owners.entry(inode).or_default().add(owner);
-            }
-            Ok(())
-        })
-    }
-
-    fn count_descriptors(&self, name: &CStr) -> Result<u64, Errno> {
-        let mut path = [0; 16];
-        let name = name.to_bytes();
-        let (pid, rest) = path.split_at_mut_checked(name.len()).ok_or(Errno::NAMETOOLONG)?;
-        pid.copy_from_slice(name);
-        rest.get_mut(..4).ok_or(Errno::NAMETOOLONG)?.copy_from_slice(b"/fd\0");
-        let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::NAMETOOLONG)?;
-        Ok(statat(self.proc, path, AtFlags::empty())?.st_size.unsigned_abs())
-    }
+/// How many processes could not be looked into, by a look at every process; one more when that did not come to its end.
+fn denied(looked: &Result<u64, Errno>) -> u64 {
+    looked.unwrap_or_else(|errno| {
+        tracing::warn!(error = %errno, "cannot list /proc to its end");
+        1
+    })
 }
 
 /// A time since the boot by the clock of the events, which stands still while the host sleeps; nanoseconds.
@@ -242,6 +243,20 @@ mod tests {
         assert_eq!(owner.uid, rustix::process::getuid().as_raw());
         assert!(owner.started_at.unwrap() < Timestamp::now());
         assert_eq!(scan.owners.len(), 1);
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_tell_is_read_from_proc_and_that_is_said() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut processes = Processes::open().unwrap().asking(Ok(Holdings::broken()));
+        assert_eq!(processes.remark(), None);
+        let scan = processes.scan(&Wanted::from_iter([inode(&listener)]));
+        assert_eq!(scan.owners[&inode(&listener)][0].pid, std::process::id());
+        let remark = processes.remark().unwrap();
+        assert!(
+            remark.starts_with("owners are read from /proc, ") && remark.contains("the kernel's iterator: "),
+            "{remark}"
+        );
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub enum Topic {
     Room,
     /// Events that do not come.
     Events,
+    /// Owners that the kernel does not tell.
+    Owners,
 }
 
 /// The remarks, one for each topic. Made by one thread, read by another.

@@ -16,7 +16,7 @@ use crate::{
     namespaces::{NamespacesError, Pass},
     observer::{Clock, Observer, orders::Orders, schedule::Schedule},
     outbox::Outbox,
-    owners::{OwnersError, Processes},
+    owners::OwnersError,
     remarks::{Remarks, Topic},
     restraint::Restraint,
     spool::{Spool, SpoolError},
@@ -89,8 +89,9 @@ pub async fn run(
     let identity = identity(&state)?;
     let spool = Spool::open(&state, config.spool_bytes, clock())?;
     let sources = Sources::open(&config, clock)?;
-    let Sources { surveyor, mut namespaces, events, departures, ledger, hearing, sockets } = sources;
+    let Sources { surveyor, mut namespaces, events, departures, ledger, hearing, processes, sockets } = sources;
     let remarks = Arc::new(Remarks::default());
+    remarks.make(Topic::Owners, processes.remark());
     if let Some(namespaces) = &mut namespaces {
         // Before the host says what it does not see.
         namespaces.refresh(Pass::All)?;
@@ -119,7 +120,7 @@ pub async fn run(
     let observer = Observer {
         surveyor,
         namespaces,
-        processes: Processes::open()?.telling(config.command_lines)?,
+        processes,
         chronicle: events.as_ref().map(|(chronicle, _)| Arc::clone(chronicle)),
         departures: departures.clone(),
         ledger,

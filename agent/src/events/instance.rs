@@ -5,13 +5,13 @@
 //! without a word; an instance does neither, and an entry costs the host less than a record of perf.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::fs::FileExt,
     },
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use self::folder::{Folder, instances};
@@ -22,6 +22,7 @@ use super::{
     reading::{Formats, read_page},
     tracepoint::Tracefs,
 };
+use crate::facts::{Namespace, is_in_first};
 
 mod folder;
 mod makers;
@@ -30,8 +31,6 @@ mod prepared;
 /// Entries that the kernel drops are counted in a file of each processor; it is read when so large a part of a buffer was
 /// found filled, because a buffer that was never nearly full dropped nothing.
 const FILLED_PART: usize = 4;
-/// How the first pid namespace is called (PROC_PID_INIT_INO, include/linux/proc_ns.h).
-const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// Longest content of a file that is read.
 const TEXT_LIMIT: usize = 4096;
 
@@ -254,11 +253,8 @@ impl Drop for Instance {
     }
 }
 
-/// /proc could be of another one than the agent is in; whoever can see processes by their numbers there is fine.
 fn in_first_pid_namespace() -> Result<(), InstanceError> {
-    let namespace = fs::read_link("/proc/self/ns/pid");
-    let is_first = namespace.is_ok_and(|namespace| namespace == Path::new(FIRST_PID_NAMESPACE));
-    if is_first { Ok(()) } else { Err(InstanceError::Elsewhere) }
+    if is_in_first(Namespace::Pid) { Ok(()) } else { Err(InstanceError::Elsewhere) }
 }
 
 #[cfg(test)]

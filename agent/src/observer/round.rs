@@ -219,6 +219,7 @@ impl Round {
             true => OwnerScan::default(),
             false => self.observer.processes.scan(&wanted),
         };
+        self.observer.remarks.make(Topic::Owners, self.observer.processes.remark());
         (wanted, scan)
     }
 

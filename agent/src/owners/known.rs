@@ -142,6 +142,15 @@ impl Known {
         Ok(owner)
     }
 
+    /// The same of the process that started so many nanoseconds after the boot, as the kernel has it: `SRCH` when its number
+    /// is another one's by now.
+    pub(super) fn owner_since(&mut self, pid: u32, started_ns: u64, folder: &Folder) -> Result<Arc<Owner>, Errno> {
+        let (owner, started) = self.owner(pid, folder)?;
+        let ticks_per_second = clock_ticks_per_second();
+        let is_it = started == ticked(ticks(started_ns, ticks_per_second), ticks_per_second);
+        is_it.then_some(owner).ok_or(Errno::SRCH)
+    }
+
     /// Tells command lines from now on.
     pub(super) fn tell_command_lines(&mut self) -> Result<(), regex::Error> {
         self.redaction = Some(Redaction::new()?);
@@ -162,6 +171,12 @@ impl Known {
 /// How long after the boot a process started.
 fn since_boot(stat: &Stat) -> Duration {
     ticked(stat.start_ticks, clock_ticks_per_second())
+}
+
+/// Clock ticks that are over after so many nanoseconds (nsec_to_clock_t() of the kernel).
+fn ticks(ns: u64, ticks_per_second: u64) -> u64 {
+    let ticks = u128::from(ns) * u128::from(ticks_per_second) / 1_000_000_000;
+    u64::try_from(ticks).unwrap_or(u64::MAX)
 }
 
 fn ticked(ticks: u64, ticks_per_second: u64) -> Duration {
@@ -195,6 +210,15 @@ mod tests {
         assert_eq!(start(5_000_000, ticked(250, 100)), Timestamp::from_micros(7_500_000));
         assert_eq!(start(5_000_000, ticked(u64::MAX, 1)), Timestamp::MAX);
         assert_eq!(start(5_000_000, ticked(1, 0)), Timestamp::from_micros(6_000_000));
+    }
+
+    #[test]
+    fn a_start_to_the_nanosecond_is_in_the_tick_that_proc_tells() {
+        for (ns, expected) in
+            [(0, 0), (9_999_999, 0), (10_000_000, 1), (2_500_000_001, 250), (u64::MAX, 1_844_674_407_370)]
+        {
+            assert_eq!(ticks(ns, 100), expected, "{ns}");
+        }
     }
 
     #[test]

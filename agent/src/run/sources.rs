@@ -14,7 +14,7 @@ use crate::{
     ledger::{LastState, Ledger},
     namespaces::Namespaces,
     observer::Clock,
-    owners::Processes,
+    owners::{Holdings, Processes},
     privileges,
 };
 
@@ -32,6 +32,8 @@ pub(super) struct Sources {
     pub(super) departures: Option<Arc<Departures>>,
     pub(super) ledger: Option<Ledger>,
     pub(super) hearing: Hearing,
+    /// Finds owners.
+    pub(super) processes: Processes,
     /// How many sockets are followed.
     pub(super) sockets: usize,
 }
@@ -45,6 +47,7 @@ impl Sources {
         let mortals = mortals(config.bytes, events.is_ok());
         let destructions = Destructions::of(mortals)
             .inspect_err(|error| tracing::warn!(%error, "the kernel tells nothing of closed sockets"));
+        let holdings = Holdings::open();
         privileges::give_up(config.reach).map_err(|error| broken("giving up of capabilities", error))?;
 
         // Threads have the capabilities of the one that begins them.
@@ -77,11 +80,17 @@ impl Sources {
             Err(error) if hears_tcp => (None, Hearing::Ends(error.to_string())),
             Err(error) => (None, Hearing::Nothing(error.to_string())),
         };
+        let processes = Processes::open()?.telling(config.command_lines)?.asking(holdings);
+        match processes.remark() {
+            None => tracing::info!("the kernel tells who holds sockets"),
+            Some(remark) => tracing::info!("{remark}"),
+        }
         let namespaces = match config.reach {
             Reach::Host => Some(Namespaces::open()?),
             Reach::Namespace => None,
         };
-        Ok(Sources { surveyor, namespaces, events, departures: departures.map(Arc::new), ledger, hearing, sockets })
+        let departures = departures.map(Arc::new);
+        Ok(Sources { surveyor, namespaces, events, departures, ledger, hearing, processes, sockets })
     }
 }
 

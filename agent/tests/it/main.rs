@@ -9,6 +9,7 @@ mod distress;
 mod enrolment;
 mod exchange;
 mod fleet;
+mod holders;
 mod listeners;
 mod load_walks;
 mod namespaces;

@@ -11,6 +11,7 @@ use std::{
     process::{Child, Command},
 };
 
+use fleetsock_agent::owners::Holdings;
 use fleetsock_proto::{
     host::{HostFacts, Tier},
     session::Session,
@@ -254,7 +255,7 @@ async fn two_capabilities_show_all_owners_and_the_ends_of_short_connections() {
     let Seen { facts, fleet, agent, listener, listener_known } = see(Some(&capabilities), "walk_ms = 200").await;
     assert_eq!((facts.tier, listener_known), (Tier::T1, OwnerKnown::Exact), "{}", agent.log());
     assert!(facts.tier_reason.contains("no events: of connections"), "{}", facts.tier_reason);
-    assert!(!facts.tier_reason.contains("owners"), "{}", facts.tier_reason);
+    assert!(!facts.tier_reason.contains("owners of"), "{}", facts.tier_reason);
     assert_eq!(agent.capabilities(), BTreeSet::from([SYS_PTRACE | DAC_READ_SEARCH]));
     let sessions = over(&fleet, short_connections(&listener)).await;
     check_ends(&sessions);
@@ -278,9 +279,30 @@ async fn three_capabilities_show_every_connection_with_its_process() {
     assert!(facts.tier_reason.starts_with("no CAP_SYS_ADMIN: sockets of "), "{}", facts.tier_reason);
     assert!(!facts.tier_reason.contains("no events"), "{}", facts.tier_reason);
     assert!(facts.tier_reason.contains("connections are heard by perf, and not at all while"), "{}", facts.tier_reason);
+    let by_proc = "owners are read from /proc, which takes several times the CPU (no CAP_BPF)";
+    assert!(facts.tier_reason.contains(by_proc) && agent.log().contains(by_proc), "{}", facts.tier_reason);
     // The third was needed to begin to listen.
     assert_eq!(agent.capabilities(), BTreeSet::from([SYS_PTRACE | DAC_READ_SEARCH]));
     check_lives(&over(&fleet, short_connections(&listener)).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fourth_capability_has_the_kernel_tell_who_holds_sockets_and_is_given_up_as_well() {
+    if !makes_tiers() || !has_events() {
+        return;
+    }
+    if let Err(error) = Holdings::open() {
+        return skip(&format!("the kernel does not tell who holds sockets: {error}"));
+    }
+    let _hears = HEARING.read().await;
+    let capabilities = ["sys_ptrace", "dac_read_search", "perfmon", "bpf"];
+    let Seen { facts, agent, listener_known, .. } = see(Some(&capabilities), "walk_ms = 200").await;
+    assert_eq!((facts.tier, listener_known), (Tier::T2, OwnerKnown::Exact), "{} {}", facts.tier_reason, agent.log());
+    assert!(agent.log().contains("the kernel tells who holds sockets"), "{}", agent.log());
+    // Linux before 5.19 tells only whoever keeps the fourth.
+    let refused = agent.log().contains("the kernel does not tell who holds sockets");
+    assert_eq!(facts.tier_reason.contains("/proc"), refused, "{}", facts.tier_reason);
+    assert_eq!(agent.capabilities(), BTreeSet::from([SYS_PTRACE | DAC_READ_SEARCH]));
 }
 
 fn check_lives(sessions: &[Session]) {
@@ -305,6 +327,7 @@ async fn root_keeps_what_it_needs_and_sees_other_namespaces() {
     for reason in ["CAP_", "no events", "are not seen;", by_perf] {
         assert!(!facts.tier_reason.contains(reason), "{}", facts.tier_reason);
     }
+    assert_eq!(Holdings::open().is_err(), facts.tier_reason.contains("owners are read from /proc"));
     assert_eq!(agent.capabilities(), BTreeSet::from([SYS_PTRACE | DAC_READ_SEARCH | SYS_ADMIN]));
     check_lives(&over(&fleet, short_connections(&listener)).await);
     let there = other.within(|| TcpListener::bind("127.0.0.1:0").unwrap());

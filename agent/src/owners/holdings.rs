@@ -1,0 +1,148 @@
+//! Which processes hold which sockets, told by the kernel in one pass over all descriptors: an iterator of BPF.
+//!
+//! A descriptor costs a tenth of reading its link in /proc. What it takes (CAP_BPF and CAP_PERFMON) it takes once, when it
+//! is opened. Seen is also what threads have in descriptor tables of their own; not seen, as in /proc, are files that are
+//! registered with io_uring only.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
+
+use rustix::{
+    io::{Errno, read, retry_on_intr},
+    thread::{CapabilitySet, capabilities},
+};
+
+use super::{
+    btf::{Btf, InvalidBtf},
+    program::{Holding, LICENSE, Layout, RECORD_BYTES},
+};
+use crate::{
+    facts::{Namespace, is_in_first},
+    kernel::bpf::{self, Refused},
+};
+
+/// Where the kernel describes its types.
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+/// Most bytes of that which are read; kernels of distributions have 4 to 8 MiB.
+const BTF_LIMIT: u64 = 64 << 20;
+/// Bytes that are read of an iterator at once: whole records, within what the kernel has ready (eight pages).
+const CHUNK: usize = RECORD_BYTES * 1365;
+/// Most readings of one pass. One gives up to a million descriptors that are looked at and up to 1,365 sockets.
+const READINGS_LIMIT: usize = 1 << 20;
+
+/// Why the kernel does not tell who holds sockets.
+#[derive(Debug, thiserror::Error)]
+pub enum HoldingsError {
+    /// The agent may not ask, or not describe the processes that it is told.
+    #[error("no {0}")]
+    Unprivileged(String),
+    /// Processes have other numbers in the agent's pid namespace.
+    #[error("the agent is not in the first pid namespace")]
+    OtherNumbers,
+    /// Processes started at other times by the clock of the agent's time namespace.
+    #[error("the agent is not in the first time namespace")]
+    OtherTimes,
+    /// The kernel does not describe its types.
+    #[error("{BTF}: {0}")]
+    Btf(#[source] io::Error),
+    /// Its description is not understood, or it is of a kernel without what is needed.
+    #[error("{0}")]
+    Unknown(String),
+    /// The kernel does not take the program.
+    #[error("the kernel refuses the BPF program: {0}")]
+    Refused(String),
+    /// The kernel does not begin to tell, or does not go on.
+    #[error("the kernel's iterator: {0}")]
+    Broken(#[source] Errno),
+}
+
+impl From<InvalidBtf> for HoldingsError {
+    fn from(error: InvalidBtf) -> HoldingsError {
+        HoldingsError::Unknown(error.to_string())
+    }
+}
+
+/// A program in the kernel that goes through the descriptors of all processes when it is asked.
+#[derive(Debug)]
+pub struct Holdings {
+    /// Holds the program.
+    link: OwnedFd,
+}
+
+impl Holdings {
+    /// Puts the program into the kernel, with the capabilities of the calling thread. Later passes need none.
+    pub fn open() -> Result<Holdings, HoldingsError> {
+        check_privileges()?;
+        if !is_in_first(Namespace::Pid) {
+            return Err(HoldingsError::OtherNumbers);
+        }
+        // Kernels without time namespaces have no such file.
+        if Path::new("/proc/self/ns/time").exists() && !is_in_first(Namespace::Time) {
+            return Err(HoldingsError::OtherTimes);
+        }
+        let layout = layout()?;
+        let program = bpf::load(&layout.program(), LICENSE, layout.function.0);
+        let program = program.map_err(|refused: Refused| HoldingsError::Refused(refused.to_string()))?;
+        let link = bpf::attach(program.as_fd()).map_err(HoldingsError::Broken)?;
+        Ok(Holdings { link })
+    }
+
+    /// One that is none: the kernel refuses to go through it.
+    #[cfg(test)]
+    pub(super) fn broken() -> Holdings {
+        Holdings { link: File::open("/dev/null").unwrap().into() }
+    }
+
+    /// Goes through everything once: process by process, in the order of their numbers. A socket is told for each of its
+    /// descriptors.
+    pub(super) fn pass(&self, mut each: impl FnMut(Holding)) -> Result<(), HoldingsError> {
+        let pass = bpf::iterate(self.link.as_fd()).map_err(HoldingsError::Broken)?;
+        let mut chunk = [0; CHUNK];
+        for _ in 0..READINGS_LIMIT {
+            let length = match retry_on_intr(|| read(&pass, &mut chunk)) {
+                Ok(0) => return Ok(()),
+                // So many descriptors in a row were no sockets (MAX_ITER_OBJECTS, kernel/bpf/bpf_iter.c of the kernel): it
+                // goes on from there.
+                Err(Errno::AGAIN) => continue,
+                length => length.map_err(HoldingsError::Broken)?,
+            };
+            let records = chunk.get(..length).unwrap_or_default().chunks_exact(RECORD_BYTES);
+            if !records.remainder().is_empty() {
+                return Err(HoldingsError::Broken(Errno::PROTO));
+            }
+            records.filter_map(Holding::read).for_each(&mut each);
+        }
+        Err(HoldingsError::Broken(Errno::OVERFLOW))
+    }
+}
+
+/// What the kernel asks for, and what it takes to describe the processes of which it tells: who has not that may see less
+/// than the kernel tells, and says so (see `facts`).
+fn check_privileges() -> Result<(), HoldingsError> {
+    let has = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    let lacks = |wanted: CapabilitySet| !has.intersects(wanted);
+    let missing: Vec<&str> = [
+        ("CAP_BPF", CapabilitySet::BPF | CapabilitySet::SYS_ADMIN),
+        ("CAP_PERFMON", CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN),
+        ("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE),
+        ("CAP_DAC_READ_SEARCH", CapabilitySet::DAC_READ_SEARCH),
+    ]
+    .into_iter()
+    .filter(|(_, wanted)| lacks(*wanted))
+    .map(|(name, _)| name)
+    .collect();
+    if missing.is_empty() { Ok(()) } else { Err(HoldingsError::Unprivileged(missing.join(" and no "))) }
+}
+
+/// Where this kernel has what the program reads. The description is megabytes and is not kept.
+fn layout() -> Result<Layout, HoldingsError> {
+    let file = File::open(BTF).map_err(HoldingsError::Btf)?;
+    let size = file.metadata().map_err(HoldingsError::Btf)?.len().min(BTF_LIMIT);
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    file.take(BTF_LIMIT).read_to_end(&mut bytes).map_err(HoldingsError::Btf)?;
+    Ok(Layout::of(&Btf::parse(&bytes)?)?)
+}

@@ -1,0 +1,147 @@
+//! The kernel and /proc tell the same processes of a socket, however they came to hold it.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+};
+
+use fleetsock_agent::owners::{Holdings, OwnerScan, Processes, Wanted};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+use crate::listeners::{apart, has, skip};
+
+/// Sockets of one process: more than are told at once.
+const MANY: usize = 5_000;
+
+/// Who holds which sockets.
+struct Way {
+    pids: BTreeSet<u32>,
+    inodes: Wanted,
+}
+
+/// Processes with sockets that are held in all ways.
+struct Holders {
+    child: Child,
+    ways: HashMap<String, Way>,
+}
+
+impl Holders {
+    fn start() -> Holders {
+        let mut command = Command::new("python3");
+        command.args(["-c", include_str!("holders.py"), &MANY.to_string()]).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let ways: HashMap<String, Way> = lines.take_while(|line| line != "ready").map(|line| way(&line)).collect();
+        assert_eq!(ways.len(), 9, "{:?}", ways.keys());
+        Holders { child, ways }
+    }
+
+    fn wanted(&self, leaving_out: &[&str]) -> Wanted {
+        let told = self.ways.iter().filter(|(name, _)| !leaving_out.contains(&name.as_str()));
+        told.flat_map(|(_, way)| way.inodes.iter().copied()).collect()
+    }
+
+    /// Every socket is held by those who hold it.
+    fn check(&self, scan: &OwnerScan, leaving_out: &[&str]) {
+        for (name, way) in self.ways.iter().filter(|(name, _)| !leaving_out.contains(&name.as_str())) {
+            for inode in &way.inodes {
+                let owners =
+                    scan.owners.get(inode).map(|owners| owners.iter().map(|owner| owner.pid).collect::<BTreeSet<_>>());
+                assert_eq!(owners.unwrap_or_default(), way.pids, "{name} {inode}");
+            }
+        }
+    }
+}
+
+/// `name pid,pid inode,inode`
+fn way(line: &str) -> (String, Way) {
+    let [name, pids, inodes] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("no way: {line}") };
+    let pids = pids.split(',').filter(|pid| !pid.is_empty()).map(|pid| pid.parse().unwrap()).collect();
+    let inodes = inodes.split(',').map(|inode| inode.parse().unwrap()).collect();
+    (name.to_owned(), Way { pids, inodes })
+}
+
+impl Drop for Holders {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap();
+    }
+}
+
+/// What has the kernel tell, where it does.
+fn holdings() -> Option<Holdings> {
+    if !has("python3") {
+        return None;
+    }
+    Holdings::open().inspect_err(|error| skip(&format!("the kernel does not tell who holds sockets: {error}"))).ok()
+}
+
+#[test]
+fn the_kernel_tells_the_same_holders_as_proc_however_they_came_to_hold_a_socket() {
+    let Some(holdings) = holdings() else { return };
+    let holders = Holders::start();
+    let wanted = holders.wanted(&["apart"]);
+    let mut processes = Processes::open().unwrap();
+    let read = processes.scan(&wanted);
+    holders.check(&read, &["apart"]);
+    let mut processes = processes.asking(Ok(holdings));
+    for turn in 0..3 {
+        let told = processes.scan(&wanted);
+        assert_eq!(processes.remark(), None);
+        assert!(told.owners == read.owners && told.owners_cut == 0, "turn {turn}");
+        // Nobody holds some of them: who may do so is said by both.
+        assert_eq!(told.denied > 0, read.denied > 0, "{} {}", told.denied, read.denied);
+    }
+}
+
+#[test]
+fn the_kernel_tells_what_a_thread_has_in_a_table_of_its_own() {
+    let Some(holdings) = holdings() else { return };
+    let holders = Holders::start();
+    let scan = Processes::open().unwrap().asking(Ok(holdings)).scan(&holders.wanted(&[]));
+    holders.check(&scan, &[]);
+}
+
+#[test]
+fn the_kernel_goes_on_to_tell_when_all_capabilities_are_given_up_but_those_to_look_at_processes() {
+    let Some(holdings) = holdings() else { return };
+    let holders = Holders::start();
+    apart(|| {
+        let kept = CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH;
+        let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+        set_capabilities(None, sets).unwrap();
+        let mut processes = Processes::open().unwrap().asking(Ok(holdings));
+        let scan = processes.scan(&holders.wanted(&[]));
+        if let Some(remark) = processes.remark() {
+            // Linux before 5.19.
+            assert!(remark.contains("Operation not permitted"), "{remark}");
+            return skip(&remark);
+        }
+        holders.check(&scan, &[]);
+    });
+}
+
+#[test]
+fn who_may_not_ask_the_kernel_reads_proc_and_says_what_is_missing() {
+    if !rustix::process::geteuid().is_root() || !has("python3") {
+        return skip("giving up root's privileges takes root");
+    }
+    let holders = Holders::start();
+    for (given_up, missing) in [
+        (CapabilitySet::BPF | CapabilitySet::SYS_ADMIN, "no CAP_BPF"),
+        (CapabilitySet::PERFMON | CapabilitySet::BPF | CapabilitySet::SYS_ADMIN, "no CAP_BPF and no CAP_PERFMON"),
+        (CapabilitySet::DAC_READ_SEARCH, "no CAP_DAC_READ_SEARCH"),
+    ] {
+        apart(|| {
+            let mut sets = capabilities(None).unwrap();
+            sets.effective -= given_up;
+            set_capabilities(None, sets).unwrap();
+            let mut processes = Processes::open().unwrap().asking(Holdings::open());
+            let remark = format!("owners are read from /proc, which takes several times the CPU ({missing})");
+            assert_eq!(processes.remark(), Some(remark));
+            // Also whoever is root without any of them sees what is root's.
+            holders.check(&processes.scan(&holders.wanted(&["apart"])), &["apart"]);
+        });
+    }
+}
