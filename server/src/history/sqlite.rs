@@ -49,6 +49,7 @@ mod copy;
 mod database;
 mod parts;
 mod peers;
+mod postings;
 mod questions;
 mod registry;
 mod restored;

@@ -34,6 +34,7 @@ use crate::{
     scene::{Agent, Described, at, closed, opened, owner, session, session_line},
 };
 
+mod peers;
 mod runs;
 
 /// Sessions of a small file.
@@ -302,49 +303,6 @@ async fn a_file_that_cannot_be_sealed_stays_as_it_is() {
     fs::remove_dir(obstacle).unwrap();
     world.begin().await;
     world.engine.wait_until_sealed();
-    world.stop().await;
-}
-
-#[tokio::test]
-async fn a_peer_is_found_among_thousands_of_rows_of_many_hosts_before_they_are_sealed() {
-    const HOSTS: u64 = 70;
-    const EACH: u64 = 60;
-    let mut world = World::<Hesitant<MANY>>::new().await;
-    let peer = |number: u64| match number % 5 {
-        0 => format!("[2001:db8:{:x}::{:x}]:443", number % 300, number),
-        _ => format!("{}.{}.{}.{}:443", 20 + number % 3, number % 7, number % 11, number % 251),
-    };
-    for host in 0..HOSTS {
-        let mut agent = world.host(&format!("host{host:02}")).await;
-        let lives =
-            (0..EACH).map(|n| closed(session(1 + n, "10.0.0.1:40000", Out, &peer(host * EACH + n)).since(1), 2));
-        world.tell(&mut agent, SnapshotWhole, 3, lives.collect()).await;
-    }
-    for round in 0..2 {
-        let ask = async |prefix: Option<&str>| {
-            let peers = prefix.map(|prefix| prefix.parse().unwrap()).into_iter().collect();
-            let time = SessionTime::Within { since: at(0), until: None };
-            let question = SessionQuestion { peers, time, ..SessionQuestion::default() };
-            world.sessions(question, at(10)).await.unwrap().0
-        };
-        let all = ask(None).await;
-        assert_eq!(all.len() as u64, HOSTS * EACH);
-        let prefixes =
-            ["21.3.4.90/32", "20.0.0.0/8", "22.5.10.0/24", "21.6.8.128/26", "2001:db8:7::/48", "::/0", "1.2.3.4/32"];
-        let exact: Vec<String> = all.iter().step_by(97).map(|one| one.peer.ip().to_string()).collect();
-        for prefix in prefixes
-            .into_iter()
-            .map(str::to_owned)
-            .chain(exact.iter().map(|ip| if ip.contains(':') { format!("{ip}/128") } else { format!("{ip}/32") }))
-        {
-            let network: ipnet::IpNet = prefix.parse().unwrap();
-            let expected = all.iter().filter(|one| network.contains(&one.peer.ip())).count();
-            assert_eq!(ask(Some(&prefix)).await.len(), expected, "{prefix}");
-        }
-        if round == 0 {
-            world.restart().await;
-        }
-    }
     world.stop().await;
 }
 

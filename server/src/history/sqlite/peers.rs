@@ -1,7 +1,7 @@
-//! Which peers may be among some rows: a Bloom filter, so that a search for a peer leaves most of a growing file unread.
+//! Which peers may be among the last rows, which are in no index yet (`postings.rs`): a Bloom filter, so that a search for a
+//! peer leaves most of them unread.
 //!
-//! An index of peers would be written at random places for every session, which is what no growing file can bear. A filter
-//! is two KiB for a thousand rows, written with them. It holds every address and its network (/24 of IPv4, /48 of IPv6):
+//! A filter is two KiB for a thousand rows, written with them. It holds every address and its network (/24 of IPv4, /48 of IPv6):
 //! what it denies is not there, and of a thousand rows that do not hold an address it denies all but a few in a hundred.
 
 use std::net::IpAddr;

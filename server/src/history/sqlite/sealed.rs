@@ -30,11 +30,11 @@ mod rows;
 mod sealer;
 
 pub(super) use self::block::{Block, Column, Recurring};
+pub(super) use self::column::{Damaged, Reading, Writing};
 pub(super) use self::rows::each_row;
 pub(super) use self::sealer::Sealer;
 pub use self::sealer::Sealing;
 use self::{
-    column::Damaged,
     layout::{BLOCK_SESSIONS, CODEC},
     pairs::Pairs,
 };

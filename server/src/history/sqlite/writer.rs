@@ -15,6 +15,7 @@ use self::{
     addresses::Addresses,
     cursors::{load_cursor, store_cursor},
     gaps::{Lost, store_range},
+    indexing::Unindexed,
     programs::{ProgramIds, Programs},
     proving::{Checks, Finding, Proving},
     sessions::Sessions,
@@ -36,6 +37,7 @@ pub(super) mod addresses;
 mod changes;
 mod cursors;
 mod gaps;
+mod indexing;
 mod listeners;
 mod noting;
 mod programs;
@@ -57,6 +59,7 @@ pub(super) struct Writer {
     programs: Programs,
     addresses: Addresses,
     proving: Proving,
+    unindexed: Unindexed,
     clock: fn() -> Timestamp,
     /// When it was last looked what is too old.
     swept_at: Option<Timestamp>,
@@ -101,6 +104,7 @@ impl Writer {
             programs: Programs::default(),
             addresses: Addresses::default(),
             proving: Proving::default(),
+            unindexed: Unindexed::default(),
             clock,
             swept_at: None,
             failure,
@@ -341,7 +345,7 @@ impl Writer {
         };
         let transaction = day.transaction()?;
         {
-            let mut table = Sessions::of(&transaction)?;
+            let mut table = Sessions::of(&transaction, &mut self.unindexed)?;
             for ((one, ids), check) in admitted.iter().zip(&ids).zip(&mut checks) {
                 table.store(one, ids)?;
                 store_cursor(&transaction, one.host, &one.step.after)?;

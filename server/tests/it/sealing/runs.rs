@@ -43,7 +43,9 @@ fn as_of_the_first_version(path: &Path) {
          DROP TABLE runs;
          DROP TABLE chapters;
          ALTER TABLE zones DROP COLUMN min_opened_at_us;
-         ALTER TABLE zones DROP COLUMN peers;
+         DROP TABLE zone_peers;
+         DROP TABLE segments;
+         DROP TABLE postings;
          DELETE FROM refinery_schema_history WHERE version > 1;",
     );
 }

@@ -1,7 +1,7 @@
 //! Sessions, newest first: those that are open by opening time, then those that are over by closing time.
 //!
-//! What is over is found by runs of a host's rows when few hosts are meant, else by zones of the table. Either way it comes
-//! in pages, and a heap puts their rows into one order: a page is only read when its latest possible row is the next one. A
+//! What is over is found by an index when peers are chosen, by runs of a host's rows when few hosts are meant, else by zones of
+//! the table. Either way it comes in pages, and a heap puts their rows into one order: a page is only read when its latest possible row is the next one. A
 //! chapter of runs is such a page too, and a file, so that those of days long ago are not even opened for the newest sessions.
 
 use std::{
@@ -38,12 +38,17 @@ use crate::history::{
 mod blocks;
 mod counting;
 mod meaning;
+mod postings;
 mod rows;
 
 pub(super) use self::counting::count;
 
 /// Up to so many hosts are each looked for by themselves; for more, reading what closed last is less work.
 const BY_HOST: usize = 64;
+/// Up to so many rows with chosen peers are each looked up; for more, reading through the zones is less work, or through the
+/// rows of few hosts.
+const MANY_ROWS: usize = 64 * 1024;
+const FEW_ROWS: usize = 4 * 1024;
 /// Sessions that are held until their turn comes, 16 MiB of them about; of more only the numbers of their rows.
 const HELD: usize = 16 * 1024;
 
@@ -121,6 +126,8 @@ enum What {
     Run(i64),
     /// Rows from this one on.
     Zone(i64),
+    /// Runs of rows of a zone.
+    Rows(Vec<(i64, i64)>),
     /// A chapter of runs.
     Chapter(i64),
     /// A block of a sealed file.
@@ -236,7 +243,11 @@ impl<'a> Search<'a> {
                     None
                 }
                 What::Run(first) => {
-                    self.read_run(file, (first, id), &mut heap)?;
+                    self.read_runs(file, &[(first, id)], &mut heap)?;
+                    None
+                }
+                What::Rows(runs) => {
+                    self.read_runs(file, &runs, &mut heap)?;
                     None
                 }
                 What::Zone(first) => {
@@ -276,12 +287,14 @@ impl<'a> Search<'a> {
     /// Finds the pages of a file, without reading them.
     fn open_file(&self, file: InFile, selection: &Selection, heap: &mut BinaryHeap<Next>) -> Result<(), HistoryError> {
         if self.is_sealed(file) {
-            self.blocks(file, heap)
-        } else if selection.hosts.len() <= BY_HOST {
-            Ok(self.chapters(file, heap)?)
-        } else {
-            Ok(self.zones(file, heap)?)
+            return self.blocks(file, heap);
         }
+        let few_hosts = selection.hosts.len() <= BY_HOST;
+        let most = if few_hosts { FEW_ROWS } else { MANY_ROWS };
+        if self.meaning.asks_for_peers() && self.postings(file, most, heap)? {
+            return Ok(());
+        }
+        if few_hosts { Ok(self.chapters(file, heap)?) } else { Ok(self.zones(file, 0, heap)?) }
     }
 
     /// Whether the question means a session that is open, or one that SQLite let through.

@@ -9,6 +9,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+pub(in crate::history::sqlite) use self::reading::Recurring;
+use self::reading::{ABSENT, MISSING, look_up, narrow, once, read_address, read_numbers, read_owners, read_values};
 use super::{
     column::{self, Damaged, Dictionary, Reading, Writing},
     layout::{self, COLUMNS, Layout},
@@ -17,6 +19,8 @@ use crate::history::sqlite::{
     coding::{self, OwnerColumns},
     stored::StoredSession,
 };
+
+mod reading;
 
 /// The columns that hold numbers, in the order in which they are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +51,16 @@ enum Coding {
     Word,
     /// Unsigned, of 16 bits.
     Port,
+}
+
+impl Coding {
+    /// What is written as this number.
+    const fn number(self, written: u64) -> i64 {
+        match self {
+            Coding::Difference | Coding::Signed | Coding::Word => column::signed(written),
+            Coding::Port => written.cast_signed(),
+        }
+    }
 }
 
 /// How a column is written, and what of a session stands in it.
@@ -141,24 +155,6 @@ pub(in crate::history::sqlite) struct Block {
     owners: OnceCell<Recurring<OwnerColumns>>,
 }
 
-/// A column whose values come again.
-#[derive(Debug)]
-pub(in crate::history::sqlite) struct Recurring<T> {
-    /// Each value once.
-    pub(in crate::history::sqlite) values: Vec<T>,
-    /// Of each session the place of its value.
-    pub(in crate::history::sqlite) places: Vec<usize>,
-}
-
-impl<T> Recurring<T> {
-    fn of(&self, at: usize) -> Result<&T, Damaged> {
-        self.places.get(at).and_then(|place| self.values.get(*place)).ok_or(MISSING)
-    }
-}
-
-/// What was asked for is in no block of this size.
-const MISSING: Damaged = Damaged("there is no such session");
-
 impl Block {
     /// The block of a host, whose bytes these are.
     pub(in crate::history::sqlite) fn read(host_id: i64, codec: i64, bytes: &[u8]) -> Result<Block, Damaged> {
@@ -184,11 +180,6 @@ impl Block {
         once(cell, || read_numbers(&self.layout.column(number)?, coding, self.sessions)).map(Vec::as_slice)
     }
 
-    /// The addresses of the host.
-    fn local(&self) -> Result<&Recurring<IpAddr>, Damaged> {
-        once(&self.local, || look_up(&self.layout.column(LOCAL)?, self.sessions, read_address))
-    }
-
     /// The addresses of the peers.
     pub(in crate::history::sqlite) fn peers(&self) -> Result<&Recurring<IpAddr>, Damaged> {
         once(&self.peer, || look_up(&self.layout.column(PEER)?, self.sessions, read_address))
@@ -199,120 +190,85 @@ impl Block {
         once(&self.owners, || look_up(&self.layout.column(OWNERS)?, self.sessions, read_owners))
     }
 
-    /// The sessions in these places, in this order.
-    pub(in crate::history::sqlite) fn sessions(
-        &self,
-        places: impl IntoIterator<Item = usize>,
-    ) -> Result<Vec<StoredSession>, Damaged> {
-        let mut columns: [&[i64]; NUMBERS.len()] = [&[]; NUMBERS.len()];
+    /// The sessions in these places, which ascend. Of a column that was not taken apart before, only what they need is.
+    pub(in crate::history::sqlite) fn sessions(&self, places: &[usize]) -> Result<Vec<StoredSession>, Damaged> {
+        let mut columns: [Vec<i64>; NUMBERS.len()] = Default::default();
         for (numbers, (column, ..)) in columns.iter_mut().zip(&NUMBERS) {
-            *numbers = self.numbers(*column)?;
+            *numbers = self.picked(*column, places)?;
         }
-        let (local, peer, owners) = (self.local()?, self.peers()?, self.owners()?);
+        let local = self.recurring(&self.local, LOCAL, places, read_address)?;
+        let peer = self.recurring(&self.peer, PEER, places, read_address)?;
+        let mut owners = self.recurring(&self.owners, OWNERS, places, read_owners)?;
         let session = |at: usize| {
-            let number = |column: Column| columns[column as usize].get(at).copied().ok_or(MISSING);
-            let closed_at_us = number(Column::ClosedAt)?;
+            let number = |column: Column| columns[column as usize][at];
+            let closed_at_us = number(Column::ClosedAt);
             Ok(StoredSession {
                 host_id: self.host_id,
-                netns: number(Column::Netns)?,
-                cookie: number(Column::Cookie)?,
-                protocol: narrow(number(Column::Protocol)?)?,
-                family: narrow(number(Column::Family)?)?,
-                direction: narrow(number(Column::Direction)?)?,
-                state: narrow(number(Column::State)?)?,
-                local: SocketAddr::new(*local.of(at)?, narrow(number(Column::LocalPort)?)?),
-                peer: SocketAddr::new(*peer.of(at)?, narrow(number(Column::PeerPort)?)?),
-                owners: owners.of(at)?.clone(),
-                bytes_sent: number(Column::BytesSent)?,
-                bytes_received: number(Column::BytesReceived)?,
-                opened_at_us: closed_at_us.wrapping_sub(number(Column::Lasted)?),
-                opened_known: narrow(number(Column::OpenedKnown)?)?,
-                closed: Some((closed_at_us, narrow(number(Column::ClosedKnown)?)?)),
+                netns: number(Column::Netns),
+                cookie: number(Column::Cookie),
+                protocol: narrow(number(Column::Protocol))?,
+                family: narrow(number(Column::Family))?,
+                direction: narrow(number(Column::Direction))?,
+                state: narrow(number(Column::State))?,
+                local: SocketAddr::new(local[at], narrow(number(Column::LocalPort))?),
+                peer: SocketAddr::new(peer[at], narrow(number(Column::PeerPort))?),
+                owners: std::mem::take(&mut owners[at]),
+                bytes_sent: number(Column::BytesSent),
+                bytes_received: number(Column::BytesReceived),
+                opened_at_us: closed_at_us.wrapping_sub(number(Column::Lasted)),
+                opened_known: narrow(number(Column::OpenedKnown))?,
+                closed: Some((closed_at_us, narrow(number(Column::ClosedKnown))?)),
             })
         };
-        places.into_iter().map(session).collect()
+        (0..places.len()).map(session).collect()
+    }
+
+    /// The numbers of a column in these places.
+    fn picked(&self, column: Column, places: &[usize]) -> Result<Vec<i64>, Damaged> {
+        let number = column as usize;
+        let (_, coding, _) = NUMBERS[number];
+        if self.numbers[number].get().is_some() || coding == Coding::Difference || self.means_most(places) {
+            let all = self.numbers(column)?;
+            return places.iter().map(|at| all.get(*at).copied().ok_or(MISSING)).collect();
+        }
+        self.is_in(places)?;
+        let numbers = Reading::new(&self.layout.column(number)?).picked(places)?;
+        Ok(numbers.into_iter().map(|number| coding.number(number)).collect())
+    }
+
+    /// The values of sessions in a column of values that come again.
+    fn recurring<T: Clone>(
+        &self,
+        cell: &OnceCell<Recurring<T>>,
+        column: usize,
+        places: &[usize],
+        read: impl Fn(&mut Reading<'_>) -> Result<T, Damaged>,
+    ) -> Result<Vec<T>, Damaged> {
+        if cell.get().is_some() || self.means_most(places) {
+            let all = once(cell, || look_up(&self.layout.column(column)?, self.sessions, read))?;
+            return places.iter().map(|at| all.of(*at).cloned()).collect();
+        }
+        self.is_in(places)?;
+        let bytes = self.layout.column(column)?;
+        let mut reading = Reading::new(&bytes);
+        let values = read_values(&mut reading, self.sessions, read)?;
+        let value = |place: u64| usize::try_from(place).ok().and_then(|place| values.get(place)).cloned();
+        reading.picked(places)?.into_iter().map(|place| value(place).ok_or(ABSENT)).collect()
+    }
+
+    /// Whether it is as well to take a whole column apart.
+    fn means_most(&self, places: &[usize]) -> bool {
+        places.len() > self.sessions / 4
+    }
+
+    fn is_in(&self, places: &[usize]) -> Result<(), Damaged> {
+        if places.last().is_none_or(|at| *at < self.sessions) { Ok(()) } else { Err(MISSING) }
     }
 
     /// All sessions, in the order of their closing.
     pub(in crate::history::sqlite) fn all(&self) -> Result<Vec<StoredSession>, Damaged> {
-        self.sessions(0..self.sessions)
+        self.sessions(&(0..self.sessions).collect::<Vec<_>>())
     }
-}
-
-fn narrow<T: TryFrom<i64>>(number: i64) -> Result<T, Damaged> {
-    T::try_from(number).map_err(|_| Damaged("a number is too large"))
-}
-
-fn once<T>(cell: &OnceCell<T>, read: impl FnOnce() -> Result<T, Damaged>) -> Result<&T, Damaged> {
-    match cell.get() {
-        Some(known) => Ok(known),
-        None => read().map(|value| cell.get_or_init(|| value)),
-    }
-}
-
-fn read_numbers(bytes: &[u8], coding: Coding, sessions: usize) -> Result<Vec<i64>, Damaged> {
-    let mut reading = Reading::new(bytes);
-    let numbers = reading.numbers(sessions)?;
-    reading.end()?;
-    let signed = |number: u64| column::signed(number);
-    let mut before = 0_i64;
-    let numbers: Vec<i64> = match coding {
-        Coding::Difference => numbers
-            .into_iter()
-            .map(|number| {
-                before = before.wrapping_add(signed(number));
-                before
-            })
-            .collect(),
-        Coding::Signed | Coding::Word => numbers.into_iter().map(signed).collect(),
-        Coding::Port => numbers.into_iter().map(u64::cast_signed).collect(),
-    };
-    match coding {
-        Coding::Word if numbers.iter().any(|number| i32::try_from(*number).is_err()) => {
-            Err(Damaged("a word has too large a number"))
-        }
-        Coding::Port if numbers.iter().any(|number| u16::try_from(*number).is_err()) => {
-            Err(Damaged("a port is too large"))
-        }
-        _ => Ok(numbers),
-    }
-}
-
-fn look_up<T>(
-    bytes: &[u8],
-    sessions: usize,
-    read: impl Fn(&mut Reading<'_>) -> Result<T, Damaged>,
-) -> Result<Recurring<T>, Damaged> {
-    let mut column = Reading::new(bytes);
-    let count = column.narrow::<usize>()?;
-    if count > sessions {
-        return Err(Damaged("there are more values than rows"));
-    }
-    let values: Vec<T> = (0..count).map(|_| read(&mut column)).collect::<Result<_, _>>()?;
-    let place = |place: u64| usize::try_from(place).ok().filter(|place| *place < values.len());
-    let places: Option<Vec<usize>> = column.numbers(sessions)?.into_iter().map(place).collect();
-    column.end()?;
-    match places {
-        Some(places) => Ok(Recurring { values, places }),
-        None => Err(Damaged("a value is missing")),
-    }
-}
-
-fn read_address(column: &mut Reading<'_>) -> Result<IpAddr, Damaged> {
-    match coding::take_address(column.text()?) {
-        Some((address, [])) => Ok(address),
-        _ => Err(Damaged("no address")),
-    }
-}
-
-fn read_owners(column: &mut Reading<'_>) -> Result<OwnerColumns, Damaged> {
-    Ok(OwnerColumns {
-        known: i32::try_from(column.signed()?).map_err(|_| Damaged("a word has too large a number"))?,
-        pid: column.narrow()?,
-        started_at_us: column.difference()?,
-        program_id: column.signed()?,
-        more: Some(column.text()?.to_vec()).filter(|more| !more.is_empty()),
-    })
 }
 
 #[cfg(test)]
@@ -379,6 +335,19 @@ mod tests {
         }
 
         #[test]
+        fn some_sessions_are_decoded_as_all_are(sessions in vec(session(), 0..50), which: u64, before: bool) {
+            let block = Block::read(7, layout::CODEC, &encode(&sessions).unwrap()).unwrap();
+            if before {
+                block.peers().unwrap();
+                block.numbers(Column::LocalPort).unwrap();
+            }
+            let places: Vec<usize> = (0..sessions.len()).filter(|at| which & which.rotate_left(9) >> at & 1 == 1).collect();
+            let expected: Vec<_> = places.iter().map(|at| sessions[*at].clone()).collect();
+            prop_assert_eq!(block.sessions(&places), Ok(expected));
+            prop_assert_eq!(block.sessions(&[sessions.len()]), Err(MISSING));
+        }
+
+        #[test]
         fn no_bytes_make_it_fail_otherwise_than_by_saying_so(
             bytes: Vec<u8>, sessions in vec(session(), 1..9), at: prop::sample::Index, to: u8
         ) {
@@ -391,6 +360,7 @@ mod tests {
             let place = at.index(block.len());
             block[place] = to;
             drop(decode(layout::CODEC, &block));
+            drop(Block::read(7, layout::CODEC, &block).map(|block| block.sessions(&[0])));
             let mut columns = columns(&sessions);
             let column = &mut columns[at.index(COLUMNS)];
             let place = at.index(column.len());

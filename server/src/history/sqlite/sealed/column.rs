@@ -8,7 +8,7 @@ use std::{collections::HashMap, hash::Hash};
 /// The bytes are no column that this program wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a column is damaged: {0}")]
-pub(in crate::history::sqlite) struct Damaged(pub(super) &'static str);
+pub(in crate::history::sqlite) struct Damaged(pub(in crate::history::sqlite) &'static str);
 
 /// Bytes of the longest number.
 const LONGEST: u32 = 10;
@@ -17,13 +17,13 @@ const ENDS: u64 = 0x8080_8080_8080_8080;
 
 /// A column that is being written.
 #[derive(Debug, Default)]
-pub(super) struct Writing {
+pub(in crate::history::sqlite) struct Writing {
     bytes: Vec<u8>,
     before: i64,
 }
 
 impl Writing {
-    pub(super) fn unsigned(&mut self, mut number: u64) {
+    pub(in crate::history::sqlite) fn unsigned(&mut self, mut number: u64) {
         while number >= 0x80 {
             self.bytes.push(number.to_le_bytes()[0] | 0x80);
             number >>= 7;
@@ -46,24 +46,29 @@ impl Writing {
         self.bytes.extend_from_slice(bytes);
     }
 
-    pub(super) fn finish(self) -> Vec<u8> {
+    pub(in crate::history::sqlite) fn finish(self) -> Vec<u8> {
         self.bytes
+    }
+
+    /// How many bytes there are so far.
+    pub(in crate::history::sqlite) const fn length(&self) -> usize {
+        self.bytes.len()
     }
 }
 
 /// A column that is being read.
 #[derive(Debug)]
-pub(super) struct Reading<'a> {
+pub(in crate::history::sqlite) struct Reading<'a> {
     bytes: &'a [u8],
     before: i64,
 }
 
 impl<'a> Reading<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Reading<'a> {
+    pub(in crate::history::sqlite) fn new(bytes: &'a [u8]) -> Reading<'a> {
         Reading { bytes, before: 0 }
     }
 
-    pub(super) fn unsigned(&mut self) -> Result<u64, Damaged> {
+    pub(in crate::history::sqlite) fn unsigned(&mut self) -> Result<u64, Damaged> {
         // Eight bytes at once: where the end of a number is cannot be foretold, so that a step for each byte costs more.
         if let Some(eight) = self.bytes.first_chunk::<8>() {
             let eight = u64::from_le_bytes(*eight);
@@ -104,6 +109,44 @@ impl<'a> Reading<'a> {
         Ok(self.before)
     }
 
+    /// The numbers in these places, which ascend, of those that follow: the others are passed over, eight bytes at once.
+    pub(super) fn picked(&mut self, places: &[usize]) -> Result<Vec<u64>, Damaged> {
+        let mut next = 0;
+        let mut numbers = Vec::with_capacity(places.len());
+        for place in places {
+            self.pass(place.checked_sub(next).ok_or(Damaged("a place comes twice"))?)?;
+            numbers.push(self.unsigned()?);
+            next = place + 1;
+        }
+        Ok(numbers)
+    }
+
+    /// Passes over so many numbers.
+    fn pass(&mut self, mut count: usize) -> Result<(), Damaged> {
+        while count > 0 {
+            let (length, ended) = match self.bytes.first_chunk::<8>() {
+                Some(eight) => {
+                    let mut ends = !u64::from_le_bytes(*eight) & ENDS;
+                    let ended = (ends.count_ones() as usize).min(count);
+                    if ended < count {
+                        (8, ended)
+                    } else {
+                        // The last of them ends here, and the next one begins behind its end.
+                        (1..ended).for_each(|_| ends &= ends - 1);
+                        ((ends.trailing_zeros() / 8 + 1) as usize, ended)
+                    }
+                }
+                None => {
+                    let byte = self.bytes.first().ok_or(Damaged("a number is missing"))?;
+                    (1, usize::from(byte & 0x80 == 0))
+                }
+            };
+            count -= ended;
+            self.bytes = self.bytes.get(length..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
     /// So many numbers.
     pub(super) fn numbers(&mut self, count: usize) -> Result<Vec<u64>, Damaged> {
         let bytes = self.bytes;
@@ -128,7 +171,7 @@ impl<'a> Reading<'a> {
     }
 
     /// What was not read.
-    pub(super) fn rest(&self) -> &'a [u8] {
+    pub(in crate::history::sqlite) fn rest(&self) -> &'a [u8] {
         self.bytes
     }
 
@@ -210,7 +253,7 @@ mod tests {
         #[test]
         fn many_numbers_are_read_as_each_by_itself(
             numbers in prop::collection::vec(prop_oneof![any::<u64>(), 0_u64..300, (0_u32..64).prop_map(|bits| 1 << bits)], 0..40),
-            mut after: Vec<u8>
+            mut after: Vec<u8>, which: u64
         ) {
             let mut writing = Writing::default();
             numbers.iter().for_each(|number| writing.unsigned(*number));
@@ -218,9 +261,12 @@ mod tests {
             bytes.append(&mut after);
             prop_assert_eq!(Reading::new(&bytes).numbers(numbers.len()), Ok(numbers.clone()));
             let mut reading = Reading::new(&bytes);
-            for number in numbers {
-                prop_assert_eq!(reading.stepwise(), Ok(number));
+            for number in &numbers {
+                prop_assert_eq!(reading.stepwise(), Ok(*number));
             }
+            let places: Vec<usize> = (0..numbers.len()).filter(|at| which >> (at % 64) & 1 == 1).collect();
+            let picked = places.iter().map(|at| numbers[*at]).collect();
+            prop_assert_eq!(Reading::new(&bytes).picked(&places), Ok(picked));
         }
 
         #[test]
@@ -229,6 +275,7 @@ mod tests {
             while reading.end().is_err() && reading.text().is_ok() {}
             let mut reading = Reading::new(&bytes);
             while reading.end().is_err() && reading.difference().is_ok() {}
+            drop(Reading::new(&bytes).picked(&[0, 3, bytes.len(), 2 * bytes.len() + 9]));
         }
     }
 }

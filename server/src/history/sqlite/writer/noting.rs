@@ -1,10 +1,11 @@
-//! What is noted of sessions that are over, beside their rows, while they are stored: in which zone and in which run each is.
+//! What is noted of sessions that are over, beside their rows, while they are stored: in which zone and in which run each is, and who
+//! its peer is.
 
 use std::net::IpAddr;
 
 use rusqlite::{Transaction, params};
 
-use super::{runs::Runs, zones::Zones};
+use super::{indexing::Unindexed, runs::Runs, zones::Zones};
 use crate::history::sqlite::coding;
 
 /// A row of `sessions`.
@@ -18,26 +19,33 @@ pub(super) struct Ended {
 }
 
 /// What is noted within a transaction.
-pub(super) struct Noting {
+pub(super) struct Noting<'w> {
     /// The number of the last row that is noted.
     last_id: i64,
     zones: Zones,
     runs: Runs,
+    unindexed: &'w mut Unindexed,
 }
 
-impl Noting {
+impl Noting<'_> {
     /// Goes on after the last row that there is.
-    pub(super) fn resume(transaction: &Transaction<'_>) -> Result<Noting, rusqlite::Error> {
+    pub(super) fn resume<'w>(
+        transaction: &Transaction<'_>,
+        unindexed: &'w mut Unindexed,
+    ) -> Result<Noting<'w>, rusqlite::Error> {
         let mut statement = transaction.prepare_cached("SELECT coalesce(max(id), 0) AS id FROM sessions")?;
         let last_id = statement.query_row([], |row| row.get("id"))?;
-        Ok(Noting { last_id, zones: Zones::default(), runs: Runs::default() })
+        unindexed.resume(transaction, last_id)?;
+        Ok(Noting { last_id, zones: Zones::default(), runs: Runs::default(), unindexed })
     }
 
     /// Notes the row that was added.
     pub(super) fn add(&mut self, transaction: &Transaction<'_>, ended: &Ended) -> Result<(), rusqlite::Error> {
         self.last_id = ended.id;
         self.zones.add(transaction, ended)?;
-        self.runs.add(transaction, ended)
+        self.runs.add(transaction, ended)?;
+        // After the zones, whose filters go when the rows of a segment are complete.
+        self.unindexed.add(transaction, ended.id, ended.peer)
     }
 
     /// Notes the rows that were added without being known.

@@ -11,6 +11,7 @@ use rusqlite::{CachedStatement, OptionalExtension, Row, Transaction, params};
 
 use super::{
     Admitted,
+    indexing::Unindexed,
     noting::{Ended, Noting},
     programs::ProgramIds,
 };
@@ -24,18 +25,21 @@ pub(super) struct Sessions<'a> {
     begin: CachedStatement<'a>,
     forget: CachedStatement<'a>,
     end: CachedStatement<'a>,
-    noting: Noting,
+    noting: Noting<'a>,
 }
 
 impl<'a> Sessions<'a> {
-    pub(super) fn of(transaction: &'a Transaction<'a>) -> Result<Sessions<'a>, rusqlite::Error> {
+    pub(super) fn of(
+        transaction: &'a Transaction<'a>,
+        unindexed: &'a mut Unindexed,
+    ) -> Result<Sessions<'a>, rusqlite::Error> {
         Ok(Sessions {
             transaction,
             find: transaction.prepare_cached(FIND)?,
             begin: transaction.prepare_cached(BEGIN)?,
             forget: transaction.prepare_cached(FORGET)?,
             end: transaction.prepare_cached(END)?,
-            noting: Noting::resume(transaction)?,
+            noting: Noting::resume(transaction, unindexed)?,
         })
     }
 

@@ -28,7 +28,7 @@ impl Zone {
 
     /// The zone of a row; none when its peers were not noted.
     fn read(row: &Row<'_>) -> Result<Option<Zone>, rusqlite::Error> {
-        let peers: Option<Vec<u8>> = row.get("peers")?;
+        let peers: Option<Vec<u8>> = row.get("filter")?;
         let Some(peers) = peers.and_then(|bytes| PeerFilter::of(&bytes)) else { return Ok(None) };
         Ok(Some(Zone {
             first_id: row.get("first_id")?,
@@ -48,10 +48,13 @@ impl Zone {
         let Zone { first_id, last_id, min_closed_at_us, max_closed_at_us, min_opened_at_us, peers } = self;
         transaction
             .prepare_cached(
-                "REPLACE INTO zones (first_id, last_id, min_closed_at_us, max_closed_at_us, min_opened_at_us, peers)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "REPLACE INTO zones (first_id, last_id, min_closed_at_us, max_closed_at_us, min_opened_at_us)
+                 VALUES (?1, ?2, ?3, ?4, ?5)",
             )?
-            .execute(params![first_id, last_id, min_closed_at_us, max_closed_at_us, min_opened_at_us, peers.bytes()])
+            .execute(params![first_id, last_id, min_closed_at_us, max_closed_at_us, min_opened_at_us])?;
+        transaction
+            .prepare_cached("REPLACE INTO zone_peers (first_id, filter) VALUES (?1, ?2)")?
+            .execute(params![first_id, peers.bytes()])
             .map(drop)
     }
 }
@@ -90,7 +93,7 @@ impl Zones {
 /// The last zone, unless its peers were not noted.
 fn last(transaction: &Transaction<'_>) -> Result<Option<Zone>, rusqlite::Error> {
     transaction
-        .prepare_cached("SELECT * FROM zones ORDER BY first_id DESC LIMIT 1")?
+        .prepare_cached("SELECT * FROM zones LEFT JOIN zone_peers USING (first_id) ORDER BY first_id DESC LIMIT 1")?
         .query_row([], Zone::read)
         .optional()
         .map(Option::flatten)

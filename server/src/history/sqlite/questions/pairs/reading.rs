@@ -199,8 +199,8 @@ impl Turn<'_> {
         let peers: HashSet<_> = self.wanted.sockets.iter().map(|sockets| sockets.peer.ip()).collect();
         let recurring = block.peers()?;
         let wanted: Vec<bool> = recurring.values.iter().map(|peer| peers.contains(peer)).collect();
-        let places = (0..block.len()).filter(|at| wanted[recurring.places[*at]]);
-        block.sessions(places)?.iter().for_each(|one| self.take(one));
+        let places: Vec<usize> = (0..block.len()).filter(|at| wanted[recurring.places[*at]]).collect();
+        block.sessions(&places)?.iter().for_each(|one| self.take(one));
         Ok(())
     }
 

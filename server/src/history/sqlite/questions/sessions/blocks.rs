@@ -122,7 +122,7 @@ impl Search<'_> {
         if places.is_empty() {
             return Ok(None);
         }
-        let chosen = Rc::new(block.sessions(places)?);
+        let chosen = Rc::new(block.sessions(&places)?);
         Ok(turn((file, id), &chosen, chosen.len()))
     }
 

@@ -46,8 +46,9 @@ pub(in crate::history::sqlite::questions) fn count(
             What::File => search.open_file(file, selection, &mut heap)?,
             What::Chapter(chapter) => search.runs(file, chapter, &mut heap)?,
             What::Run(first) | What::Zone(first) => {
-                search.each_row(file, (first, id), |search, _, one| search.add_one(&one, into))?;
+                search.each_row(file, &[(first, id)], |search, _, one| search.add_one(&one, into))?;
             }
+            What::Rows(runs) => search.each_row(file, &runs, |search, _, one| search.add_one(&one, into))?,
             What::Block => {
                 if let Some((block, meant)) = search.read_block(file, id)? {
                     search.add_block(&block, &meant, into)?;

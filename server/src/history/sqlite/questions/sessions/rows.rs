@@ -1,4 +1,5 @@
-//! Sessions of files in which each has a row: of few hosts by runs of their rows, of many by zones of the table.
+//! Sessions of files in which each has a row: of few hosts by runs of their rows, of many by zones of the table. With chosen
+//! peers they are found by an index (`postings.rs`).
 
 use std::collections::BinaryHeap;
 
@@ -17,24 +18,28 @@ use crate::history::{
 const IN_WINDOW: &str = "closed_at_us > ?3 AND closed_at_us <= ?4 AND closed_at_us - duration_us <= ?5";
 
 impl Search<'_> {
-    /// Finds the zones of a file in which something may be meant, without reading them.
-    pub(super) fn zones(&self, file: InFile, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
+    /// Finds the zones of a file in which something may be meant behind a row, without reading them.
+    pub(super) fn zones(&self, file: InFile, behind: i64, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
         let Some(connection) = self.file(file)? else { return Ok(()) };
-        let mut statement = connection.prepare_cached(
-            "SELECT first_id, last_id, max_closed_at_us, peers FROM zones
-             WHERE max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND ifnull(min_opened_at_us <= ?3, TRUE)",
-        )?;
-        let mut rows = statement.query(self.meaning.window.bounds())?;
+        let by_peer = self.meaning.asks_for_peers();
+        let filter = if by_peer { "(SELECT filter FROM zone_peers WHERE first_id = zones.first_id)" } else { "NULL" };
+        let mut statement = connection.prepare_cached(&format!(
+            "SELECT max(first_id, ?4 + 1), last_id, max_closed_at_us, {filter} FROM zones
+             WHERE first_id >= ifnull((SELECT max(first_id) FROM zones WHERE first_id <= ?4 + 1), 0) AND last_id > ?4
+                 AND max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND ifnull(min_opened_at_us <= ?3, TRUE)"
+        ))?;
+        let [after, last, until] = self.meaning.window.bounds();
+        let mut rows = statement.query([after, last, until, behind])?;
         while let Some(row) = rows.next()? {
-            // Zones of an earlier version do not say.
-            if self.meaning.asks_for_peers()
-                && let Some(peers) = row.get_ref("peers")?.as_blob().ok().and_then(PeerFilter::of)
+            // What an earlier version wrote has none, and what the index knows has none any more.
+            if by_peer
+                && let Some(peers) = row.get_ref(3)?.as_blob().ok().and_then(PeerFilter::of)
                 && !self.meaning.question.peers.iter().any(|prefix| peers.may_hold(prefix))
             {
                 continue;
             }
-            let (latest, id) = (row.get("max_closed_at_us")?, row.get("last_id")?);
-            heap.push(Next { latest, file, id, what: What::Zone(row.get("first_id")?) });
+            let (first, id, latest) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            heap.push(Next { latest, file, id, what: What::Zone(first) });
         }
         Ok(())
     }
@@ -113,14 +118,14 @@ impl Search<'_> {
         }
     }
 
-    /// Reads what is meant in a run. Most of its rows are, so that they are read once and held, as long as they are not many.
-    pub(super) fn read_run(
+    /// Reads what is meant in runs of rows. Most of these are, so that they are read once and held, as long as they are not many.
+    pub(super) fn read_runs(
         &mut self,
         file: InFile,
-        (first, last): (i64, i64),
+        runs: &[(i64, i64)],
         heap: &mut BinaryHeap<Next>,
     ) -> Result<(), HistoryError> {
-        self.each_row(file, (first, last), |search, id, one| {
+        self.each_row(file, runs, |search, id, one| {
             let Some((latest, _)) = one.closed else { return Ok(()) };
             let what = if search.held < HELD { What::Session(Box::new(one)) } else { What::Row };
             search.held += usize::from(matches!(what, What::Session(_)));
@@ -129,11 +134,11 @@ impl Search<'_> {
         })
     }
 
-    /// Shows all rows that are meant of a run or a zone, with their numbers, in no order.
+    /// Shows all rows that are meant of runs or zones, with their numbers, in no order.
     pub(super) fn each_row(
         &mut self,
         file: InFile,
-        (first, last): (i64, i64),
+        runs: &[(i64, i64)],
         mut show: impl FnMut(&mut Self, i64, StoredSession) -> Result<(), HistoryError>,
     ) -> Result<(), HistoryError> {
         self.reader.go_on()?;
@@ -143,12 +148,14 @@ impl Search<'_> {
             stored::OVER,
             self.meaning.sql
         ))?;
-        let bounds = self.bounds([first, last]);
-        let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.meaning.values)))?;
-        while let Some(row) = rows.next()? {
-            let one = StoredSession::over(row)?;
-            if self.is_meant(&one)? {
-                show(self, row.get(stored::OVER_COLUMNS)?, one)?;
+        for (first, last) in runs {
+            let bounds = self.bounds([*first, *last]);
+            let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.meaning.values)))?;
+            while let Some(row) = rows.next()? {
+                let one = StoredSession::over(row)?;
+                if self.is_meant(&one)? {
+                    show(self, row.get(stored::OVER_COLUMNS)?, one)?;
+                }
             }
         }
         Ok(())

@@ -1,0 +1,318 @@
+//! In which rows each address is the peer: the addresses of many rows sorted, each with the numbers of its rows, in pages.
+//!
+//! An index that grows row by row is written to at a random place for each, which is what no growing file can bear. This one
+//! is written in segments, each at once when its rows are complete, and several small segments become a large one. So a
+//! search looks into few segments, and in each at a page or two.
+//!
+//! A page has the addresses of one family: each as its difference to the one before, then its rows as differences, then 0.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Range,
+};
+
+use super::sealed::{Damaged, Reading, Writing};
+
+/// Bytes of a page, at most: one of SQLite's pages of 4 KiB holds them with what it keeps beside them.
+const PAGE_BYTES: usize = 4000;
+/// Bytes that the next row may add to a page, at most, with what ends the page.
+const ROW_BYTES: usize = 32;
+/// Bytes of what is kept of the first address of a page.
+const FIRST_BYTES: usize = 8;
+
+/// From which address to which, both included.
+pub(super) type Addresses = (IpAddr, IpAddr);
+
+/// The peers of rows, in no order. Rows are counted from the first one of their segment.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    /// Address and row in one number, which sorts faster than two.
+    v4: Vec<u64>,
+    v6: Vec<(u128, u32)>,
+}
+
+/// The pages of a segment.
+#[derive(Debug, Default)]
+pub(super) struct Pages {
+    /// The pages, in the order of their addresses.
+    pub(super) pages: Vec<Vec<u8>>,
+    /// The beginning of the first address of each, for [`among`].
+    pub(super) firsts: Vec<u8>,
+}
+
+impl Peers {
+    pub(super) fn add(&mut self, peer: IpAddr, row: u32) {
+        match peer {
+            IpAddr::V4(v4) => self.v4.push(u64::from(v4.to_bits()) << 32 | u64::from(row)),
+            IpAddr::V6(v6) => self.v6.push((v6.to_bits(), row)),
+        }
+    }
+
+    /// Adds what is in a page of a segment that begins so many rows later.
+    pub(super) fn add_page(&mut self, page: &[u8], later: u32) -> Result<(), Damaged> {
+        let mut postings = Postings::of(page)?;
+        while let Some((peer, row)) = postings.next()? {
+            self.add(peer, row.checked_add(later).ok_or(Damaged("a row has too large a number"))?);
+        }
+        Ok(())
+    }
+
+    /// The pages of a segment of these.
+    pub(super) fn pages(mut self) -> Pages {
+        // What is merged was sorted before in parts, which a stable sort makes use of.
+        self.v4.sort();
+        self.v6.sort();
+        let mut turning = Turning::default();
+        for both in self.v4 {
+            let [address, row] = [both >> 32, both & 0xffff_ffff].map(|half| u32::try_from(half).unwrap_or(0));
+            turning.add(IpAddr::V4(Ipv4Addr::from_bits(address)), row);
+        }
+        for (address, row) in self.v6 {
+            turning.add(IpAddr::V6(Ipv6Addr::from_bits(address)), row);
+        }
+        turning.finish()
+    }
+}
+
+/// The family of an address, and its number.
+fn key(address: IpAddr) -> (u8, u128) {
+    match address {
+        IpAddr::V4(v4) => (4, v4.to_bits().into()),
+        IpAddr::V6(v6) => (6, v6.to_bits()),
+    }
+}
+
+fn halves(number: u128) -> [u64; 2] {
+    [number >> 64, number & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or(0))
+}
+
+/// The beginning of an address as a number that sorts as addresses do, but not all apart.
+fn beginning(address: IpAddr) -> u64 {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits().into(),
+        IpAddr::V6(v6) => 1 << 63 | halves(v6.to_bits())[0] >> 1,
+    }
+}
+
+/// Pages while they are written.
+#[derive(Default)]
+struct Turning {
+    done: Pages,
+    page: Option<Page>,
+}
+
+struct Page {
+    family: u8,
+    writing: Writing,
+    /// The last address, when there is one, and its last row.
+    last: Option<(u128, u32)>,
+}
+
+impl Turning {
+    fn add(&mut self, peer: IpAddr, row: u32) {
+        let (family, address) = key(peer);
+        if self
+            .page
+            .as_ref()
+            .is_some_and(|page| page.family != family || page.writing.length() + ROW_BYTES > PAGE_BYTES)
+        {
+            self.turn();
+        }
+        let page = self.page.get_or_insert_with(|| {
+            self.done.firsts.extend(beginning(peer).to_be_bytes());
+            let mut writing = Writing::default();
+            writing.unsigned(family.into());
+            Page { family, writing, last: None }
+        });
+        page.add(address, row);
+    }
+
+    fn turn(&mut self) {
+        if let Some(mut page) = self.page.take() {
+            page.writing.unsigned(0);
+            self.done.pages.push(page.writing.finish());
+        }
+    }
+
+    fn finish(mut self) -> Pages {
+        self.turn();
+        self.done
+    }
+}
+
+impl Page {
+    fn add(&mut self, address: u128, row: u32) {
+        match self.last {
+            Some((last, before)) if last == address => self.writing.unsigned((row - before).into()),
+            last => {
+                if last.is_some() {
+                    self.writing.unsigned(0);
+                }
+                let [high, low] = halves(address - last.map_or(0, |(last, _)| last));
+                if self.family == 6 {
+                    self.writing.unsigned(high);
+                }
+                self.writing.unsigned(low);
+                self.writing.unsigned(u64::from(row) + 1);
+            }
+        }
+        self.last = Some((address, row));
+    }
+}
+
+/// What is in a page.
+struct Postings<'a> {
+    family: u64,
+    reading: Reading<'a>,
+    address: u128,
+    /// The last row and one more; 0 before an address.
+    row: u64,
+}
+
+impl Postings<'_> {
+    fn of(page: &[u8]) -> Result<Postings<'_>, Damaged> {
+        let mut reading = Reading::new(page);
+        let family = reading.unsigned()?;
+        Ok(Postings { family, reading, address: 0, row: 0 })
+    }
+
+    fn next(&mut self) -> Result<Option<(IpAddr, u32)>, Damaged> {
+        loop {
+            if self.row == 0 {
+                if self.reading.rest().is_empty() {
+                    return Ok(None);
+                }
+                self.address = self.address.checked_add(self.step()?).ok_or(Damaged("an address is too large"))?;
+            }
+            match self.reading.unsigned()? {
+                0 => self.row = 0,
+                more => {
+                    self.row = self.row.saturating_add(more);
+                    let row = u32::try_from(self.row - 1).map_err(|_| Damaged("a row has too large a number"))?;
+                    return Ok(Some((self.at()?, row)));
+                }
+            }
+        }
+    }
+
+    fn step(&mut self) -> Result<u128, Damaged> {
+        let high = if self.family == 6 { self.reading.unsigned()? } else { 0 };
+        Ok(u128::from(high) << 64 | u128::from(self.reading.unsigned()?))
+    }
+
+    fn at(&self) -> Result<IpAddr, Damaged> {
+        match self.family {
+            4 => u32::try_from(self.address)
+                .map(|bits| IpAddr::V4(Ipv4Addr::from_bits(bits)))
+                .map_err(|_| Damaged("an address is too large")),
+            6 => Ok(IpAddr::V6(Ipv6Addr::from_bits(self.address))),
+            _ => Err(Damaged("a family has no meaning")),
+        }
+    }
+}
+
+/// Which pages of a segment may have addresses that are meant, by their [`Pages::firsts`].
+pub(super) fn among(firsts: &[u8], (first, last): Addresses) -> Range<usize> {
+    let firsts: Vec<u64> = firsts
+        .chunks_exact(FIRST_BYTES)
+        .map(|bytes| bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+        .collect();
+    // What begins a page may be in the one before as well.
+    let begin = firsts.partition_point(|page| *page < beginning(first)).saturating_sub(1);
+    begin..firsts.partition_point(|page| *page <= beginning(last))
+}
+
+/// How many pages have these [`Pages::firsts`].
+pub(super) fn count(firsts: &[u8]) -> usize {
+    firsts.len() / FIRST_BYTES
+}
+
+/// Shows the rows in a page with addresses that are meant.
+pub(super) fn find(page: &[u8], (first, last): Addresses, mut show: impl FnMut(u32)) -> Result<(), Damaged> {
+    let mut postings = Postings::of(page)?;
+    while let Some((peer, row)) = postings.next()?.filter(|(peer, _)| *peer <= last) {
+        if peer >= first {
+            show(row);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn address() -> impl Strategy<Value = IpAddr> {
+        prop_oneof![
+            any::<[u8; 4]>().prop_map(|[.., last]| IpAddr::from([10, 0, last % 2, last])),
+            any::<[u8; 4]>().prop_map(IpAddr::from),
+            any::<u16>().prop_map(|last| IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(last)).to_be_bytes())),
+            any::<[u8; 16]>().prop_map(IpAddr::from),
+        ]
+    }
+
+    fn found(pages: &Pages, meant: Addresses) -> Vec<u32> {
+        let mut rows = Vec::new();
+        for page in among(&pages.firsts, meant) {
+            find(&pages.pages[page], meant, |row| rows.push(row)).unwrap();
+        }
+        rows.sort_unstable();
+        rows
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_the_rows_with_an_address_are_found(
+            peers in vec(address(), 0..3000), again in 1_usize..9, others in vec(address(), 2..9)
+        ) {
+            let peers: Vec<IpAddr> = peers.iter().flat_map(|peer| std::iter::repeat_n(*peer, again)).collect();
+            let rows = || (0..).zip(peers.iter().copied());
+            // As a whole, and merged of three.
+            let mut whole = Peers::default();
+            rows().for_each(|(row, peer)| whole.add(peer, row));
+            let mut merged = Peers::default();
+            let third = u32::try_from(peers.len()).unwrap() / 3 + 1;
+            for begin in [0, third, 2 * third] {
+                let mut part = Peers::default();
+                rows().filter(|(row, _)| row / third * third == begin).for_each(|(row, peer)| part.add(peer, row - begin));
+                part.pages().pages.iter().for_each(|page| merged.add_page(page, begin).unwrap());
+            }
+            let (whole, merged) = (whole.pages(), merged.pages());
+            prop_assert_eq!((&whole.pages, &whole.firsts), (&merged.pages, &merged.firsts));
+            prop_assert!(whole.pages.iter().all(|page| page.len() <= PAGE_BYTES));
+            prop_assert_eq!(count(&whole.firsts), whole.pages.len());
+            for meant in others.iter().chain(peers.iter().step_by(97)).zip(&others) {
+                for (first, last) in [(*meant.0, *meant.0), (*meant.0.min(meant.1), *meant.0.max(meant.1))] {
+                    let is_meant = |peer: &IpAddr| (first..=last).contains(peer);
+                    let expected: Vec<u32> = rows().filter(|(_, peer)| is_meant(peer)).map(|(row, _)| row).collect();
+                    prop_assert_eq!(found(&whole, (first, last)), expected);
+                }
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_fail_otherwise_than_by_saying_so(mut bytes: Vec<u8>, family in 3_u8..8, short: bool) {
+            bytes.insert(0, family);
+            let all = (IpAddr::from([0; 4]), IpAddr::from([0xff; 16]));
+            let mut shown = 0;
+            let found = find(&bytes, all, |_| shown += 1);
+            prop_assert!(shown == 0 || matches!(family, 4 | 6));
+            let later = if short { 0 } else { u32::MAX };
+            prop_assert!(found.is_ok() || Peers::default().add_page(&bytes, later).is_err());
+            prop_assert!(among(&bytes, all).end <= bytes.len() / FIRST_BYTES);
+        }
+    }
+
+    #[test]
+    fn an_address_with_more_rows_than_a_page_holds_is_found_whole() {
+        let peer = IpAddr::from([10, 0, 0, 1]);
+        let mut peers = Peers::default();
+        (0..20_000).for_each(|row| peers.add(peer, row));
+        peers.add(IpAddr::from([10, 0, 0, 2]), 20_000);
+        let pages = peers.pages();
+        assert!(pages.pages.len() > 4);
+        assert_eq!(found(&pages, (peer, peer)), (0..20_000).collect::<Vec<u32>>());
+    }
+}

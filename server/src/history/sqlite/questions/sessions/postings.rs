@@ -1,0 +1,122 @@
+//! Rows with chosen peers in a file in which each session has a row: by the index of peers as far as it reaches, and by zones
+//! behind that.
+
+use std::collections::BinaryHeap;
+
+use ipnet::IpNet;
+use rusqlite::{Connection, OptionalExtension, params, types::ValueRef};
+
+use super::{InFile, Next, Search, What};
+use crate::history::{
+    HistoryError,
+    sqlite::{
+        coding,
+        postings::{self, Addresses},
+    },
+};
+
+/// The rows with an address that is meant, in ascending order, and the last row that the index knows.
+type Found = (Vec<i64>, i64);
+
+impl Search<'_> {
+    /// Finds the rows with peers that are meant, without reading them, when they are at most so many; whether they are.
+    pub(super) fn postings(
+        &self,
+        file: InFile,
+        most: usize,
+        heap: &mut BinaryHeap<Next>,
+    ) -> Result<bool, HistoryError> {
+        let Some(connection) = self.file(file)? else { return Ok(true) };
+        let meant: Vec<Addresses> =
+            self.meaning.question.peers.iter().map(|prefix: &IpNet| (prefix.network(), prefix.broadcast())).collect();
+        let Some((rows, covered)) = look_up(connection, &meant, most)? else { return Ok(false) };
+        self.by_zones(connection, file, &rows, heap)?;
+        self.zones(file, covered, heap)?;
+        Ok(true)
+    }
+
+    /// Sorts rows by their zones, which tell their times.
+    fn by_zones(
+        &self,
+        connection: &Connection,
+        file: InFile,
+        mut rows: &[i64],
+        heap: &mut BinaryHeap<Next>,
+    ) -> Result<(), HistoryError> {
+        let mut zone = connection.prepare_cached(
+            "SELECT last_id, max_closed_at_us,
+                 max_closed_at_us > ?2 AND min_closed_at_us <= ?3 AND ifnull(min_opened_at_us <= ?4, TRUE)
+             FROM zones WHERE first_id <= ?1 ORDER BY first_id DESC LIMIT 1",
+        )?;
+        let [after, last, until] = self.meaning.window.bounds();
+        while let Some(first) = rows.first() {
+            let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+            let found: Option<(i64, i64, bool)> =
+                zone.query_row(params![first, after, last, until], read).optional()?;
+            let (id, latest, is_meant) = found.ok_or_else(|| coding::wrong("zones", "there is none with a row"))?;
+            let (here, later) = rows.split_at(rows.partition_point(|row| *row <= id).max(1));
+            if is_meant {
+                heap.push(Next { latest, file, id, what: What::Rows(runs(here)) });
+            }
+            rows = later;
+        }
+        Ok(())
+    }
+}
+
+/// Looks addresses up in the index of a file; nothing when more rows are found than that.
+fn look_up(connection: &Connection, meant: &[Addresses], most: usize) -> Result<Option<Found>, HistoryError> {
+    let (mut rows, mut covered) = (Vec::new(), 0);
+    let mut statement = connection.prepare_cached("SELECT first_id, last_id, first_page, firsts FROM segments")?;
+    let mut page = connection.prepare_cached("SELECT bytes FROM postings WHERE id = ?1")?;
+    let mut segments = statement.query([])?;
+    while let Some(segment) = segments.next()? {
+        let [first_id, last_id, first_page]: [i64; 3] = [segment.get(0)?, segment.get(1)?, segment.get(2)?];
+        covered = covered.max(last_id);
+        let firsts = blob("firsts", segment.get_ref(3)?)?;
+        for addresses in meant {
+            let pages = postings::among(firsts, *addresses);
+            for id in (first_page..).take(pages.end).skip(pages.start) {
+                let mut found = page.query([id])?;
+                let bytes = found.next()?.ok_or_else(|| coding::wrong("postings", format!("page {id} is missing")))?;
+                postings::find(blob("bytes", bytes.get_ref(0)?)?, *addresses, |row| {
+                    rows.push(first_id + i64::from(row))
+                })?;
+                if rows.len() > most {
+                    return Ok(None);
+                }
+            }
+        }
+    }
+    // Of networks that overlap some rows are found twice.
+    rows.sort_unstable();
+    rows.dedup();
+    Ok(Some((rows, covered)))
+}
+
+fn blob<'v>(column: &'static str, value: ValueRef<'v>) -> Result<&'v [u8], rusqlite::Error> {
+    value.as_blob().map_err(|error| coding::wrong(column, error.to_string()))
+}
+
+/// Rows as runs of those that follow each other.
+fn runs(rows: &[i64]) -> Vec<(i64, i64)> {
+    let mut runs: Vec<(i64, i64)> = Vec::new();
+    for row in rows {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == *row => *last = *row,
+            _ => runs.push((*row, *row)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_follow_each_other_are_one_run() {
+        assert_eq!(runs(&[1, 2, 3, 7, 9, 10]), [(1, 3), (7, 7), (9, 10)]);
+        assert_eq!(runs(&[]), []);
+    }
+}

@@ -1,0 +1,245 @@
+//! Segments of the index of peers: which rows have an address, told once for many rows (`postings.rs`).
+
+use std::net::IpAddr;
+
+use rusqlite::{Connection, Transaction, params};
+
+use crate::history::sqlite::{
+    coding,
+    postings::{self, Pages, Peers},
+};
+
+/// How large segments are.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    /// Rows of a small one. A search reads the filters of all zones whose rows are in none yet.
+    rows: i64,
+    /// So many small ones become a large one.
+    merged: usize,
+}
+
+const SIZES: Sizes = Sizes { rows: 32 * 1024, merged: 16 };
+
+/// The peers of the last rows, which are in no segment yet: up to a MiB.
+#[derive(Debug)]
+pub(super) struct Unindexed {
+    sizes: Sizes,
+    /// The first of these rows, and the one after the last of them; none is known before it is looked for.
+    rows: Option<(i64, i64)>,
+    peers: Peers,
+}
+
+impl Default for Unindexed {
+    fn default() -> Unindexed {
+        Unindexed { sizes: SIZES, rows: None, peers: Peers::default() }
+    }
+}
+
+impl Unindexed {
+    /// Goes on after this row, which is the last one. What is held may be of another file, or of rows that were rolled back:
+    /// then the last row is another one.
+    pub(super) fn resume(&mut self, transaction: &Transaction<'_>, last_id: i64) -> Result<(), rusqlite::Error> {
+        if self.rows.is_some_and(|(_, next)| next == last_id + 1) {
+            return Ok(());
+        }
+        let covered = covered(transaction)?;
+        *self = Unindexed { sizes: self.sizes, rows: Some((covered + 1, covered + 1)), peers: Peers::default() };
+        // More than one segment is only missing in a file that an earlier version began.
+        let mut statement =
+            transaction.prepare_cached("SELECT id, peer_address FROM sessions WHERE id > ?1 ORDER BY id")?;
+        let mut rows = statement.query([covered])?;
+        while let Some(row) = rows.next()? {
+            self.add(transaction, row.get(0)?, coding::address_of(row.get_ref(1)?)?)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a row, which is the last one. When enough rows came before it, they become a segment.
+    pub(super) fn add(&mut self, transaction: &Transaction<'_>, id: i64, peer: IpAddr) -> Result<(), rusqlite::Error> {
+        let (mut first, _) = self.rows.unwrap_or((id, id));
+        if id - first >= self.sizes.rows {
+            let peers = std::mem::take(&mut self.peers);
+            let last = first + self.sizes.rows - 1;
+            store(transaction, (first, last), peers.pages())?;
+            forget_filters(transaction, last)?;
+            self.merge(transaction)?;
+            first = last + 1;
+        }
+        self.peers.add(peer, offset(id - first)?);
+        self.rows = Some((first, id + 1));
+        Ok(())
+    }
+
+    /// Makes a large segment of small ones, when they are enough.
+    fn merge(&self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
+        let small: Vec<Segment> = transaction
+            .prepare_cached("SELECT * FROM segments WHERE last_id - first_id + 1 = ?1 ORDER BY first_id")?
+            .query_map([self.sizes.rows], Segment::read)?
+            .collect::<Result<_, _>>()?;
+        let (Some(first), Some(last)) = (small.first(), small.last()) else { return Ok(()) };
+        if small.len() < self.sizes.merged {
+            return Ok(());
+        }
+        let mut all = Peers::default();
+        let mut pages = transaction.prepare_cached("SELECT bytes FROM postings WHERE id BETWEEN ?1 AND ?2")?;
+        for one in &small {
+            let later = offset(one.first_id - first.first_id)?;
+            let mut rows = pages.query(params![one.first_page, one.last_page])?;
+            while let Some(row) = rows.next()? {
+                let page = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("bytes", error.to_string()))?;
+                all.add_page(page, later).map_err(|damaged| coding::wrong("bytes", damaged.to_string()))?;
+            }
+        }
+        for one in &small {
+            transaction
+                .prepare_cached("DELETE FROM postings WHERE id BETWEEN ?1 AND ?2")?
+                .execute(params![one.first_page, one.last_page])?;
+            transaction.prepare_cached("DELETE FROM segments WHERE first_id = ?1")?.execute([one.first_id])?;
+        }
+        store(transaction, (first.first_id, last.last_id), all.pages())
+    }
+}
+
+/// A segment, and where its pages are.
+struct Segment {
+    first_id: i64,
+    last_id: i64,
+    first_page: i64,
+    last_page: i64,
+}
+
+impl Segment {
+    fn read(row: &rusqlite::Row<'_>) -> Result<Segment, rusqlite::Error> {
+        let firsts = row.get_ref("firsts")?.as_blob().map_err(|error| coding::wrong("firsts", error.to_string()))?;
+        let (pages, first_page): (_, i64) = (number(postings::count(firsts)), row.get("first_page")?);
+        let (first_id, last_id) = (row.get("first_id")?, row.get("last_id")?);
+        Ok(Segment { first_id, last_id, first_page, last_page: first_page + pages - 1 })
+    }
+}
+
+/// The last row that is in a segment; 0 when none is.
+fn covered(connection: &Connection) -> Result<i64, rusqlite::Error> {
+    let mut statement = connection.prepare_cached("SELECT coalesce(max(last_id), 0) FROM segments")?;
+    statement.query_row([], |row| row.get(0))
+}
+
+fn store(
+    transaction: &Transaction<'_>,
+    (first_id, last_id): (i64, i64),
+    Pages { pages, firsts }: Pages,
+) -> Result<(), rusqlite::Error> {
+    let mut next = transaction.prepare_cached("SELECT coalesce(max(id), 0) + 1 FROM postings")?;
+    let first_page: i64 = next.query_row([], |row| row.get(0))?;
+    let mut insert = transaction.prepare_cached("INSERT INTO postings (id, bytes) VALUES (?1, ?2)")?;
+    for (id, bytes) in (first_page..).zip(&pages) {
+        insert.execute(params![id, bytes])?;
+    }
+    transaction
+        .prepare_cached("INSERT INTO segments (first_id, last_id, first_page, firsts) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![first_id, last_id, first_page, firsts])
+        .map(drop)
+}
+
+/// Forgets the filters of zones up to this row: a segment says more.
+fn forget_filters(transaction: &Transaction<'_>, last: i64) -> Result<(), rusqlite::Error> {
+    transaction.prepare_cached("DELETE FROM zone_peers WHERE first_id <= ?1")?.execute([last]).map(drop)
+}
+
+fn offset(rows: i64) -> Result<u32, rusqlite::Error> {
+    u32::try_from(rows).map_err(|_| coding::wrong("id", format!("{rows} rows are in one segment")))
+}
+
+fn number(pages: usize) -> i64 {
+    i64::try_from(pages).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    const SMALL: Sizes = Sizes { rows: 8, merged: 3 };
+
+    fn day() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection
+            .execute_batch(
+                "CREATE TABLE sessions (id INTEGER PRIMARY KEY, peer_address BLOB NOT NULL) STRICT;
+                 CREATE TABLE zones (first_id INTEGER PRIMARY KEY, peers BLOB) STRICT;",
+            )
+            .unwrap();
+        connection.execute_batch(include_str!("../../../../../migrations/sqlite/day/V5__postings.sql")).unwrap();
+        connection
+    }
+
+    fn peer(number: u8) -> IpAddr {
+        if number.is_multiple_of(3) { IpAddr::from([number; 16]) } else { IpAddr::from([10, 0, 0, number]) }
+    }
+
+    /// The rows with each peer, by the index.
+    fn indexed(day: &Connection) -> Vec<(IpAddr, i64)> {
+        let mut all = Vec::new();
+        let mut segments = day.prepare("SELECT * FROM segments").unwrap();
+        for segment in segments.query_map([], Segment::read).unwrap().map(Result::unwrap) {
+            let mut pages = day.prepare("SELECT bytes FROM postings WHERE id BETWEEN ?1 AND ?2").unwrap();
+            let read = |row: &rusqlite::Row<'_>| row.get::<_, Vec<u8>>(0);
+            let pages: Vec<_> =
+                pages.query_map([segment.first_page, segment.last_page], read).unwrap().map(Result::unwrap).collect();
+            for number in 0..8 {
+                for page in &pages {
+                    let found = |row: u32| all.push((peer(number), segment.first_id + i64::from(row)));
+                    postings::find(page, (peer(number), peer(number)), found).unwrap();
+                }
+            }
+        }
+        all.sort_unstable();
+        all
+    }
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum End {
+        Commit,
+        RollBack,
+        /// The server is started anew.
+        Restart,
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_rolled_back_and_started_anew_all_rows_but_the_last_are_in_segments(
+            groups in vec((vec(0_u8..8, 0..30), prop_oneof![Just(End::Commit), Just(End::RollBack), Just(End::Restart)]), 1..20)
+        ) {
+            let mut day = day();
+            let begin = || Unindexed { sizes: SMALL, ..Unindexed::default() };
+            let (mut unindexed, mut expected) = (begin(), Vec::new());
+            for (peers, end) in groups {
+                let transaction = day.transaction().unwrap();
+                let last = i64::try_from(expected.len()).unwrap();
+                unindexed.resume(&transaction, last).unwrap();
+                for (id, number) in (last + 1..).zip(&peers) {
+                    let row = params![id, coding::address_bytes(peer(*number))];
+                    transaction.execute("INSERT INTO sessions VALUES (?1, ?2)", row).unwrap();
+                    unindexed.add(&transaction, id, peer(*number)).unwrap();
+                }
+                if end == End::RollBack {
+                    transaction.rollback().unwrap();
+                    continue;
+                }
+                transaction.commit().unwrap();
+                expected.extend((last + 1..).zip(&peers).map(|(id, number)| (peer(*number), id)));
+                if end == End::Restart {
+                    unindexed = begin();
+                }
+            }
+            let last = i64::try_from(expected.len()).unwrap();
+            let covered = covered(&day).unwrap();
+            prop_assert!(covered % SMALL.rows == 0 && covered <= last && last - covered <= SMALL.rows, "{covered} of {last}");
+            expected.retain(|(_, id)| *id <= covered);
+            expected.sort_unstable();
+            prop_assert_eq!(indexed(&day), expected);
+            let small: i64 = day.query_row("SELECT count(*) FROM segments WHERE last_id - first_id = 7", [], |row| row.get(0)).unwrap();
+            prop_assert!(small < 3);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Who had sessions with a peer, before these are sealed: by an index of most rows, and by filters of the last ones.
+
+use fleetsock_proto::host::HostSelector;
+
+use super::*;
+
+const HOSTS: u64 = 70;
+/// Together more rows than one segment of the index has.
+const EACH: u64 = 500;
+
+/// Makes of the file what the version before the index made, which had a filter for each zone or, here, for the last ones.
+const BEFORE: &str = "ALTER TABLE zones ADD COLUMN peers BLOB;
+    UPDATE zones SET peers = (SELECT filter FROM zone_peers WHERE zone_peers.first_id = zones.first_id);
+    DROP TABLE zone_peers;
+    DROP TABLE segments;
+    DROP TABLE postings;
+    DELETE FROM refinery_schema_history WHERE version > 4;";
+
+fn peer(number: u64) -> String {
+    match number % 5 {
+        0 => format!("[2001:db8:{:x}::{:x}]:443", number % 300, number),
+        // One that all hosts have many sessions with.
+        1 if number.is_multiple_of(4) => "10.9.9.9:443".to_owned(),
+        _ => format!("{}.{}.{}.{}:443", 20 + number % 3, number % 7, number % 11, number % 251),
+    }
+}
+
+async fn ask(world: &World<Hesitant<MANY>>, prefix: Option<&str>, hosts: &str) -> Vec<Session> {
+    let peers = prefix.map(|prefix| prefix.parse().unwrap()).into_iter().collect();
+    let time = SessionTime::Within { since: at(0), until: None };
+    let hosts = HostSelector { globs: vec![hosts.to_owned()], ..HostSelector::default() };
+    let filter = SocketFilter { hosts, ..SocketFilter::default() };
+    world.sessions(SessionQuestion { peers, time, filter, ..SessionQuestion::default() }, at(10)).await.unwrap().0
+}
+
+async fn all_are_found(world: &World<Hesitant<MANY>>, rows: u64) {
+    let all = ask(world, None, "*").await;
+    assert_eq!(all.len() as u64, rows);
+    let prefixes = [
+        "21.3.4.90/32",
+        "10.9.9.9/32",
+        "20.0.0.0/8",
+        "22.5.10.0/24",
+        "21.6.8.128/26",
+        "2001:db8:7::/48",
+        "::/0",
+        "1.2.3.4/32",
+    ];
+    let exact = all.iter().step_by(1777).chain(all.iter().rev().take(3)).map(|one| ipnet::IpNet::from(one.peer.ip()));
+    for network in prefixes.iter().map(|prefix| prefix.parse().unwrap()).chain(exact) {
+        for hosts in ["*", "host07", "host1?"] {
+            let pattern = glob::Pattern::new(hosts).unwrap();
+            let is_meant = |one: &&Session| network.contains(&one.peer.ip()) && pattern.matches(&one.host);
+            let expected: Vec<_> = all.iter().filter(is_meant).map(session_line).collect();
+            let found: Vec<_> = ask(world, Some(&network.to_string()), hosts).await.iter().map(session_line).collect();
+            assert!(found == expected, "{network}, {hosts}: {} of {}", found.len(), expected.len());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_peer_is_found_among_thousands_of_rows_of_many_hosts_before_they_are_sealed() {
+    let mut world = World::<Hesitant<MANY>>::new().await;
+    for host in 0..HOSTS {
+        let mut agent = world.host(&format!("host{host:02}")).await;
+        let lives = (0..EACH).map(|n| {
+            let local = format!("10.0.0.1:{}", 1 + host * EACH + n);
+            closed(session(1 + n, &local, Out, &peer(host * EACH + n)).since(1), 2 + i64::try_from(n % 7).unwrap())
+        });
+        world.tell(&mut agent, SnapshotWhole, 3, lives.collect()).await;
+    }
+    all_are_found(&world, HOSTS * EACH).await;
+    world.stop().await;
+    let path = world.engine.folder().join("day-1.db");
+    let segments = |path: &Path| -> (i64, i64, i64) {
+        let tables = "SELECT count(*), coalesce(max(last_id), 0), (SELECT count(*) FROM zone_peers) FROM segments";
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+        Connection::open(path).unwrap().query_row(tables, [], read).unwrap()
+    };
+    assert_eq!(segments(&path), (1, 32_768, 3), "the filters of what is in a segment are gone");
+
+    change(&path, BEFORE);
+    world.begin().await;
+    all_are_found(&world, HOSTS * EACH).await;
+    let mut agent = world.host("late").await;
+    world.tell(&mut agent, SnapshotWhole, 4, vec![closed(session(1, "10.0.0.1:1", Out, &peer(7)).since(1), 2)]).await;
+    all_are_found(&world, HOSTS * EACH + 1).await;
+    world.stop().await;
+    assert_eq!(segments(&path), (1, 32_768, 3), "a file of before gets its segments with the next batch");
+}
