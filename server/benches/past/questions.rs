@@ -24,13 +24,37 @@ struct Asking<'a> {
     times: usize,
 }
 
+/// p50 and p99, ms.
+pub(crate) type Took = (f64, f64);
+
+/// Rows of the first page of an answer.
+const PAGE: u32 = 100;
+
+/// A question, and what the design measured of one like it over 100 million sessions.
+type Question = (&'static str, Option<Took>);
+
 /// A question, and how long its answers took.
 pub(crate) struct Answered {
     pub(crate) what: &'static str,
+    /// What the design measured of one like it over 100 million sessions.
+    pub(crate) designed: Option<Took>,
     /// Rows of the middle answer.
     pub(crate) rows: usize,
-    /// p50 and p99, ms.
-    pub(crate) took: (f64, f64),
+    pub(crate) took: Took,
+}
+
+impl Answered {
+    /// The line of a table: what was measured, beside what the design measured, and both ratios.
+    pub(crate) fn line(&self, how: &str) -> [String; 4] {
+        let Answered { what, designed, rows, took: (p50, p99) } = self;
+        let (beside, ratios) = match designed {
+            Some((middle, late)) => {
+                (format!("designed: p50 {middle}, p99 {late} ms"), format!("{:.2}, {:.2}", p50 / middle, p99 / late))
+            }
+            None => (String::new(), String::new()),
+        };
+        [format!("{how}: {what} ({rows} rows)"), format!("p50 {p50:.2}, p99 {p99:.2} ms"), beside, ratios]
+    }
 }
 
 /// Asks all questions, each so many times.
@@ -44,27 +68,33 @@ pub(crate) async fn ask_all(history: &SqliteHistory, sessions: u64, times: usize
     };
     let of_day = |turn| SessionTime::Within { since: day(turn).0, until: Some(day(turn).1) };
     let all = SessionTime::Within { since: Timestamp::MIN, until: None };
-    let newest = |turn| SessionQuestion { limit: Some(100), ..of(host(turn), of_day(turn)) };
-    told.push(asking.sessions("a host, a day, newest 100", newest).await);
-    told.push(asking.sessions("a host, a day, all", |turn| of(host(turn), of_day(turn))).await);
+    let newest = |turn| SessionQuestion { limit: Some(PAGE), ..of(host(turn), of_day(turn)) };
+    told.push(asking.sessions(("a host, a day, newest 100", Some((0.57, 1.9))), newest).await);
+    let whole = |turn| of(host(turn), of_day(turn));
+    told.push(asking.sessions(("a host, a day, all", Some((10.5, 200.0))), whole).await);
     let peer = |prefix: IpNet| SessionQuestion { peers: vec![prefix], ..of(SocketFilter::default(), all) };
     let v4 = |turn: usize| (0..).map(|n| client(turn as u64 * 977 + n)).find(IpAddr::is_ipv4).unwrap();
     let v6 = |turn: usize| (0..).map(|n| client(turn as u64 * 977 + n)).find(IpAddr::is_ipv6).unwrap();
-    told.push(asking.sessions("an external peer, IPv4, all history", |turn| peer(v4(turn).into())).await);
-    told.push(asking.sessions("an external peer, IPv6, all history", |turn| peer(v6(turn).into())).await);
-    told.push(
-        asking
-            .sessions("a host of the fleet as peer, all history", |turn| peer(address(turn * 37 % HOSTS).into()))
-            .await,
-    );
+    let what = ("an external peer, IPv4, all history", Some((4.5, 37.0)));
+    told.push(asking.sessions(what, |turn| peer(v4(turn).into())).await);
+    let what = ("an external peer, IPv6, all history", Some((3.0, 27.0)));
+    told.push(asking.sessions(what, |turn| peer(v6(turn).into())).await);
+    let of_fleet = |turn: usize| peer(address(turn * 37 % HOSTS).into());
+    let first = |turn| SessionQuestion { limit: Some(PAGE), ..of_fleet(turn) };
+    told.push(asking.sessions(("a host of the fleet as peer, newest 100", Some((10.2, 34.0))), first).await);
+    told.push(asking.sessions(("a host of the fleet as peer, all history", None), of_fleet).await);
     let nobody = |turn: usize| IpAddr::from([1, 1, (turn >> 8) as u8, turn as u8]);
-    told.push(asking.sessions("a peer that was never there", |turn| peer(nobody(turn).into())).await);
-    told.push(asking.sessions("a /24, all history", |turn| peer(IpNet::new(v4(turn), 24).unwrap().trunc())).await);
+    let what = ("a peer that was never there", Some((0.23, 0.34)));
+    told.push(asking.sessions(what, |turn| peer(nobody(turn).into())).await);
+    let within = |turn, length| peer(IpNet::new(v4(turn), length).unwrap().trunc());
+    told.push(asking.sessions(("a /24, all history", Some((0.58, 108.0))), |turn| within(turn, 24)).await);
+    let first = |turn| SessionQuestion { limit: Some(PAGE), ..within(turn, 16) };
+    told.push(asking.sessions(("a /16, newest 100", Some((1.2, 113.0))), first).await);
     let well_known = SocketFilter { classes: vec![PortClass::WellKnown], ..SocketFilter::default() };
     let then = |turn: usize| SessionTime::At(Timestamp::from_micros(day(turn).0.as_micros() + DAY_US / 2));
     let few = Asking { times: times.min(10), ..asking };
     let open_then = |turn| of(well_known.clone(), then(turn));
-    told.push(few.sessions("open at a moment, class well-known", open_then).await);
+    told.push(few.sessions(("open at a moment, class well-known", Some((135.0, 446.0))), open_then).await);
     let by = |dimensions: &'static [Dimension]| {
         move |turn| SummaryQuestion {
             sockets: of(SocketFilter::default(), of_day(turn)),
@@ -72,8 +102,10 @@ pub(crate) async fn ask_all(history: &SqliteHistory, sessions: u64, times: usize
             limit: None,
         }
     };
-    told.push(few.sums("a day by class and hour", by(&[Dimension::Class, Dimension::Hour])).await);
-    told.push(few.sums("a day by host and process", by(&[Dimension::Host, Dimension::Process])).await);
+    // A scan of a day, as the design has it too; it also has sums that are kept beside the rows, of 1 and 6 ms.
+    let scan = Some((335.0, 349.0));
+    told.push(few.sums(("a day by class and hour", scan), by(&[Dimension::Class, Dimension::Hour])).await);
+    told.push(few.sums(("a day by host and process", scan), by(&[Dimension::Host, Dimension::Process])).await);
     told
 }
 
@@ -93,7 +125,7 @@ impl Asking<'_> {
         Timestamp::from_micros(BEGIN_US + DAY_US * self.days)
     }
 
-    async fn sessions(&self, what: &'static str, question: impl Fn(usize) -> SessionQuestion) -> Answered {
+    async fn sessions(&self, what: Question, question: impl Fn(usize) -> SessionQuestion) -> Answered {
         let mut told = Told::default();
         for turn in 0..=self.times {
             let (rows, chunks) = mpsc::channel(4);
@@ -102,7 +134,7 @@ impl Asking<'_> {
         told.answered(what)
     }
 
-    async fn sums(&self, what: &'static str, question: impl Fn(usize) -> SummaryQuestion) -> Answered {
+    async fn sums(&self, what: Question, question: impl Fn(usize) -> SummaryQuestion) -> Answered {
         let mut told = Told::default();
         for turn in 0..=self.times {
             let (rows, chunks) = mpsc::channel(4);
@@ -141,9 +173,9 @@ impl Told {
     }
 
     /// The first time, which meets a cold cache, is left out.
-    fn answered(mut self, what: &'static str) -> Answered {
+    fn answered(mut self, (what, designed): Question) -> Answered {
         self.ms.remove(0);
         self.rows.sort_unstable();
-        Answered { what, rows: self.rows[self.rows.len() / 2], took: p50_p99(self.ms) }
+        Answered { what, designed, rows: self.rows[self.rows.len() / 2], took: p50_p99(self.ms) }
     }
 }
