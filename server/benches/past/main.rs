@@ -155,7 +155,7 @@ async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
     let folder = place.join("history");
     let sealing = Sealing { stays: Duration::from_secs(1), ..Sealing::default() };
     // On a machine that does other things too an answer may take long, and that is to be told.
-    let bounds = Bounds { rows: u32::MAX, time: Duration::from_secs(60), ..Bounds::default() };
+    let bounds = Bounds { rows: u32::MAX, time: Duration::from_secs(60) };
     let options = Options { sealing, bounds, ..Options::default() };
     let history = Arc::new(SqliteHistory::open(&folder, options).unwrap());
     let hosts = enrol(&history, HOSTS).await;
