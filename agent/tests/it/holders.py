@@ -34,18 +34,21 @@ def send(channel, held):
 shared, passed = listener(), listener()
 to_child, from_parent = socket.socketpair()
 alive_read, alive_write = os.pipe()
+closed_read, closed_write = os.pipe()
 children = []
 for number in range(2):
     pid = os.fork()
     if pid == 0:
         os.close(alive_write)
         passed.close()
+        os.write(closed_write, b"x")
         if number == 0:
             kept = socket.recv_fds(from_parent, 1, 1)
             from_parent.send(b"y")
         os.read(alive_read, 1)
         os._exit(0)
     children.append(pid)
+    os.read(closed_read, 1)
 tell("shared", [os.getpid(), *children], [inode(shared)])
 
 send(to_child, passed)

@@ -13,6 +13,8 @@ use crate::listeners::{apart, has, skip};
 
 /// Sockets of one process: more than are told at once.
 const MANY: usize = 5_000;
+/// Descriptors that are no sockets: twice what the kernel goes through before it has to be asked to go on (a million).
+const MILLIONS: usize = 2_200_000;
 
 /// Who holds which sockets.
 struct Way {
@@ -101,6 +103,31 @@ fn the_kernel_tells_what_a_thread_has_in_a_table_of_its_own() {
     let holders = Holders::start();
     let scan = Processes::open().unwrap().asking(Ok(holdings)).scan(&holders.wanted(&[]));
     holders.check(&scan, &[]);
+}
+
+#[test]
+fn millions_of_descriptors_that_are_no_sockets_do_not_hide_the_one_that_is() {
+    if std::env::var_os("FLEETSOCK_LONG").is_none() {
+        return skip("whoever reads /proc meanwhile takes ten seconds: FLEETSOCK_LONG=1");
+    }
+    let Some(holdings) = holdings() else { return };
+    let mut command = Command::new("python3");
+    command.args(["-c", include_str!("millions.py"), &MILLIONS.to_string()]).stdin(Stdio::piped());
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let found = line.trim().split_once(' ').map(|(pid, inode)| {
+        let (pid, inode): (u32, u64) = (pid.parse().unwrap(), inode.parse().unwrap());
+        let mut processes = Processes::open().unwrap().asking(Ok(holdings));
+        let scan = processes.scan(&Wanted::from_iter([inode]));
+        (pid, scan.owners[&inode][0].pid, processes.remark())
+    });
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    match found {
+        Some((pid, told, remark)) => assert_eq!((told, remark), (pid, None)),
+        None => skip("so many descriptors are not allowed"),
+    }
 }
 
 #[test]
