@@ -25,8 +25,9 @@ use rustix::{
 use super::{
     CaptureError,
     diag::{AF_INET, AF_INET6, ROW, SOCK_DIAG_BY_FAMILY, Unreadable, address, port},
-    message::{Message, attributes, bytes_at, messages, u32_at},
+    message::{Message, attributes, messages},
 };
+use crate::kernel::bytes::{at, u32_at};
 
 /// SKNLGRP_INET_TCP_DESTROY (1), INET_UDP_DESTROY (2), INET6_TCP_DESTROY (3) and INET6_UDP_DESTROY (4), as masks
 /// (include/uapi/linux/sock_diag.h).
@@ -270,7 +271,7 @@ fn parse(body: &[u8], netns: u64) -> Option<Destroyed> {
 
 /// The parts of struct tcp_info (include/uapi/linux/tcp.h) that are needed; `None` where it is shorter, before Linux 4.19.
 fn traffic(info: &[u8]) -> Option<Traffic> {
-    let u64_at = |offset| bytes_at(info, offset).map(u64::from_ne_bytes);
+    let u64_at = |offset| at(info, offset).map(u64::from_ne_bytes);
     let (acked, received) = (u64_at(120)?, u64_at(128)?);
     let (sent, sent_again) = (u64_at(200)?, u64_at(208)?);
     let sent = sent.saturating_sub(sent_again);

@@ -10,10 +10,11 @@ use fleetsock_proto::{
 use super::{
     SocketRow,
     counted::Idle,
-    message::{attributes, bytes_at, request, u32_at},
+    message::{attributes, request},
     netlink::DUMP,
     transports::sctp_answer,
 };
+use crate::kernel::bytes::{at, u32_at};
 
 /// The legacy request: TCP of IPv4 and IPv6 in one pass over the kernel's table, 0.7 of the CPU of two.
 const TCPDIAG_GETSOCK: u16 = 18;
@@ -196,15 +197,15 @@ fn state(protocol: Protocol, number: u8, peer_port: u16) -> Option<SocketState> 
 /// An address of 4 or 16 bytes in network order, normalised.
 pub(super) fn address(row: &[u8], family: u8, offset: usize) -> Option<IpAddr> {
     match family {
-        AF_INET => bytes_at::<4>(row, offset).map(|bytes| IpAddr::V4(Ipv4Addr::from(bytes))),
-        AF_INET6 => bytes_at::<16>(row, offset).map(|bytes| normalise(IpAddr::V6(Ipv6Addr::from(bytes)))),
+        AF_INET => at::<4>(row, offset).map(|bytes| IpAddr::V4(Ipv4Addr::from(bytes))),
+        AF_INET6 => at::<16>(row, offset).map(|bytes| normalise(IpAddr::V6(Ipv6Addr::from(bytes)))),
         _ => None,
     }
 }
 
 /// Ports are in network order.
 pub(super) fn port(row: &[u8], offset: usize) -> Option<u16> {
-    bytes_at(row, offset).map(u16::from_be_bytes)
+    at(row, offset).map(u16::from_be_bytes)
 }
 
 /// What the attributes of a row tell.
@@ -218,7 +219,7 @@ impl Extra {
     fn take(&mut self, kind: u16, payload: &[u8]) {
         match (kind, payload) {
             (SKV6ONLY, [flag, ..]) => self.v6only = Some(*flag != 0),
-            (CGROUP_ID, _) => self.cgroup_id = bytes_at(payload, 0).map_or(0, u64::from_ne_bytes),
+            (CGROUP_ID, _) => self.cgroup_id = at(payload, 0).map_or(0, u64::from_ne_bytes),
             _ => {}
         }
     }

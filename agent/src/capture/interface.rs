@@ -8,9 +8,10 @@ use std::{
 use fleetsock_proto::address::{Scope, normalise};
 
 use super::{
-    message::{attributes, bytes_at, request},
+    message::{attributes, request},
     netlink::{DUMP, Netlink, NetlinkError},
 };
+use crate::kernel::bytes::at;
 
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWADDR: u16 = 20;
@@ -58,8 +59,8 @@ fn address(body: &[u8]) -> Option<IpAddr> {
 
 fn parse(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
-        4 => bytes_at::<4>(bytes, 0).map(|bytes| IpAddr::V4(Ipv4Addr::from(bytes))),
-        16 => bytes_at::<16>(bytes, 0).map(|bytes| normalise(IpAddr::V6(Ipv6Addr::from(bytes)))),
+        4 => at::<4>(bytes, 0).map(|bytes| IpAddr::V4(Ipv4Addr::from(bytes))),
+        16 => at::<16>(bytes, 0).map(|bytes| normalise(IpAddr::V6(Ipv6Addr::from(bytes)))),
         _ => None,
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Netlink numbers are in the byte order of the machine; what lies in a datagram is never trusted to be whole.
 
+use crate::kernel::bytes::{u16_at, u32_at};
+
 /// Bytes of a message's header (struct nlmsghdr).
 pub(crate) const HEADER: usize = 16;
 /// Bytes of an attribute's header (struct nlattr).
@@ -92,21 +94,6 @@ pub(crate) fn number(request: &mut [u8], seq: u32) {
 /// Messages and attributes begin at multiples of 4 (NLMSG_ALIGNTO, NLA_ALIGNTO).
 fn aligned(length: usize) -> usize {
     length.saturating_add(3) & !3
-}
-
-/// The `N` bytes at `offset`.
-pub(crate) fn bytes_at<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
-    bytes.get(offset..)?.first_chunk().copied()
-}
-
-/// The number at `offset`, in the byte order of the machine.
-pub(crate) fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
-    bytes_at(bytes, offset).map(u16::from_ne_bytes)
-}
-
-/// The number at `offset`, in the byte order of the machine.
-pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    bytes_at(bytes, offset).map(u32::from_ne_bytes)
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use rustix::{
     },
 };
 
-use super::message::{Message, messages, number, u32_at};
+use super::message::{Message, messages, number};
+use crate::kernel::bytes::u32_at;
 
 /// How long the kernel may take for one datagram; it takes far less than a millisecond.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

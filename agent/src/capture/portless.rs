@@ -22,11 +22,14 @@ use rustix::{fs::stat, net::netlink::SOCK_DIAG};
 use super::{
     CaptureError, SocketRow, WalkReport,
     diag::SOCK_DIAG_BY_FAMILY,
-    message::{attributes, bytes_at, request, u16_at, u32_at},
+    message::{attributes, request},
     netlink::{DUMP, Dump, Netlink},
     walker::WALK_ROWS_LIMIT,
 };
-use crate::owners::cut;
+use crate::{
+    kernel::bytes::{at, u16_at, u32_at},
+    owners::cut,
+};
 
 /// Longest list of raw sockets that is read, some 40,000 of them.
 const LIST_LIMIT: usize = 4 * 1024 * 1024;
@@ -350,7 +353,7 @@ fn address(digits: &str) -> Option<(Family, IpAddr)> {
         place.copy_from_slice(&word.to_ne_bytes());
     }
     match digits.len() {
-        8 => bytes_at::<4>(&bytes, 0).map(|bytes| (Family::Ipv4, Ipv4Addr::from(bytes).into())),
+        8 => at::<4>(&bytes, 0).map(|bytes| (Family::Ipv4, Ipv4Addr::from(bytes).into())),
         32 => Some((Family::Ipv6, normalise(Ipv6Addr::from(bytes).into()))),
         _ => None,
     }

@@ -19,8 +19,9 @@ use fleetsock_proto::{
 
 use super::{
     diag::{AF_INET, AF_INET6, Answer, Query, Unreadable, by_family, parse, row_in_state},
-    message::{attributes, bytes_at, u16_at, u32_at},
+    message::attributes,
 };
+use crate::kernel::bytes::{at, u16_at, u32_at};
 
 /// Longest list that is read; it has a hundred bytes for each protocol.
 const LIST_LIMIT: u64 = 64 * 1024;
@@ -147,8 +148,8 @@ fn association(socket: SocketKey, tag: u32) -> SocketKey {
 fn first_address(storages: &[u8]) -> Option<IpAddr> {
     let family = u8::try_from(u16_at(storages, 0)?).ok()?;
     match family {
-        AF_INET => bytes_at::<4>(storages, 4).map(|bytes| Ipv4Addr::from(bytes).into()),
-        AF_INET6 => bytes_at::<16>(storages, 8).map(|bytes| normalise(Ipv6Addr::from(bytes).into())),
+        AF_INET => at::<4>(storages, 4).map(|bytes| Ipv4Addr::from(bytes).into()),
+        AF_INET6 => at::<16>(storages, 8).map(|bytes| normalise(Ipv6Addr::from(bytes).into())),
         _ => None,
     }
 }
