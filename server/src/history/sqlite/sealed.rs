@@ -10,7 +10,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    hash::{DefaultHasher, Hash, Hasher},
+    hash::{Hash, Hasher},
     io,
     os::unix::fs::OpenOptionsExt,
     path::Path,
@@ -24,10 +24,13 @@ use crate::history::HistoryError;
 
 mod block;
 mod column;
+mod encoder;
+mod hashing;
 mod layout;
 mod pairs;
 mod rows;
 mod sealer;
+mod sorting;
 
 pub(super) use self::block::{Block, Column, Recurring};
 pub(super) use self::column::{Damaged, Reading, Writing};
@@ -35,23 +38,22 @@ pub(super) use self::rows::each_row;
 pub(super) use self::sealer::Sealer;
 pub use self::sealer::Sealing;
 use self::{
+    encoder::Encoder,
+    hashing::Folding,
     layout::{BLOCK_SESSIONS, CODEC},
     pairs::Pairs,
 };
 
 /// Bytes of a page: larger ones hold blocks better, and nothing is changed in them.
 const PAGE_BYTES: i64 = 16 * 1024;
-/// Page cache while a file is sealed, KiB: the sort of all addresses takes what is above it to the disk.
-const CACHE_KIB: i64 = 32 * 1024;
+/// Page cache while a file is sealed, KiB: everything is added at the end of a table.
+const CACHE_KIB: i64 = 2 * 1024;
 
 /// How a file is opened that is only read, and by one thread: SQLite needs no lock for each column then.
 pub(super) const ALONE: OpenFlags = OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
 /// Asked from time to time whether to go on.
 pub(super) type GoesOn = Arc<dyn Fn() -> bool + Send + Sync>;
-
-/// Steps of SQLite's machine between two looks whether sealing is still wanted.
-const STEPS: i32 = 100_000;
 
 /// Why a file is not sealed.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +63,7 @@ pub(super) enum SealError {
     Unwanted,
     /// SQLite or the disk refused.
     #[error(transparent)]
-    Engine(rusqlite::Error),
+    Engine(#[from] rusqlite::Error),
     /// The new file cannot be made.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -82,16 +84,6 @@ pub(super) enum SealError {
     Different,
 }
 
-impl From<rusqlite::Error> for SealError {
-    fn from(error: rusqlite::Error) -> SealError {
-        match error.sqlite_error_code() {
-            // Nothing else interrupts it.
-            Some(rusqlite::ErrorCode::OperationInterrupted) => SealError::Unwanted,
-            _ => SealError::Engine(error),
-        }
-    }
-}
-
 /// What a file holds, whatever its form.
 #[derive(Debug, PartialEq, Eq)]
 struct Contents {
@@ -107,13 +99,13 @@ fn count(sessions: &[StoredSession]) -> i64 {
 #[derive(Default)]
 struct Summing {
     sessions: i64,
-    hasher: DefaultHasher,
+    hasher: Folding,
 }
 
 impl Summing {
-    fn add(&mut self, sessions: &[StoredSession]) {
-        self.sessions += count(sessions);
-        sessions.iter().for_each(|one| one.hash(&mut self.hasher));
+    fn add(&mut self, session: &StoredSession) {
+        self.sessions += 1;
+        session.hash(&mut self.hasher);
     }
 
     fn finish(&self) -> Contents {
@@ -165,54 +157,71 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
     sealed.pragma_update(None, "synchronous", "OFF")?;
     sealed.pragma_update(None, "cache_size", -CACHE_KIB)?;
     make_sealed(unfinished, &mut sealed)?;
-    let asked = Arc::clone(goes_on);
-    sealed.progress_handler(STEPS, Some(move || !asked()))?;
     let transaction = sealed.transaction()?;
-    let mut contents = Summing::default();
-    let mut pairs = Pairs::new(&transaction)?;
-    {
-        let mut block: Vec<StoredSession> = Vec::with_capacity(BLOCK_SESSIONS);
-        each_row(&source, goes_on, |session| {
-            let is_other = block.first().is_some_and(|first| first.host_id != session.host_id);
-            if is_other || block.len() == BLOCK_SESSIONS {
-                contents.add(&block);
-                store(&transaction, &block)?;
-                pairs.add(&block)?;
-                block.clear();
-                if !goes_on() {
-                    return Err(SealError::Unwanted);
-                }
+    let mut writing = Written {
+        sealed: &transaction,
+        block: Vec::with_capacity(BLOCK_SESSIONS),
+        encoder: Encoder::default(),
+        pairs: Pairs::new(unfinished)?,
+        contents: Summing::default(),
+    };
+    each_row(&source, goes_on, |session| {
+        if writing.is_full_before(&session) {
+            writing.end_block()?;
+            if !goes_on() {
+                return Err(SealError::Unwanted);
             }
-            block.push(session);
-            Ok(())
-        })?;
-        contents.add(&block);
-        store(&transaction, &block)?;
-        pairs.add(&block)?;
-    }
-    pairs.write()?;
+        }
+        writing.block.push(session);
+        Ok(())
+    })?;
+    writing.end_block()?;
+    let Written { pairs, contents, .. } = writing;
+    pairs.write(&transaction, goes_on)?;
     transaction.commit()?;
     sealed.close().map_err(|(_, error)| error)?;
     Ok(contents.finish())
 }
 
-fn store(transaction: &Connection, block: &[StoredSession]) -> Result<(), SealError> {
+/// A sealed file while it is written.
+struct Written<'a> {
+    sealed: &'a Connection,
+    block: Vec<StoredSession>,
+    encoder: Encoder,
+    pairs: Pairs,
+    contents: Summing,
+}
+
+impl Written<'_> {
+    fn is_full_before(&self, session: &StoredSession) -> bool {
+        self.block.len() == BLOCK_SESSIONS || self.block.first().is_some_and(|first| first.host_id != session.host_id)
+    }
+
+    fn end_block(&mut self) -> Result<(), SealError> {
+        self.block.iter().for_each(|one| self.contents.add(one));
+        let columns = self.encoder.encode(&self.block)?;
+        store(self.sealed, &self.block, columns)?;
+        self.pairs.add(&self.block, self.encoder.peers())?;
+        self.block.clear();
+        Ok(())
+    }
+}
+
+fn store(sealed: &Connection, block: &[StoredSession], columns: &[u8]) -> Result<(), SealError> {
     let closed = || block.iter().filter_map(|one| one.closed).map(|(at, _)| at);
     let (Some(first), Some(min_closed), Some(max_closed)) = (block.first(), closed().min(), closed().max()) else {
         return Ok(());
     };
     let min_opened = block.iter().map(|one| one.opened_at_us).min();
     let row = params![first.host_id, count(block), min_opened, min_closed, max_closed, CODEC];
-    transaction
+    sealed
         .prepare_cached(
             "INSERT INTO blocks (host_id, sessions, min_opened_at_us, min_closed_at_us, max_closed_at_us, codec)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?
         .execute(row)?;
-    let id = transaction.last_insert_rowid();
-    transaction
-        .prepare_cached("INSERT INTO contents (block_id, columns) VALUES (?1, ?2)")?
-        .execute(params![id, block::encode(block)?])?;
+    let id = sealed.last_insert_rowid();
+    sealed.prepare_cached("INSERT INTO contents (block_id, columns) VALUES (?1, ?2)")?.execute(params![id, columns])?;
     Ok(())
 }
 
@@ -251,7 +260,7 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
         if count(&sessions) != row.get::<_, i64>(1)? {
             return Err(SealError::Different);
         }
-        contents.add(&sessions);
+        sessions.iter().for_each(|one| contents.add(one));
         if !goes_on() {
             return Err(SealError::Unwanted);
         }

@@ -2,7 +2,7 @@
 //!
 //! Values of one column are alike, and neighbours in time are alike, so that a general compressor (Zstandard) makes of a
 //! session some twenty bytes. Addresses and owners, which come again, are written once and then named by their places.
-//! [`Block`] is how everybody reads one: a column is taken apart when it is first asked for.
+//! [`Block`] is how everybody reads one: a column is taken apart when it is first asked for. `encoder` writes them.
 
 use std::{
     cell::OnceCell,
@@ -12,13 +12,10 @@ use std::{
 pub(in crate::history::sqlite) use self::reading::Recurring;
 use self::reading::{ABSENT, MISSING, look_up, narrow, once, read_address, read_numbers, read_owners, read_values};
 use super::{
-    column::{self, Damaged, Dictionary, Reading, Writing},
-    layout::{self, COLUMNS, Layout},
+    column::{self, Damaged, Reading},
+    layout::{self, Layout},
 };
-use crate::history::sqlite::{
-    coding::{self, OwnerColumns},
-    stored::StoredSession,
-};
+use crate::history::sqlite::{coding::OwnerColumns, stored::StoredSession};
 
 mod reading;
 
@@ -43,7 +40,7 @@ pub(in crate::history::sqlite) enum Column {
 
 /// How the numbers of a column are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Coding {
+pub(super) enum Coding {
     /// Each as its difference to the one before.
     Difference,
     Signed,
@@ -64,10 +61,10 @@ impl Coding {
 }
 
 /// How a column is written, and what of a session stands in it.
-type Number = (Column, Coding, fn(&StoredSession) -> i64);
+pub(super) type Number = (Column, Coding, fn(&StoredSession) -> i64);
 
 /// The columns, each in its place.
-const NUMBERS: [Number; 14] = [
+pub(super) const NUMBERS: [Number; 14] = [
     (Column::ClosedAt, Coding::Difference, |one| closed(one).0),
     (Column::Lasted, Coding::Signed, |one| closed(one).0.wrapping_sub(one.opened_at_us)),
     (Column::ClosedKnown, Coding::Word, |one| closed(one).1.into()),
@@ -85,62 +82,13 @@ const NUMBERS: [Number; 14] = [
 ];
 
 /// The columns of values that come again follow those of numbers.
-const LOCAL: usize = NUMBERS.len();
-const PEER: usize = LOCAL + 1;
-const OWNERS: usize = PEER + 1;
+pub(super) const LOCAL: usize = NUMBERS.len();
+pub(super) const PEER: usize = LOCAL + 1;
+pub(super) const OWNERS: usize = PEER + 1;
 
 /// When a session closed; those of a block all did.
 fn closed(one: &StoredSession) -> (i64, i32) {
     one.closed.unwrap_or_default()
-}
-
-/// The bytes of sessions of one host, which are all over.
-pub(super) fn encode(sessions: &[StoredSession]) -> std::io::Result<Vec<u8>> {
-    layout::pack(sessions.len(), &columns(sessions))
-}
-
-fn columns(sessions: &[StoredSession]) -> [Vec<u8>; COLUMNS] {
-    let address = |column: &mut Writing, value: &IpAddr| column.text(&coding::address_bytes(*value));
-    std::array::from_fn(|number| match number {
-        LOCAL => dictionary(sessions, |one| one.local.ip(), address),
-        PEER => dictionary(sessions, |one| one.peer.ip(), address),
-        OWNERS => dictionary(sessions, |one| one.owners.clone(), write_owners),
-        number => {
-            let (_, coding, value) = NUMBERS[number];
-            let mut column = Writing::default();
-            for one in sessions {
-                match coding {
-                    Coding::Difference => column.difference(value(one)),
-                    Coding::Signed | Coding::Word => column.signed(value(one)),
-                    Coding::Port => column.unsigned(value(one).cast_unsigned()),
-                }
-            }
-            column.finish()
-        }
-    })
-}
-
-fn dictionary<T: Eq + std::hash::Hash + Clone>(
-    sessions: &[StoredSession],
-    value: impl Fn(&StoredSession) -> T,
-    write: impl Fn(&mut Writing, &T),
-) -> Vec<u8> {
-    let mut dictionary = Dictionary::new();
-    let places: Vec<u64> = sessions.iter().map(|one| dictionary.place(&value(one))).collect();
-    let mut column = Writing::default();
-    column.unsigned(dictionary.values.len() as u64);
-    dictionary.values.iter().for_each(|value| write(&mut column, value));
-    places.into_iter().for_each(|place| column.unsigned(place));
-    column.finish()
-}
-
-fn write_owners(column: &mut Writing, owners: &OwnerColumns) {
-    let OwnerColumns { known, pid, started_at_us, program_id, more } = owners;
-    column.signed((*known).into());
-    column.unsigned((*pid).into());
-    column.difference(*started_at_us);
-    column.signed(*program_id);
-    column.text(more.as_deref().unwrap_or_default());
 }
 
 /// A block whose columns are taken apart when they are first asked for.
@@ -276,6 +224,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::history::sqlite::sealed::{encoder::Encoder, layout::COLUMNS};
 
     prop_compose! {
         fn owners()(known: i32, pid: u32, started_at_us: i64, program_id: i64, more in prop::option::of(vec(any::<u8>(), 1..60)))
@@ -322,10 +271,30 @@ mod tests {
         Block::read(7, codec, bytes)?.all()
     }
 
+    fn encode(sessions: &[StoredSession]) -> Vec<u8> {
+        Encoder::default().encode(sessions).unwrap().to_vec()
+    }
+
+    fn columns(sessions: &[StoredSession]) -> [Vec<u8>; COLUMNS] {
+        let mut encoder = Encoder::default();
+        encoder.take_up(sessions);
+        std::array::from_fn(|number| encoder.write(number, sessions).to_vec())
+    }
+
     proptest! {
         #[test]
         fn sessions_are_decoded_as_they_were(sessions in vec(session(), 0..50)) {
-            prop_assert_eq!(decode(layout::CODEC, &encode(&sessions).unwrap()), Ok(sessions));
+            prop_assert_eq!(decode(layout::CODEC, &encode(&sessions)), Ok(sessions));
+        }
+
+        #[test]
+        fn a_block_holds_nothing_of_the_one_before(before in vec(session(), 0..50), sessions in vec(session(), 0..50)) {
+            let mut encoder = Encoder::default();
+            encoder.encode(&before).unwrap();
+            prop_assert_eq!(encoder.encode(&sessions).unwrap(), encode(&sessions));
+            let (peers, places) = encoder.peers();
+            let met: Vec<IpAddr> = places.iter().map(|place| peers[*place]).collect();
+            prop_assert_eq!(met, sessions.iter().map(|one| one.peer.ip()).collect::<Vec<_>>());
         }
 
         #[test]
@@ -336,7 +305,7 @@ mod tests {
 
         #[test]
         fn some_sessions_are_decoded_as_all_are(sessions in vec(session(), 0..50), which: u64, before: bool) {
-            let block = Block::read(7, layout::CODEC, &encode(&sessions).unwrap()).unwrap();
+            let block = Block::read(7, layout::CODEC, &encode(&sessions)).unwrap();
             if before {
                 block.peers().unwrap();
                 block.numbers(Column::LocalPort).unwrap();
@@ -356,7 +325,7 @@ mod tests {
             drop(decode(TOGETHER, &layout::squeeze(&bytes)));
             drop(decode(layout::CODEC, &bytes));
             // One byte of a good block is another: of one that is compressed, and of a column before that.
-            let mut block = encode(&sessions).unwrap();
+            let mut block = encode(&sessions);
             let place = at.index(block.len());
             block[place] = to;
             drop(decode(layout::CODEC, &block));

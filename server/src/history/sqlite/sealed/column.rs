@@ -3,7 +3,9 @@
 //! A number is written seven bits a byte, the lowest first (LEB128); a signed one with its sign in the lowest bit, so that
 //! small ones of either sign are short. What is read is bounded by what is there: nothing is allocated on its word.
 
-use std::{collections::HashMap, hash::Hash};
+use std::{borrow::Borrow, collections::HashMap, hash::Hash};
+
+use super::hashing::Seeded;
 
 /// The bytes are no column that this program wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -23,7 +25,22 @@ pub(in crate::history::sqlite) struct Writing {
 }
 
 impl Writing {
-    pub(in crate::history::sqlite) fn unsigned(&mut self, mut number: u64) {
+    pub(in crate::history::sqlite) fn unsigned(&mut self, number: u64) {
+        let bits = u64::BITS - (number | 1).leading_zeros();
+        // Eight bytes at once, as they are read: how long a number is cannot be foretold.
+        if bits <= 56 {
+            let length = bits.div_ceil(7);
+            let goes_on = ENDS & !(u64::MAX << (8 * (length - 1)));
+            let end = self.bytes.len() + length as usize;
+            self.bytes.extend_from_slice(&(spread(number) | goes_on).to_le_bytes());
+            self.bytes.truncate(end);
+        } else {
+            self.stepwise(number);
+        }
+    }
+
+    /// A number by its bytes, one after the other.
+    fn stepwise(&mut self, mut number: u64) {
         while number >= 0x80 {
             self.bytes.push(number.to_le_bytes()[0] | 0x80);
             number >>= 7;
@@ -48,6 +65,17 @@ impl Writing {
 
     pub(in crate::history::sqlite) fn finish(self) -> Vec<u8> {
         self.bytes
+    }
+
+    /// What was written.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Begins anew, in the room that there is.
+    pub(super) fn clear(&mut self) {
+        self.bytes.clear();
+        self.before = 0;
     }
 
     /// How many bytes there are so far.
@@ -193,27 +221,54 @@ const fn joined(bytes: u64) -> u64 {
     (fours & 0x0fff_ffff) | ((fours & 0x0fff_ffff_0000_0000) >> 4)
 }
 
-/// Values that come again, each written once; what follows are their places.
+/// The lower 56 bits of a number, seven in each of eight bytes.
+const fn spread(number: u64) -> u64 {
+    let fours = (number & 0x0fff_ffff) | ((number << 4) & 0x0fff_ffff_0000_0000);
+    let pairs = (fours & 0x0000_3fff_0000_3fff) | ((fours << 2) & 0x3fff_0000_3fff_0000);
+    (pairs & 0x007f_007f_007f_007f) | ((pairs << 1) & 0x7f00_7f00_7f00_7f00)
+}
+
+/// Values of a column that come again: each once, and the place of each session's.
 #[derive(Debug)]
 pub(super) struct Dictionary<T> {
-    places: HashMap<T, u64>,
+    known: HashMap<T, usize, Seeded>,
     pub(super) values: Vec<T>,
+    pub(super) places: Vec<usize>,
+}
+
+impl<T> Default for Dictionary<T> {
+    fn default() -> Dictionary<T> {
+        Dictionary { known: HashMap::default(), values: Vec::new(), places: Vec::new() }
+    }
 }
 
 impl<T: Eq + Hash + Clone> Dictionary<T> {
-    pub(super) fn new() -> Dictionary<T> {
-        Dictionary { places: HashMap::new(), values: Vec::new() }
+    /// Takes up other values, in the room that there is.
+    pub(super) fn fill<B: Borrow<T>>(&mut self, values: impl Iterator<Item = B>) {
+        self.known.clear();
+        self.values.clear();
+        self.places.clear();
+        for value in values {
+            let place = self.place(value.borrow());
+            self.places.push(place);
+        }
     }
 
-    /// The place of a value.
-    pub(super) fn place(&mut self, value: &T) -> u64 {
-        if let Some(place) = self.places.get(value) {
+    fn place(&mut self, value: &T) -> usize {
+        if let Some(place) = self.known.get(value) {
             return *place;
         }
-        let place = self.values.len() as u64;
-        self.places.insert(value.clone(), place);
+        let place = self.values.len();
+        self.known.insert(value.clone(), place);
         self.values.push(value.clone());
         place
+    }
+
+    /// Writes the values, and after them the places.
+    pub(super) fn write(&self, column: &mut Writing, write: impl Fn(&mut Writing, &T)) {
+        column.unsigned(self.values.len() as u64);
+        self.values.iter().for_each(|value| write(column, value));
+        self.places.iter().for_each(|place| column.unsigned(*place as u64));
     }
 }
 
@@ -233,8 +288,7 @@ mod tests {
             numbers.iter().for_each(|number| writing.signed(*number));
             unsigned.iter().for_each(|number| writing.unsigned(*number));
             texts.iter().for_each(|text| writing.text(text));
-            let bytes = writing.finish();
-            let mut reading = Reading::new(&bytes);
+            let mut reading = Reading::new(writing.bytes());
             for number in &numbers {
                 prop_assert_eq!(reading.difference(), Ok(*number));
             }
@@ -251,13 +305,16 @@ mod tests {
         }
 
         #[test]
-        fn many_numbers_are_read_as_each_by_itself(
+        fn many_numbers_are_written_and_read_as_each_by_its_bytes(
             numbers in prop::collection::vec(prop_oneof![any::<u64>(), 0_u64..300, (0_u32..64).prop_map(|bits| 1 << bits)], 0..40),
             mut after: Vec<u8>, which: u64
         ) {
             let mut writing = Writing::default();
             numbers.iter().for_each(|number| writing.unsigned(*number));
-            let mut bytes = writing.finish();
+            let mut stepwise = Writing::default();
+            numbers.iter().for_each(|number| stepwise.stepwise(*number));
+            prop_assert_eq!(stepwise.bytes(), writing.bytes());
+            let mut bytes = writing.bytes().to_vec();
             bytes.append(&mut after);
             prop_assert_eq!(Reading::new(&bytes).numbers(numbers.len()), Ok(numbers.clone()));
             let mut reading = Reading::new(&bytes);

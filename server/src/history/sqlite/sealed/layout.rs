@@ -25,7 +25,6 @@ const TOGETHER: i64 = 1;
 
 thread_local! {
     // To make one costs as much as a column of a small block.
-    static COMPRESSOR: RefCell<Compressor<'static>> = RefCell::default();
     static DECOMPRESSOR: RefCell<Decompressor<'static>> = RefCell::default();
 }
 
@@ -43,29 +42,46 @@ struct Place {
     length: usize,
 }
 
-/// The bytes of a block of so many sessions.
-pub(super) fn pack(sessions: usize, columns: &[Vec<u8>; COLUMNS]) -> io::Result<Vec<u8>> {
-    let mut head = Writing::default();
-    head.unsigned(sessions as u64);
-    let mut body = Vec::new();
-    for column in columns {
-        let compressed = compress(column)?;
-        // What would not become smaller is kept as it is.
-        let stored = if compressed.len() < column.len() { &compressed } else { column };
-        head.unsigned(column.len() as u64);
-        head.unsigned(stored.len() as u64);
-        body.extend_from_slice(stored);
-    }
-    let mut bytes = head.finish();
-    bytes.append(&mut body);
-    Ok(bytes)
+/// Puts blocks together, one after the other in the same room.
+#[derive(Default)]
+pub(super) struct Packing {
+    compressor: Compressor<'static>,
+    head: Writing,
+    body: Vec<u8>,
+    compressed: Vec<u8>,
+    block: Vec<u8>,
 }
 
-fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
-    COMPRESSOR.with_borrow_mut(|compressor| {
-        compressor.set_compression_level(LEVEL)?;
-        compressor.compress(bytes)
-    })
+impl Packing {
+    /// Begins a block of so many sessions.
+    pub(super) fn begin(&mut self, sessions: usize) -> io::Result<()> {
+        self.compressor.set_compression_level(LEVEL)?;
+        self.head.clear();
+        self.body.clear();
+        self.head.unsigned(sessions as u64);
+        Ok(())
+    }
+
+    /// Adds the next column.
+    pub(super) fn add(&mut self, column: &[u8]) -> io::Result<()> {
+        self.compressed.clear();
+        self.compressed.reserve(zstd::zstd_safe::compress_bound(column.len()));
+        self.compressor.compress_to_buffer(column, &mut self.compressed)?;
+        // What would not become smaller is kept as it is.
+        let stored = if self.compressed.len() < column.len() { &self.compressed } else { column };
+        self.head.unsigned(column.len() as u64);
+        self.head.unsigned(stored.len() as u64);
+        self.body.extend_from_slice(stored);
+        Ok(())
+    }
+
+    /// The bytes of the block.
+    pub(super) fn finish(&mut self) -> &[u8] {
+        self.block.clear();
+        self.block.extend_from_slice(self.head.bytes());
+        self.block.extend_from_slice(&self.body);
+        &self.block
+    }
 }
 
 fn decompress(bytes: &[u8], length: usize) -> Result<Vec<u8>, Damaged> {
@@ -153,7 +169,7 @@ pub(super) fn pack_together(sessions: usize, columns: &[Vec<u8>; COLUMNS]) -> Ve
     let mut block = Writing::default();
     block.unsigned(sessions as u64);
     columns.iter().for_each(|column| block.text(column));
-    squeeze(&block.finish())
+    squeeze(block.bytes())
 }
 
 /// Compressed, after the number of bytes before.
@@ -161,7 +177,12 @@ pub(super) fn pack_together(sessions: usize, columns: &[Vec<u8>; COLUMNS]) -> Ve
 pub(super) fn squeeze(bytes: &[u8]) -> Vec<u8> {
     let mut length = Writing::default();
     length.unsigned(bytes.len() as u64);
-    [length.finish(), compress(bytes).unwrap()].concat()
+    [length.bytes(), &compress(bytes)].concat()
+}
+
+#[cfg(test)]
+fn compress(bytes: &[u8]) -> Vec<u8> {
+    zstd::bulk::compress(bytes, LEVEL).unwrap()
 }
 
 #[cfg(test)]
@@ -175,7 +196,7 @@ mod tests {
     fn numbers(numbers: &[u64]) -> Vec<u8> {
         let mut writing = Writing::default();
         numbers.iter().for_each(|number| writing.unsigned(*number));
-        writing.finish()
+        writing.bytes().to_vec()
     }
 
     #[test]
@@ -198,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_column_is_as_long_as_it_says_or_it_is_damaged() {
-        let compressed = compress(&[7; 1000]).unwrap();
+        let compressed = compress(&[7; 1000]);
         for (length, expected) in [(1000, Ok(1000)), (999, Err(())), (1001, Err(()))] {
             let mut head = vec![1, length, compressed.len() as u64];
             head.extend([0; 2 * (COLUMNS - 1)]);

@@ -1,83 +1,102 @@
-//! Which hosts had sessions with which addresses: gathered while the sessions are written host by host, so that what is
+//! Which hosts had sessions with which addresses: gathered block by block while the sessions are written, so that what is
 //! sorted in the end are pairs, of which there are far fewer, and the sessions are read once.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{io, iter::zip, net::IpAddr, path::Path};
 
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 
-use crate::history::sqlite::{coding, stored::StoredSession};
+use super::{
+    GoesOn, SealError,
+    sorting::{Pair, Sorting},
+};
+use crate::history::sqlite::{coding::AddressBytes, parts::UNFINISHED, stored::StoredSession};
 
-/// Addresses of a host that are held, about 100 bytes each: of one with more, an address can be noted several times, and is
-/// put together when all are sorted.
-const HELD: usize = 100_000;
+/// Pairs that are inserted by one statement, which then knows where the table ends.
+const INSERTED_AT_ONCE: usize = 64;
+/// Statements between two looks whether it is still wanted.
+const LOOK_EVERY: usize = 64;
+const COLUMNS: usize = 5;
 const US_PER_S: i64 = 1_000_000;
 
 /// The pairs of a file that is being sealed.
-pub(super) struct Pairs<'a> {
-    sealed: &'a Connection,
-    host: Option<i64>,
-    met: HashMap<IpAddr, Met>,
+pub(super) struct Pairs {
+    met: Vec<Pair>,
+    sorting: Sorting,
 }
 
-/// Sessions with one address, and when the first and the last of them closed.
-struct Met {
-    sessions: i64,
-    min_closed_at_us: i64,
-    max_closed_at_us: i64,
-}
-
-impl Pairs<'_> {
-    pub(super) fn new(sealed: &Connection) -> Result<Pairs<'_>, rusqlite::Error> {
-        sealed.execute_batch(
-            "CREATE TEMP TABLE met (peer_address BLOB NOT NULL, host_id INTEGER NOT NULL, sessions INTEGER NOT NULL,
-                 min_closed_at_s INTEGER NOT NULL, max_closed_at_s INTEGER NOT NULL) STRICT",
-        )?;
-        Ok(Pairs { sealed, host: None, met: HashMap::new() })
+impl Pairs {
+    /// None yet. What is sorted lies beside the file.
+    pub(super) fn new(unfinished: &Path) -> io::Result<Pairs> {
+        // A crash before the name is gone leaves what is removed at the next start.
+        let path = unfinished.with_extension(format!("pairs.{UNFINISHED}"));
+        Ok(Pairs { met: Vec::new(), sorting: Sorting::new(&path)? })
     }
 
-    /// Adds sessions that are over, of one host.
-    pub(super) fn add(&mut self, block: &[StoredSession]) -> Result<(), rusqlite::Error> {
+    /// Adds sessions that are over, of one host, whose peers these are: each once, and the place of each session's.
+    pub(super) fn add(&mut self, block: &[StoredSession], (peers, places): (&[IpAddr], &[usize])) -> io::Result<()> {
         let Some(first) = block.first() else { return Ok(()) };
-        if self.host != Some(first.host_id) || self.met.len() >= HELD {
-            self.note()?;
-            self.host = Some(first.host_id);
-        }
-        for one in block {
+        let none = |peer: &IpAddr| Pair {
+            peer: *peer,
+            host_id: first.host_id,
+            sessions: 0,
+            min_closed_at_s: i64::MAX,
+            max_closed_at_s: i64::MIN,
+        };
+        self.met.clear();
+        self.met.extend(peers.iter().map(none));
+        for (one, place) in zip(block, places) {
             let (at, _) = one.closed.unwrap_or_default();
-            let new = Met { sessions: 0, min_closed_at_us: at, max_closed_at_us: at };
-            let met = self.met.entry(one.peer.ip()).or_insert(new);
+            let at = at / US_PER_S;
+            let met = &mut self.met[*place];
             met.sessions += 1;
-            met.min_closed_at_us = met.min_closed_at_us.min(at);
-            met.max_closed_at_us = met.max_closed_at_us.max(at);
+            met.min_closed_at_s = met.min_closed_at_s.min(at);
+            met.max_closed_at_s = met.max_closed_at_s.max(at);
         }
-        Ok(())
-    }
-
-    /// Notes what is held, in no order.
-    fn note(&mut self) -> Result<(), rusqlite::Error> {
-        let mut insert = self.sealed.prepare_cached("INSERT INTO temp.met VALUES (?1, ?2, ?3, ?4, ?5)")?;
-        for (peer, Met { sessions, min_closed_at_us, max_closed_at_us }) in self.met.drain() {
-            let (first, last) = (min_closed_at_us / US_PER_S, max_closed_at_us / US_PER_S);
-            insert.execute(params![coding::address_bytes(peer), self.host, sessions, first, last])?;
-        }
-        Ok(())
+        self.met.iter().try_for_each(|pair| self.sorting.add(*pair))
     }
 
     /// Writes all pairs, sorted.
-    pub(super) fn write(mut self) -> Result<(), rusqlite::Error> {
-        self.note()?;
-        self.sealed.execute_batch(
-            "INSERT INTO main.pairs (peer_address, host_id, sessions, min_closed_at_s, max_closed_at_s)
-             SELECT peer_address, host_id, sum(sessions), min(min_closed_at_s), max(max_closed_at_s)
-             FROM temp.met GROUP BY peer_address, host_id ORDER BY peer_address, host_id",
-        )
+    pub(super) fn write(self, sealed: &Connection, goes_on: &GoesOn) -> Result<(), SealError> {
+        let mut ready = self.met;
+        ready.clear();
+        let mut statements = 0_usize;
+        self.sorting.finish(|pair| {
+            ready.push(pair);
+            if ready.len() < INSERTED_AT_ONCE {
+                return Ok(());
+            }
+            insert(sealed, &ready)?;
+            ready.clear();
+            statements += 1;
+            if statements.is_multiple_of(LOOK_EVERY) && !goes_on() { Err(SealError::Unwanted) } else { Ok(()) }
+        })?;
+        Ok(insert(sealed, &ready)?)
     }
+}
+
+fn insert(sealed: &Connection, pairs: &[Pair]) -> Result<(), rusqlite::Error> {
+    if pairs.is_empty() {
+        return Ok(());
+    }
+    let values = vec!["(?, ?, ?, ?, ?)"; pairs.len()].join(", ");
+    let sql = "INSERT INTO pairs (peer_address, host_id, sessions, min_closed_at_s, max_closed_at_s) VALUES";
+    let mut insert = sealed.prepare_cached(&format!("{sql} {values}"))?;
+    for (first, pair) in (1_usize..).step_by(COLUMNS).zip(pairs) {
+        let Pair { peer, host_id, sessions, min_closed_at_s, max_closed_at_s } = *pair;
+        insert.raw_bind_parameter(first, AddressBytes::of(peer))?;
+        for (column, number) in (first + 1..).zip([host_id, sessions, min_closed_at_s, max_closed_at_s]) {
+            insert.raw_bind_parameter(column, number)?;
+        }
+    }
+    insert.raw_execute().map(drop)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::history::sqlite::coding::OwnerColumns;
+    use crate::history::sqlite::{coding, coding::OwnerColumns, sealed::encoder::Encoder};
 
     fn session(host_id: i64, peer: u32, closed_at_us: i64) -> StoredSession {
         StoredSession {
@@ -101,18 +120,25 @@ mod tests {
 
     #[test]
     fn a_pair_is_written_once_however_many_addresses_a_host_met() {
+        const MANY: u32 = 100_000;
+        let folder = tempfile::tempdir().unwrap();
         let sealed = Connection::open_in_memory().unwrap();
         sealed.execute_batch(include_str!("../../../../../migrations/sqlite/sealed/V1__begin.sql")).unwrap();
-        let mut pairs = Pairs::new(&sealed).unwrap();
-        let many = u32::try_from(HELD).unwrap();
+        let mut pairs = Pairs::new(&folder.path().join("day-1.unfinished")).unwrap();
+        let mut encoder = Encoder::default();
+        let mut add = |block: &[StoredSession]| {
+            encoder.encode(block).unwrap();
+            pairs.add(block, encoder.peers()).unwrap();
+        };
         for turn in 0..2_i64 {
-            let block: Vec<_> = (0..many).map(|peer| session(7, peer, turn * 1_000_000 + i64::from(peer))).collect();
-            pairs.add(&block).unwrap();
+            let all: Vec<_> = (0..MANY).map(|peer| session(7, peer, turn * 1_000_000 + i64::from(peer))).collect();
+            all.chunks(2000).for_each(&mut add);
         }
-        pairs.add(&[session(8, 5, 9_999_999), session(8, 5, 9_000_000)]).unwrap();
-        pairs.write().unwrap();
+        add(&[session(8, 5, 9_999_999), session(8, 5, 9_000_000)]);
+        let goes_on: GoesOn = Arc::new(|| true);
+        pairs.write(&sealed, &goes_on).unwrap();
         let count: u32 = sealed.query_row("SELECT count(*) FROM pairs", [], |row| row.get(0)).unwrap();
-        assert_eq!(count, many + 1);
+        assert_eq!(count, MANY + 1);
         let sql = "SELECT host_id, sessions, min_closed_at_s, max_closed_at_s FROM pairs
                    WHERE peer_address = ?1 ORDER BY host_id";
         let address = coding::address_bytes(IpAddr::from([0, 0, 0, 5]));
