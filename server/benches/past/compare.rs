@@ -26,6 +26,7 @@ use crate::{
     files,
     fleet::{HOSTS, Reports},
     load::enrol,
+    memory::Memory,
     pace::{make_ready, store},
     table::Table,
 };
@@ -43,6 +44,8 @@ struct Ours {
     sealed: f64,
     /// Bytes of the sealed file.
     bytes: f64,
+    /// MiB of memory that sealing took: at most, and in the end.
+    memory: (f64, f64),
     /// Seconds to drop it.
     dropped: f64,
 }
@@ -52,6 +55,9 @@ pub(crate) async fn compare(place: &Path, sessions: u64, table: &mut Table) {
     let ours = ours(&place.join("compared"), sessions).await;
     fs::remove_dir_all(place.join("compared")).unwrap();
     let rate = |seconds: f64| ours.sessions as f64 / seconds / 1000.0;
+    table.figure("sealed", format!("{:.0} k sessions/s, {:.2} s", rate(ours.sealed), ours.sealed));
+    let (most, end) = ours.memory;
+    table.figure("memory that sealing took, at most and in the end", format!("{most:.1} and {end:.1} MiB"));
     let hot = (rate(ours.stored), "k sessions/s");
     let whole = (rate(ours.stored + ours.sealed), "k sessions/s");
     let stored = "stored, each batch durable";
@@ -69,6 +75,10 @@ pub(crate) async fn compare(place: &Path, sessions: u64, table: &mut Table) {
         (ours.dropped, "s"),
         ("deleting their rows from the bare table", deleted),
     );
+    remove(&bare);
+    let deleted = bare::delete_day(&bare, ours.sessions);
+    let beside = ("deleting one of two days from a table with both indexes", deleted);
+    table.beside("dropping them all as a file", (ours.dropped, "s"), beside);
     remove(&bare);
 
     let csv = place.join("sessions.csv");
@@ -129,7 +139,7 @@ async fn ours(folder: &Path, sessions: u64) -> Ours {
     // The file is complete; that is looked at once a second, when there is something to do.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     history.probe().await.unwrap();
-    let begun = Instant::now();
+    let (begun, watched) = (Instant::now(), Memory::watch());
     while files(folder, ".sealed").1 == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -137,7 +147,7 @@ async fn ours(folder: &Path, sessions: u64) -> Ours {
     while files(folder, ".db").1 > 1 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let bytes = files(folder, ".sealed").0 as f64;
+    let (bytes, memory) = (files(folder, ".sealed").0 as f64, watched.grown());
     advance(KEPT * 2);
     history.probe().await.unwrap();
     // The writer drops it before it answers again.
@@ -147,5 +157,5 @@ async fn ours(folder: &Path, sessions: u64) -> Ours {
     assert_eq!(files(folder, ".sealed"), (0, 0));
     history.close().await.unwrap();
     let [stored, sealed, dropped] = [stored, sealed, dropped].map(|time| time.as_secs_f64());
-    Ours { sessions: total, stored, sealed, bytes, dropped }
+    Ours { sessions: total, stored, sealed, bytes, memory, dropped }
 }

@@ -4,6 +4,24 @@
 //! cargo bench -p fleetsock-server --bench past                            # 20 million sessions, some minutes
 //! cargo bench -p fleetsock-server --bench past -- --sessions 100000000    # 20 days of five million
 //! cargo bench -p fleetsock-server --bench past -- --busy --acks --compare # also under load, and beside other ways
+//! cargo bench -p fleetsock-server --bench past -- --sessions 100000000 --single-table # one table in place of our own way
+//! ```
+//!
+//! How both grow where memory is short: the same commands in a group that has 2 GiB, page cache included, for all that they
+//! do. Build before (`cargo bench -p fleetsock-server --bench past --no-run`), so that the compiler is not in it. As root,
+//! with systemd on cgroup v2:
+//!
+//! ```text
+//! systemd-run --scope -p MemoryMax=2G -p MemorySwapMax=0 cargo bench -p fleetsock-server --bench past -- --sessions 100000000
+//! ```
+//!
+//! without systemd, on cgroup v2 (first line) or v1 (second), and then:
+//!
+//! ```text
+//! group=/sys/fs/cgroup/past limit=memory.max; mkdir $group; echo +memory > /sys/fs/cgroup/cgroup.subtree_control
+//! group=/sys/fs/cgroup/memory/past limit=memory.limit_in_bytes; mkdir $group
+//! echo 2G > $group/$limit
+//! (echo 0 > $group/cgroup.procs; cargo bench -p fleetsock-server --bench past -- --sessions 100000000)
 //! ```
 //!
 //! Sessions go in through the history's own write path, in batches that are each acknowledged when they are durable, and
@@ -22,8 +40,10 @@ mod fleet;
 #[path = "../ingest/load.rs"]
 #[allow(dead_code, reason = "the other bench uses the rest")]
 mod load;
+mod memory;
 mod pace;
 mod questions;
+mod single;
 mod table;
 #[path = "../ingest/watch.rs"]
 mod watch;
@@ -81,6 +101,9 @@ struct Arguments {
     /// Sessions of a comparison, and of the day that is sealed while acknowledgements are measured.
     #[arg(long, default_value_t = DAY_SESSIONS)]
     compared: u64,
+    /// Load the sessions into one table with both indexes, as fast as it takes them, in place of a history; ends with Ctrl-C.
+    #[arg(long, conflicts_with_all = ["busy", "acks", "compare"])]
+    single_table: bool,
     /// Where the history is made; by default beside the build.
     #[arg(long)]
     folder: Option<std::path::PathBuf>,
@@ -139,7 +162,9 @@ async fn run(arguments: Arguments) {
     };
     let place = place.unwrap();
     let mut table = Table::default();
-    if arguments.sessions > 0 {
+    if arguments.single_table {
+        single::grow(place.path(), arguments.sessions, &mut table).await;
+    } else if arguments.sessions > 0 {
         grow_and_ask(place.path(), &arguments, &mut table).await;
     }
     if arguments.acks {
