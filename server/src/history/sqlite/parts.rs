@@ -328,7 +328,7 @@ pub(super) fn remove_dropped(main: &Connection, folder: &Path) -> Result<(), rus
         .query_map([DROPPING], |row| row.get("id"))?
         .collect::<Result<_, _>>()?;
     for id in dropped {
-        match remove_all(folder, id).and_then(|()| remove(folder, &sums_of(id))) {
+        match remove_files(folder, &[file_of(id), sealed_of(id), sums_of(id)]) {
             Ok(()) => main.execute("DELETE FROM parts WHERE id = ?1", [id]).map(drop)?,
             Err(error) => tracing::warn!(%error, id, "a file of the history that is not kept cannot be removed"),
         }
@@ -338,7 +338,7 @@ pub(super) fn remove_dropped(main: &Connection, folder: &Path) -> Result<(), rus
 
 /// Removes a file of sessions in both of its forms.
 pub(super) fn remove_all(folder: &Path, id: i64) -> io::Result<()> {
-    remove(folder, &file_of(id)).and_then(|()| remove(folder, &sealed_of(id)))
+    remove_files(folder, &[file_of(id), sealed_of(id)])
 }
 
 /// Removes what was being made of files when the server was killed: of those that are kept it is made anew, and of the others
@@ -356,7 +356,12 @@ pub(super) fn remove_unfinished(folder: &Path) -> io::Result<()> {
 
 /// Removes a file that is left over, if there is one: nobody named it, so nothing in it counts.
 pub(super) fn remove(folder: &Path, file: &str) -> io::Result<()> {
-    for name in [""].iter().chain(&COMPANIONS).map(|suffix| format!("{file}{suffix}")) {
+    remove_files(folder, &[file.to_owned()])
+}
+
+fn remove_files(folder: &Path, files: &[String]) -> io::Result<()> {
+    let suffixes = || [""].into_iter().chain(COMPANIONS);
+    for name in files.iter().flat_map(|file| suffixes().map(move |suffix| format!("{file}{suffix}"))) {
         match fs::remove_file(folder.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
