@@ -34,6 +34,7 @@ use crate::{
     scene::{Agent, Described, at, closed, opened, owner, session, session_line},
 };
 
+mod cubes;
 mod peers;
 mod runs;
 
@@ -163,7 +164,7 @@ async fn answers(world: &World<Hesitant<FEW>>) -> Vec<(String, Vec<String>)> {
         if question.limit.is_some() {
             continue;
         }
-        for by in [&[Dimension::Peer][..], &[Dimension::Class, Dimension::Hour], &OTHERS] {
+        for by in [&[Dimension::Peer][..], &[Dimension::Class, Dimension::Hour], &OTHERS, &OTHERS[1..]] {
             let question = SummaryQuestion { sockets: question.clone(), by: by.to_vec(), limit: None };
             let (sums, _) = world.sums(question, at(10_000)).await.unwrap();
             answers.push((format!("sums of {what} by {by:?}"), sums.iter().map(|sum| format!("{sum:?}")).collect()));

@@ -19,7 +19,14 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, params};
 
-use super::{coding, database::OpenError, parts::UNFINISHED, schema::make_sealed, stored::StoredSession};
+use super::{
+    coding,
+    cubes::{self, Cubes, Facts},
+    database::OpenError,
+    parts::UNFINISHED,
+    schema::make_sealed,
+    stored::StoredSession,
+};
 use crate::history::HistoryError;
 
 mod block;
@@ -164,6 +171,8 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
         encoder: Encoder::default(),
         pairs: Pairs::new(unfinished)?,
         contents: Summing::default(),
+        cubes: Cubes::default(),
+        host: None,
     };
     each_row(&source, goes_on, |session| {
         if writing.is_full_before(&session) {
@@ -176,8 +185,9 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
         Ok(())
     })?;
     writing.end_block()?;
-    let Written { pairs, contents, .. } = writing;
+    let Written { pairs, contents, cubes, .. } = writing;
     pairs.write(&transaction, goes_on)?;
+    store_cubes(&transaction, cubes.finish(), contents.sessions)?;
     transaction.commit()?;
     sealed.close().map_err(|(_, error)| error)?;
     Ok(contents.finish())
@@ -190,6 +200,9 @@ struct Written<'a> {
     encoder: Encoder,
     pairs: Pairs,
     contents: Summing,
+    cubes: Cubes,
+    /// Whose sessions came last.
+    host: Option<i64>,
 }
 
 impl Written<'_> {
@@ -198,7 +211,14 @@ impl Written<'_> {
     }
 
     fn end_block(&mut self) -> Result<(), SealError> {
-        self.block.iter().for_each(|one| self.contents.add(one));
+        let host = self.block.first().map(|first| first.host_id);
+        if std::mem::replace(&mut self.host, host) != host {
+            self.cubes.end_hosts();
+        }
+        for one in &self.block {
+            self.contents.add(one);
+            self.cubes.add(&Facts::of(one));
+        }
         let columns = self.encoder.encode(&self.block)?;
         store(self.sealed, &self.block, columns)?;
         self.pairs.add(&self.block, self.encoder.peers())?;
@@ -223,6 +243,31 @@ fn store(sealed: &Connection, block: &[StoredSession], columns: &[u8]) -> Result
     let id = sealed.last_insert_rowid();
     sealed.prepare_cached("INSERT INTO contents (block_id, columns) VALUES (?1, ?2)")?.execute(params![id, columns])?;
     Ok(())
+}
+
+/// Stores the sums of all sessions, which are so many.
+fn store_cubes(transaction: &Connection, stored: cubes::Stored, sessions: i64) -> Result<(), rusqlite::Error> {
+    let cubes::Stored { hosts, services, owners } = stored;
+    let row = params![sessions, hosts, services, owners];
+    let sql = "INSERT INTO cubes (first_id, last_id, hosts, services, owners) VALUES (1, ?1, ?2, ?3, ?4)";
+    transaction.execute(sql, row).map(drop)
+}
+
+/// How many sessions the sums of a sealed file tell of: those by service, and those by host and program.
+fn summed(sealed: &Connection) -> Result<[Option<u64>; 2], SealError> {
+    let mut totals = [None; 2];
+    for (total, column) in totals.iter_mut().zip(["services", "owners"]) {
+        let sums: Option<Vec<u8>> = sealed.query_row(&format!("SELECT {column} FROM cubes"), [], |row| row.get(0))?;
+        if let Some(sums) = sums {
+            let mut sessions = 0;
+            cubes::each_sum(&sums, |_, _, counts| {
+                sessions += counts.sessions;
+                Ok(())
+            })?;
+            *total = Some(sessions);
+        }
+    }
+    Ok(totals)
 }
 
 /// A block of a sealed file.
@@ -266,7 +311,9 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
         }
     }
     let paired = "SELECT coalesce(sum(sessions), 0) FROM pairs";
-    if sealed.query_row(paired, [], |row| row.get::<_, i64>(0))? != contents.sessions {
+    if sealed.query_row(paired, [], |row| row.get::<_, i64>(0))? != contents.sessions
+        || summed(&sealed)?.iter().flatten().any(|total| total.cast_signed() != contents.sessions)
+    {
         return Err(SealError::Different);
     }
     Ok(contents.finish())

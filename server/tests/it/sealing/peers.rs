@@ -14,6 +14,7 @@ const BEFORE: &str = "ALTER TABLE zones ADD COLUMN peers BLOB;
     DROP TABLE zone_peers;
     DROP TABLE segments;
     DROP TABLE postings;
+    DROP TABLE cubes;
     DELETE FROM refinery_schema_history WHERE version > 4;";
 
 fn peer(number: u64) -> String {

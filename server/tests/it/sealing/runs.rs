@@ -46,6 +46,7 @@ fn as_of_the_first_version(path: &Path) {
          DROP TABLE zone_peers;
          DROP TABLE segments;
          DROP TABLE postings;
+         DROP TABLE cubes;
          DELETE FROM refinery_schema_history WHERE version > 1;",
     );
 }

@@ -48,7 +48,7 @@ impl Writing {
         self.bytes.push(number.to_le_bytes()[0]);
     }
 
-    pub(super) fn signed(&mut self, number: i64) {
+    pub(in crate::history::sqlite) fn signed(&mut self, number: i64) {
         self.unsigned(((number << 1) ^ (number >> 63)).cast_unsigned());
     }
 
@@ -76,6 +76,11 @@ impl Writing {
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
         self.before = 0;
+    }
+
+    /// Forgets what is beyond so many bytes.
+    pub(in crate::history::sqlite) fn truncate(&mut self, length: usize) {
+        self.bytes.truncate(length);
     }
 
     /// How many bytes there are so far.
@@ -128,7 +133,7 @@ impl<'a> Reading<'a> {
         Err(Damaged("a number has no end"))
     }
 
-    pub(super) fn signed(&mut self) -> Result<i64, Damaged> {
+    pub(in crate::history::sqlite) fn signed(&mut self) -> Result<i64, Damaged> {
         self.unsigned().map(signed)
     }
 

@@ -77,9 +77,13 @@ impl Counts {
         self.bytes_received = self.bytes_received.saturating_add(other.bytes_received);
     }
 
-    pub(super) fn of(one: &StoredSession) -> Counts {
-        let (bytes_sent, bytes_received) = (one.bytes_sent.cast_unsigned(), one.bytes_received.cast_unsigned());
-        Counts { sessions: 1, bytes_sent, bytes_received }
+    pub(in crate::history::sqlite) fn of(one: &StoredSession) -> Counts {
+        Counts::one(one.bytes_sent, one.bytes_received)
+    }
+
+    /// Of one session that sent and received so many bytes, as these are stored.
+    pub(in crate::history::sqlite) const fn one(sent: i64, received: i64) -> Counts {
+        Counts { sessions: 1, bytes_sent: sent.cast_unsigned(), bytes_received: received.cast_unsigned() }
     }
 }
 

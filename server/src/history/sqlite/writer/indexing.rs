@@ -1,11 +1,11 @@
-//! Segments of the index of peers: which rows have an address, told once for many rows (`postings.rs`).
-
-use std::net::IpAddr;
+//! What is told once for many rows: which of them have an address (`postings.rs`), and their sums (`cubes.rs`).
 
 use rusqlite::{Connection, Transaction, params};
 
+use super::noting::Ended;
 use crate::history::sqlite::{
     coding,
+    cubes::{self, Cubes},
     postings::{self, Pages, Peers},
 };
 
@@ -20,18 +20,19 @@ struct Sizes {
 
 const SIZES: Sizes = Sizes { rows: 32 * 1024, merged: 16 };
 
-/// The peers of the last rows, which are in no segment yet: up to a MiB.
+/// The peers and the sums of the last rows, which are in no segment yet: some MiB at most.
 #[derive(Debug)]
 pub(super) struct Unindexed {
     sizes: Sizes,
     /// The first of these rows, and the one after the last of them; none is known before it is looked for.
     rows: Option<(i64, i64)>,
     peers: Peers,
+    cubes: Cubes,
 }
 
 impl Default for Unindexed {
     fn default() -> Unindexed {
-        Unindexed { sizes: SIZES, rows: None, peers: Peers::default() }
+        Unindexed { sizes: SIZES, rows: None, peers: Peers::default(), cubes: Cubes::default() }
     }
 }
 
@@ -43,29 +44,26 @@ impl Unindexed {
             return Ok(());
         }
         let covered = covered(transaction)?;
-        *self = Unindexed { sizes: self.sizes, rows: Some((covered + 1, covered + 1)), peers: Peers::default() };
+        *self = Unindexed { rows: Some((covered + 1, covered + 1)), sizes: self.sizes, ..Unindexed::default() };
         // More than one segment is only missing in a file that an earlier version began.
-        let mut statement =
-            transaction.prepare_cached("SELECT id, peer_address FROM sessions WHERE id > ?1 ORDER BY id")?;
-        let mut rows = statement.query([covered])?;
-        while let Some(row) = rows.next()? {
-            self.add(transaction, row.get(0)?, coding::address_of(row.get_ref(1)?)?)?;
-        }
-        Ok(())
+        Ended::each_after(transaction, covered, |ended| self.add(transaction, ended))
     }
 
     /// Adds a row, which is the last one. When enough rows came before it, they become a segment.
-    pub(super) fn add(&mut self, transaction: &Transaction<'_>, id: i64, peer: IpAddr) -> Result<(), rusqlite::Error> {
+    pub(super) fn add(&mut self, transaction: &Transaction<'_>, ended: &Ended) -> Result<(), rusqlite::Error> {
+        let id = ended.id;
         let (mut first, _) = self.rows.unwrap_or((id, id));
         if id - first >= self.sizes.rows {
             let peers = std::mem::take(&mut self.peers);
             let last = first + self.sizes.rows - 1;
             store(transaction, (first, last), peers.pages())?;
+            store_cubes(transaction, (first, last), std::mem::take(&mut self.cubes).finish())?;
             forget_filters(transaction, last)?;
             self.merge(transaction)?;
             first = last + 1;
         }
-        self.peers.add(peer, offset(id - first)?);
+        self.peers.add(ended.peer, offset(id - first)?);
+        self.cubes.add(&ended.facts());
         self.rows = Some((first, id + 1));
         Ok(())
     }
@@ -140,6 +138,17 @@ fn store(
         .map(drop)
 }
 
+fn store_cubes(
+    transaction: &Transaction<'_>,
+    (first_id, last_id): (i64, i64),
+    cubes::Stored { hosts, services, owners }: cubes::Stored,
+) -> Result<(), rusqlite::Error> {
+    transaction
+        .prepare_cached("INSERT INTO cubes (first_id, last_id, hosts, services, owners) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![first_id, last_id, hosts, services, owners])
+        .map(drop)
+}
+
 /// Forgets the filters of zones up to this row: a segment says more.
 fn forget_filters(transaction: &Transaction<'_>, last: i64) -> Result<(), rusqlite::Error> {
     transaction.prepare_cached("DELETE FROM zone_peers WHERE first_id <= ?1")?.execute([last]).map(drop)
@@ -155,22 +164,85 @@ fn number(pages: usize) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, net::IpAddr};
+
+    use fleetsock_proto::socket::Direction;
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::history::sqlite::{cubes::Service, schema::Kind, sums::Counts};
 
     const SMALL: Sizes = Sizes { rows: 8, merged: 3 };
 
     fn day() -> Connection {
-        let connection = Connection::open_in_memory().unwrap();
+        let mut connection = Connection::open_in_memory().unwrap();
+        Kind::Day.runner().run(&mut connection).unwrap();
         connection
-            .execute_batch(
-                "CREATE TABLE sessions (id INTEGER PRIMARY KEY, peer_address BLOB NOT NULL) STRICT;
-                 CREATE TABLE zones (first_id INTEGER PRIMARY KEY, peers BLOB) STRICT;",
+    }
+
+    fn row(id: i64, number: u8) -> Ended {
+        let (at, n) = (i64::from(number) * 900_000_000, i64::from(number));
+        Ended {
+            id,
+            host_id: n % 3 + 1,
+            closed_at_us: at + n * 1_000_000_000,
+            opened_at_us: at,
+            peer: peer(number),
+            service: Service {
+                direction: 1 + i32::from(number % 2),
+                protocol: 6,
+                family: 1,
+                port: 443 + u16::from(number % 4),
+            },
+            program_id: n % 2,
+            counts: Counts::one(n, 1),
+        }
+    }
+
+    fn insert(transaction: &Transaction<'_>, ended: &Ended) {
+        let Ended { id, host_id, closed_at_us, opened_at_us, peer, service, program_id, counts } = *ended;
+        let Service { direction, protocol, family, port } = service;
+        let ports = if direction == Direction::In.number() { (port, 9) } else { (9, port) };
+        transaction
+            .execute(
+                "INSERT INTO sessions VALUES
+                     (?1, ?2, ?3, ?4, 1, 1, 1, 1, ?5, ?6, ?7, 1, x'0400000000', ?8, ?9, ?10, 1, 1, 1, ?11, NULL, ?12, 1)",
+                params![
+                    id,
+                    host_id,
+                    closed_at_us,
+                    closed_at_us - opened_at_us,
+                    protocol,
+                    family,
+                    direction,
+                    ports.0,
+                    coding::address_bytes(peer),
+                    ports.1,
+                    program_id,
+                    counts.bytes_sent.cast_signed()
+                ],
             )
             .unwrap();
-        connection.execute_batch(include_str!("../../../../../migrations/sqlite/day/V5__postings.sql")).unwrap();
-        connection
+    }
+
+    /// The sums of rows by host and program, and their number by service.
+    fn summed(day: &Connection) -> (BTreeMap<cubes::What, Counts>, u64) {
+        let (mut all, mut sessions) = (BTreeMap::<_, Counts>::new(), 0);
+        let mut statement = day.prepare("SELECT owners, services FROM cubes").unwrap();
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Vec<u8>>(1)?));
+        for (owners, services) in statement.query_map([], read).unwrap().map(Result::unwrap) {
+            let add = |what, _, counts| {
+                all.entry(what).or_default().add(counts);
+                Ok(())
+            };
+            cubes::each_sum(&owners, add).unwrap();
+            let add = |_, _, counts: Counts| {
+                sessions += counts.sessions;
+                Ok(())
+            };
+            cubes::each_sum(&services, add).unwrap();
+        }
+        (all, sessions)
     }
 
     fn peer(number: u8) -> IpAddr {
@@ -218,16 +290,15 @@ mod tests {
                 let last = i64::try_from(expected.len()).unwrap();
                 unindexed.resume(&transaction, last).unwrap();
                 for (id, number) in (last + 1..).zip(&peers) {
-                    let row = params![id, coding::address_bytes(peer(*number))];
-                    transaction.execute("INSERT INTO sessions VALUES (?1, ?2)", row).unwrap();
-                    unindexed.add(&transaction, id, peer(*number)).unwrap();
+                    insert(&transaction, &row(id, *number));
+                    unindexed.add(&transaction, &row(id, *number)).unwrap();
                 }
                 if end == End::RollBack {
                     transaction.rollback().unwrap();
                     continue;
                 }
                 transaction.commit().unwrap();
-                expected.extend((last + 1..).zip(&peers).map(|(id, number)| (peer(*number), id)));
+                expected.extend((last + 1..).zip(&peers).map(|(id, number)| (peer(*number), id, *number)));
                 if end == End::Restart {
                     unindexed = begin();
                 }
@@ -235,7 +306,14 @@ mod tests {
             let last = i64::try_from(expected.len()).unwrap();
             let covered = covered(&day).unwrap();
             prop_assert!(covered % SMALL.rows == 0 && covered <= last && last - covered <= SMALL.rows, "{covered} of {last}");
-            expected.retain(|(_, id)| *id <= covered);
+            expected.retain(|(_, id, _)| *id <= covered);
+            let (mut sums, sessions) = (BTreeMap::<_, Counts>::new(), expected.len() as u64);
+            for (_, id, number) in &expected {
+                let Ended { host_id, program_id, counts, .. } = row(*id, *number);
+                sums.entry([host_id, program_id]).or_default().add(counts);
+            }
+            prop_assert_eq!(summed(&day), (sums, sessions));
+            let mut expected: Vec<_> = expected.into_iter().map(|(peer, id, _)| (peer, id)).collect();
             expected.sort_unstable();
             prop_assert_eq!(indexed(&day), expected);
             let small: i64 = day.query_row("SELECT count(*) FROM segments WHERE last_id - first_id = 7", [], |row| row.get(0)).unwrap();

@@ -15,7 +15,11 @@ use super::{
     noting::{Ended, Noting},
     programs::ProgramIds,
 };
-use crate::history::sqlite::coding::{AddressBytes, OwnerColumns, signed, time, word};
+use crate::history::sqlite::{
+    coding::{AddressBytes, OwnerColumns, signed, time, word},
+    cubes::Service,
+    sums::Counts,
+};
 
 /// The table of sessions within a transaction. Its statements are prepared once: for every row again, looking them up
 /// would cost as much as some of them do.
@@ -306,8 +310,18 @@ impl Life<'_> {
             sent,
             received,
         ])?;
-        let ended = Ended { id, host_id: one.host, closed_at_us, opened_at_us, peer: peer.ip() };
-        table.noting.add(table.transaction, &ended)
+        let service = Service {
+            direction: direction.number(),
+            protocol: socket.protocol.number(),
+            family: socket.family.number(),
+            port: if direction == Direction::In { socket.local.port() } else { peer.port() },
+        };
+        let (host_id, program_id, counts) = (one.host, owners.program_id, Counts::one(sent, received));
+        let peer = peer.ip();
+        table.noting.add(
+            table.transaction,
+            &Ended { id, host_id, closed_at_us, opened_at_us, peer, service, program_id, counts },
+        )
     }
 }
 

@@ -1,8 +1,7 @@
-//! Sessions in sum, in no order: of a block only those columns are read that the sums are by, and no session is made of them.
+//! Sessions in sum, in no order: by sums that are kept beside them where these are enough (`counting/sums.rs`). Of a block only those columns are read that the sums are by, and no session is made of them.
 
 use std::{
-    collections::{BinaryHeap, HashMap},
-    hash::{BuildHasherDefault, Hasher},
+    collections::BinaryHeap,
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -10,11 +9,13 @@ use fleetsock_proto::{
     port::PortClass, question::SummaryQuestion, socket::Protocol, summary::Dimension, time::Timestamp,
 };
 
+use self::sums::By;
 use super::{Next, Search, What, blocks::Services, meaning::Traits};
 use crate::history::{
     HistoryError,
     sqlite::{
         coding::OwnerColumns,
+        cubes::Numbered,
         questions::{Reader, outlet::Wanted},
         roster::{Places, Selection},
         sealed::{Block, Column, Recurring},
@@ -23,6 +24,8 @@ use crate::history::{
     },
     summing::{Alike, Sums},
 };
+
+mod sums;
 
 /// Counts the sessions that a question means.
 pub(in crate::history::sqlite::questions) fn count(
@@ -40,10 +43,19 @@ pub(in crate::history::sqlite::questions) fn count(
     if !window.past {
         return Ok(());
     }
+    let by = By::of(question, selection.hosts.len());
     let mut heap: BinaryHeap<Next> = search.files();
     while let Some(Next { file, id, what, .. }) = heap.pop() {
         match what {
-            What::File => search.open_file(file, selection, &mut heap)?,
+            What::File => {
+                let told = match by {
+                    Some(by) => search.add_sums(file, by, into)?,
+                    None => false,
+                };
+                if !told {
+                    search.open_file(file, selection, &mut heap)?;
+                }
+            }
             What::Chapter(chapter) => search.runs(file, chapter, &mut heap)?,
             What::Run(first) | What::Zone(first) => {
                 search.each_row(file, &[(first, id)], |search, _, one| search.add_one(&one, into))?;
@@ -77,7 +89,7 @@ impl Search<'_> {
         let Traits { protocol, port, .. } = Traits::of(one)?;
         let (opened_at_us, program_id, peer) = (one.opened_at_us, one.owners.program_id, one.peer.ip());
         let told = Told { protocol, port, opened_at_us, program_id, peer };
-        self.add(one.host_id, &told, counts(one.bytes_sent, one.bytes_received), into)
+        self.add(one.host_id, &told, Counts::of(one), into)
     }
 
     /// Counts sessions of a block: first in groups of its own, of which there are few.
@@ -89,7 +101,7 @@ impl Search<'_> {
         let (sent, received) = (block.numbers(Column::BytesSent)?, block.numbers(Column::BytesReceived)?);
         let mut groups = Groups::default();
         for at in meant {
-            groups.of(columns.key(*at, into)?, *at).add(counts(sent[*at], received[*at]));
+            groups.of(columns.key(*at, into)?, *at).add(Counts::one(sent[*at], received[*at]));
         }
         for (at, counts) in groups.all {
             self.add(block.host_id(), &columns.told(at)?, counts, into)?;
@@ -115,10 +127,6 @@ impl Search<'_> {
         let Counts { sessions, bytes_sent, bytes_received } = counts;
         into.add_sessions(alike, [sessions, bytes_sent, bytes_received])
     }
-}
-
-fn counts(bytes_sent: i64, bytes_received: i64) -> Counts {
-    Counts { sessions: 1, bytes_sent: bytes_sent.cast_unsigned(), bytes_received: bytes_received.cast_unsigned() }
 }
 
 /// The columns of a block that sums are by.
@@ -195,7 +203,7 @@ impl<'b> Columns<'b> {
 #[derive(Default)]
 struct Groups {
     all: Vec<(usize, Counts)>,
-    places: HashMap<Key, usize, BuildHasherDefault<Mixing>>,
+    places: Numbered<Key, usize>,
     last: Option<(Key, usize)>,
 }
 
@@ -211,22 +219,5 @@ impl Groups {
             self.all.push((at, Counts::default()));
         }
         &mut self.all[place].1
-    }
-}
-
-/// Mixes the numbers of a key. It is no secret: a block is small, so that nobody gains much by making keys meet in it.
-#[derive(Default)]
-struct Mixing(u64);
-
-impl Hasher for Mixing {
-    fn write(&mut self, bytes: &[u8]) {
-        for eight in bytes.chunks(8) {
-            let number = eight.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
-            self.0 = (self.0.rotate_left(23) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 32)
     }
 }

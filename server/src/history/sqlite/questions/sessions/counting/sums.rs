@@ -1,0 +1,239 @@
+//! Sums that are kept beside rows, in place of the rows: read are only those of which hours do not tell whether they are meant.
+
+use fleetsock_proto::{
+    question::{SessionQuestion, SummaryQuestion},
+    socket::{Direction, Family, Protocol, SocketState},
+    summary::Dimension,
+    time::Timestamp,
+};
+use rusqlite::{Connection, params, types::ValueRef};
+
+use super::{
+    super::{InFile, Search, meaning::Traits},
+    Told,
+};
+use crate::history::{
+    HistoryError,
+    sqlite::{
+        coding,
+        cubes::{self, Meant, Numbered, Service, Span, What},
+        sealed::Column,
+        stored::StoredSession,
+        sums::Counts,
+    },
+    summing::Sums,
+};
+
+/// Which of the sums answer a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    Services,
+    Owners,
+}
+
+impl By {
+    /// None when only rows do. The rows of one host are few.
+    pub(super) fn of(question: &SummaryQuestion, hosts: usize) -> Option<By> {
+        let SummaryQuestion { sockets: SessionQuestion { filter, directions, states, peers, .. }, by, .. } = question;
+        let told_apart =
+            !states.is_empty() || !peers.is_empty() || !filter.processes.is_empty() || !filter.users.is_empty();
+        let only = |dimensions: &[Dimension]| by.iter().all(|one| dimensions.contains(one));
+        if told_apart || hosts < 2 {
+            None
+        } else if only(&[Dimension::Host, Dimension::Process, Dimension::Hour])
+            && !filter.is_about_sockets()
+            && directions.is_empty()
+        {
+            Some(By::Owners)
+        } else if only(&[Dimension::Class, Dimension::Service, Dimension::Hour]) {
+            Some(By::Services)
+        } else {
+            None
+        }
+    }
+
+    const fn column(self) -> &'static str {
+        match self {
+            By::Services => "services",
+            By::Owners => "owners",
+        }
+    }
+}
+
+/// What is meant, by what it has in common and the hour of its opening.
+type Counted = Numbered<(What, i64), Counts>;
+
+/// Runs of rows that sums tell of, in ascending order.
+type Covered = Vec<(i64, i64)>;
+
+fn covers(covered: &Covered, id: i64) -> bool {
+    covered.get(covered.partition_point(|(_, last)| *last < id)).is_some_and(|(first, _)| *first <= id)
+}
+
+impl Search<'_> {
+    /// Counts what is meant in a file whose sums can be used; whether it has such.
+    pub(super) fn add_sums(&mut self, file: InFile, by: By, into: &mut Sums) -> Result<bool, HistoryError> {
+        let Some(connection) = self.file(file)? else { return Ok(true) };
+        // An earlier version sealed files without.
+        if self.is_sealed(file) && !connection.table_exists(None, "cubes")? {
+            return Ok(false);
+        }
+        let (covered, groups) = self.read_sums(connection, by, into)?;
+        if covered.is_empty() {
+            return Ok(false);
+        }
+        for ((what, opened_at_us), counts) in groups {
+            self.add_group(by, what, opened_at_us, counts, into)?;
+        }
+        if self.is_sealed(file) {
+            self.add_unclear_blocks(file, connection, into)?;
+        } else {
+            self.add_other_rows(file, connection, &covered, into)?;
+        }
+        Ok(true)
+    }
+
+    /// What the sums of a file tell of sessions that are meant, by the hour when that is asked for.
+    fn read_sums(&self, connection: &Connection, by: By, into: &Sums) -> Result<(Covered, Counted), HistoryError> {
+        let window = self.meaning.window.bounds();
+        let by_hour = into.are_by(Dimension::Hour);
+        let (mut covered, mut groups) = (Covered::new(), Counted::default());
+        let mut statement = connection.prepare_cached(&format!(
+            "SELECT first_id, last_id, hosts, {} FROM cubes ORDER BY first_id",
+            by.column()
+        ))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            self.reader.go_on()?;
+            // What would have been too large was not kept.
+            let ValueRef::Blob(sums) = row.get_ref(3)? else { continue };
+            if by == By::Services && !self.means_all(row.get_ref(2)?)? {
+                continue;
+            }
+            cubes::each_sum(sums, |what, span, counts| {
+                let is_meant = by == By::Services || self.hosts.contains_key(&what[0]);
+                if is_meant && span.is_meant(window) == Meant::Yes {
+                    let opened_at = Timestamp::from_micros(span.opened_at_us());
+                    let hour = if by_hour { into.hour_of(opened_at).as_micros() } else { 0 };
+                    groups.entry((what, hour)).or_default().add(counts);
+                }
+                Ok(())
+            })?;
+            covered.push((row.get(0)?, row.get(1)?));
+        }
+        Ok((covered, groups))
+    }
+
+    /// Whether all hosts are meant of which there are sessions.
+    fn means_all(&self, hosts: ValueRef<'_>) -> Result<bool, HistoryError> {
+        let hosts = hosts.as_blob().map_err(|error| coding::wrong("hosts", error.to_string()))?;
+        let mut all = true;
+        cubes::each_host(hosts, |host| all &= self.hosts.contains_key(&host))?;
+        Ok(all)
+    }
+
+    fn add_group(
+        &mut self,
+        by: By,
+        what: What,
+        opened_at_us: i64,
+        counts: Counts,
+        into: &mut Sums,
+    ) -> Result<(), HistoryError> {
+        let nobody = std::net::Ipv4Addr::UNSPECIFIED.into();
+        let told = match by {
+            By::Owners => Told { protocol: Protocol::Tcp, port: 0, opened_at_us, program_id: what[1], peer: nobody },
+            By::Services => {
+                let Service { direction, protocol, family, port } = Service::of(what)?;
+                let traits = Traits {
+                    protocol: coding::meaning("protocol", protocol, Protocol::from_number)?,
+                    family: coding::meaning("family", family, Family::from_number)?,
+                    direction: coding::meaning("direction", direction, Direction::from_number)?,
+                    // Nobody asks for states here.
+                    state: SocketState::Established,
+                    port,
+                };
+                if !self.meaning.has_traits(traits) {
+                    return Ok(());
+                }
+                Told { protocol: traits.protocol, port, opened_at_us, program_id: 0, peer: nobody }
+            }
+        };
+        self.add(what[0], &told, counts, into)
+    }
+
+    /// Counts the sessions of blocks of which hours do not tell enough.
+    fn add_unclear_blocks(
+        &mut self,
+        file: InFile,
+        connection: &Connection,
+        into: &mut Sums,
+    ) -> Result<(), HistoryError> {
+        let window = self.meaning.window.bounds();
+        let ([after, last, until], [first, second, third]) = (window, cubes::unclear(window));
+        let mut statement = connection.prepare_cached(
+            "SELECT id, host_id FROM blocks
+             WHERE max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND min_opened_at_us <= ?3
+                 AND (max_closed_at_us >= ?4 AND min_closed_at_us <= ?5
+                      OR max_closed_at_us >= ?6 AND min_closed_at_us <= ?7
+                      OR max_closed_at_us >= ?8 AND min_opened_at_us <= ?9)",
+        )?;
+        let bounds = params![after, last, until, first.0, first.1, second.0, second.1, third.0, third.1];
+        let blocks: Vec<(i64, i64)> =
+            statement.query_map(bounds, |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+        for (id, host) in blocks {
+            if !self.hosts.contains_key(&host) {
+                continue;
+            }
+            let Some((block, mut places)) = self.read_block(file, id)? else { continue };
+            if places.is_empty() {
+                continue;
+            }
+            let (closed, lasted) = (block.numbers(Column::ClosedAt)?, block.numbers(Column::Lasted)?);
+            places.retain(|at| {
+                Span::of(closed[*at].wrapping_sub(lasted[*at]), closed[*at]).is_meant(window) == Meant::Unclear
+            });
+            self.add_block(&block, &places, into)?;
+        }
+        Ok(())
+    }
+
+    /// Counts the rows that no sums tell of, and those of which hours do not tell enough.
+    fn add_other_rows(
+        &mut self,
+        file: InFile,
+        connection: &Connection,
+        covered: &Covered,
+        into: &mut Sums,
+    ) -> Result<(), HistoryError> {
+        let window = self.meaning.window.bounds();
+        let unclear = cubes::unclear(window);
+        let mut statement = connection.prepare_cached(
+            "SELECT first_id, last_id, min_closed_at_us, max_closed_at_us, ifnull(min_opened_at_us, ?4) FROM zones
+             WHERE max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND ifnull(min_opened_at_us <= ?3, TRUE)",
+        )?;
+        let [after, last, until] = window;
+        let read =
+            |row: &rusqlite::Row<'_>| Ok([row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?]);
+        let zones: Vec<[i64; 5]> =
+            statement.query_map([after, last, until, i64::MIN], read)?.collect::<Result<_, _>>()?;
+        for [first, last, min_closed, max_closed, min_opened] in zones {
+            let may_be_unclear = unclear
+                .iter()
+                .zip([min_closed, min_closed, min_opened])
+                .any(|((begin, end), least)| max_closed >= *begin && least <= *end);
+            if !may_be_unclear && covers(covered, first) && covers(covered, last) {
+                continue;
+            }
+            self.each_row(file, &[(first, last)], |search, id, one| {
+                let told = covers(covered, id) && span(&one).is_meant(window) != Meant::Unclear;
+                if told { Ok(()) } else { search.add_one(&one, into) }
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn span(one: &StoredSession) -> Span {
+    Span::of(one.opened_at_us, one.closed.map_or(one.opened_at_us, |(at, _)| at))
+}

@@ -1,0 +1,127 @@
+//! A summary that reads sums in place of rows says what the rows say, whatever window and dimensions are asked for.
+
+use fleetsock_proto::{host::HostSelector, port::PortClass};
+
+use super::*;
+
+/// Sessions of the file, which is complete with them: more than the writer sums up at once.
+const ROWS: i64 = 33_000;
+const HOSTS: i64 = 3;
+const HOUR_US: i64 = 3_600_000_000;
+
+/// So many hours after a full one, and microseconds.
+fn moment(hours: i64, by_us: i64) -> Timestamp {
+    Timestamp::from_micros((at(0).as_micros() / HOUR_US + hours) * HOUR_US + by_us)
+}
+
+/// Sessions of some hours: some open in the first microsecond of an hour or close in the last one.
+fn life(number: i64) -> fleetsock_proto::batch::Change {
+    let hours = number * 10 / ROWS;
+    let opened_at = moment(hours, if number % 5 == 0 { 0 } else { number * 7_919_000 % HOUR_US });
+    let lasted = match number % 4 {
+        0 => HOUR_US - 1,
+        1 => 2 * HOUR_US + number * 31_000 % HOUR_US,
+        _ => number,
+    };
+    let closed_at = Timestamp::from_micros(opened_at.as_micros() + lasted);
+    let (local, peer, direction) = match number % 3 {
+        0 => ("10.0.0.1:443".to_owned(), format!("10.1.0.9:{}", 40_000 + number % 9000), In),
+        1 => (format!("10.0.0.1:{}", 40_000 + number % 9000), format!("10.1.0.8:{}", 5432 + number % 2), Out),
+        _ => ("[2001:db8::1]:22".to_owned(), format!("[2001:db8::2]:{}", 1024 + number % 60_000), In),
+    };
+    let mut socket = session(number.unsigned_abs() + 1, &local, direction, &peer).held_by(&match number % 7 {
+        0 => vec![],
+        1 => vec![owner("nginx", 5), owner("worker", 6)],
+        n => vec![owner(["sshd", "curl", "cron"][usize::try_from(n % 3).unwrap()], 7)],
+    });
+    (socket.opened_at, socket.bytes_sent, socket.bytes_received) = (opened_at, number.unsigned_abs(), 3);
+    closed(socket, (closed_at.as_micros() - at(0).as_micros()) / 1_000_000)
+}
+
+async fn ask(world: &World<Hesitant<ROWS>>, sockets: SessionQuestion, by: &[Dimension]) -> Vec<String> {
+    let question = SummaryQuestion { sockets, by: by.to_vec(), limit: None };
+    world.sums(question, at(90_000)).await.unwrap().0.iter().map(|sum| format!("{sum:?}")).collect()
+}
+
+/// Asks for sums, and once more in a way that only rows answer.
+async fn sums_are_those_of_the_rows(world: &World<Hesitant<ROWS>>, total: u64) {
+    let windows = [
+        SessionTime::Within { since: at(-9_000), until: None },
+        SessionTime::Within { since: moment(2, 0), until: Some(moment(6, 0)) },
+        SessionTime::Within { since: moment(2, 1), until: Some(moment(6, -1)) },
+        SessionTime::Within { since: moment(3, 1_234_567_890), until: Some(moment(3, 2_000_000_000)) },
+        SessionTime::Within { since: moment(4, 900), until: None },
+        SessionTime::At(moment(5, 0)),
+        SessionTime::At(moment(5, 17)),
+    ];
+    let class = SocketFilter { classes: vec![PortClass::WellKnown], ..SocketFilter::default() };
+    let hosts = HostSelector { globs: vec!["web[01]".to_owned()], ..HostSelector::default() };
+    let asked = [
+        SessionQuestion::default(),
+        SessionQuestion { filter: class, directions: vec![In], ..SessionQuestion::default() },
+        SessionQuestion { filter: SocketFilter { hosts, ..SocketFilter::default() }, ..SessionQuestion::default() },
+        SessionQuestion { closed_before: Some(moment(5, 1_800_000_000)), ..SessionQuestion::default() },
+    ];
+    let dimensions = [
+        &[][..],
+        &[Dimension::Class, Dimension::Hour],
+        &[Dimension::Service],
+        &[Dimension::Host, Dimension::Process],
+        &[Dimension::Hour, Dimension::Host],
+    ];
+    for time in windows {
+        for question in &asked {
+            for by in dimensions {
+                let sockets = SessionQuestion { time, ..question.clone() };
+                let by_rows = SessionQuestion { states: SocketState::ALL.to_vec(), ..sockets.clone() };
+                let (found, expected) = (ask(world, sockets.clone(), by).await, ask(world, by_rows, by).await);
+                assert!(!expected.is_empty() || sockets.closed_before.is_some(), "{sockets:?}");
+                assert_eq!(found, expected, "{sockets:?} by {by:?}");
+            }
+        }
+    }
+    let all =
+        SummaryQuestion { sockets: SessionQuestion { time: windows[0], ..asked[0].clone() }, by: vec![], limit: None };
+    assert_eq!(world.sums(all, at(90_000)).await.unwrap().0[0].sessions, total);
+}
+
+#[tokio::test]
+async fn sums_beside_rows_say_what_the_rows_say_before_they_are_sealed_and_after() {
+    let mut world = World::<Hesitant<ROWS>>::new().await;
+    let mut agents = Vec::new();
+    for host in 0..HOSTS {
+        let mut agent = world.host(&format!("web{host}")).await;
+        world.tell(&mut agent, SnapshotWhole, 1, Vec::new()).await;
+        agents.push(agent);
+    }
+    let mut number = 0;
+    while number < ROWS + 900 {
+        let agent = &mut agents[usize::try_from(number / 300 % HOSTS).unwrap()];
+        world.tell(agent, Changes, 80_000 + number, (number..number + 300).map(life).collect()).await;
+        number += 300;
+    }
+    let total = number.unsigned_abs();
+    let in_first = |table: &str| {
+        let file = Connection::open(world.engine.folder().join("day-1.db")).unwrap();
+        file.query_row(&format!("SELECT coalesce(max(last_id), 0) FROM {table}"), [], |row| row.get::<_, i64>(0))
+            .unwrap()
+    };
+    assert_eq!((in_first("cubes"), in_first("zones") >= ROWS), (32_768, true));
+    sums_are_those_of_the_rows(&world, total).await;
+
+    world.engine.pause_ms.store(1, Relaxed);
+    world.restart().await;
+    world.engine.wait_until_sealed();
+    assert_eq!(world.engine.files(".sealed").len(), 1);
+    sums_are_those_of_the_rows(&world, total).await;
+    world.stop().await;
+
+    // One that an earlier version sealed has no sums.
+    change(
+        &world.engine.folder().join("day-1.sealed"),
+        "DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 1;",
+    );
+    world.begin().await;
+    sums_are_those_of_the_rows(&world, total).await;
+    world.stop().await;
+}
