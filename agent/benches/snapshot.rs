@@ -45,8 +45,15 @@ fn main() {
         ["hold", sockets] => hold(sockets.parse().unwrap()),
         ["snapshot"] => println!("{}", Snapshot::open(Owners::OfKernel).take().0),
         ["snapshot", "proc"] => println!("{}", Snapshot::open(Owners::OfProc).take().0),
+        ["walk", turns] => walk_for_a_profiler(turns.parse().unwrap()),
         _ => bench(),
     }
+}
+
+/// Walks the sockets of this network namespace again and again.
+fn walk_for_a_profiler(turns: u32) {
+    let mut steady = Snapshot::open(Owners::OfProc);
+    println!("{}", (0..turns).map(|_| steady.walk()).last().unwrap_or_default());
 }
 
 /// Opens sockets, says so, and keeps them until standard input ends: a tenth listeners, a tenth of those UDP, the others
