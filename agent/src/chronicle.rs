@@ -50,7 +50,8 @@ const CATCH_UP_PATIENCE: Duration = Duration::from_secs(2);
 pub struct Lost {
     /// Records that the kernel had no room for, or that could not be read. What they told is to be found by a walk.
     pub records: u64,
-    /// Ends whose records did not come, though nothing said that they were lost. They were noticed all the same.
+    /// Ends whose records did not come, though nothing said that they were lost, beside those that are told. They were noticed
+    /// all the same.
     pub unheard: u64,
     /// Lives that could not be kept until somebody took them.
     pub lives: u64,

@@ -14,7 +14,7 @@ use foldhash::HashMap;
 
 use self::{life::Pair, pairs::Pairs, silence::Silence, sought::Queue};
 pub use self::{
-    life::{Asked, Deed, Ended, Life, Purpose},
+    life::{Asked, Deed, Ended, Heard, Life, Purpose},
     sought::Sought,
 };
 use crate::events::{Record, SocketEvent, What};
@@ -48,7 +48,7 @@ pub struct Lives {
     asked: RefCell<Vec<Asked>>,
     /// What was not followed because there were too many.
     overflow: u64,
-    /// Ends that were noticed without their record.
+    /// Ends that were noticed without their record and are not told here: a walk tells them, or they were told before.
     unheard: u64,
     /// Whether anything is told of states.
     silence: Silence,
@@ -113,7 +113,8 @@ impl Lives {
         std::mem::take(&mut self.overflow)
     }
 
-    /// How many ends were noticed without their record since the last time this was asked.
+    /// How many ends were noticed without their record since the last time this was asked, those left out that are told with
+    /// [`Heard::Missed`].
     pub fn take_unheard(&mut self) -> u64 {
         std::mem::take(&mut self.unheard)
     }
@@ -391,10 +392,10 @@ impl Lives {
         }
         let cookie = Some(cookie);
         for life in earlier {
-            ended.push(Ended { cookie, life, closed_ns: life.closed_ns.unwrap_or(at_ns), walked: None });
+            ended.push(Ended::told(cookie, life, at_ns));
         }
         if !told.get() {
-            ended.push(Ended { cookie, life, closed_ns: life.closed_ns.unwrap_or(at_ns), walked });
+            ended.push(Ended { walked, ..Ended::told(cookie, life, at_ns) });
         }
     }
 }

@@ -17,6 +17,7 @@ mod round;
 pub mod schedule;
 pub mod telling;
 mod unseen;
+mod whose;
 
 /// Reads the time.
 pub type Clock = fn() -> Timestamp;

@@ -187,7 +187,7 @@ impl Teller<'_> {
         (owners, owner_known, netns)
     }
 
-    fn tell_one(&mut self, Ended { cookie, life, closed_ns, walked }: Ended) -> Told {
+    fn tell_one(&mut self, Ended { cookie, life, closed_ns, walked, heard }: Ended) -> Told {
         let (owners, owner_known, netns) = self.describe(life.opener, life.closer);
         let key = walked.unwrap_or_else(|| {
             let cookie = cookie.unwrap_or_else(|| {
@@ -205,6 +205,7 @@ impl Teller<'_> {
             life,
             owners,
             owner_known,
+            heard,
         }
     }
 }

@@ -57,6 +57,15 @@ pub struct Life {
     pub closed_ns: Option<u64>,
 }
 
+/// Whether a record told of an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// It did.
+    Told,
+    /// The end was noticed, and is a loss wherever its life counts.
+    Missed,
+}
+
 /// A life that is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
@@ -68,6 +77,15 @@ pub struct Ended {
     pub closed_ns: u64,
     /// What a walk that saw it knows it by.
     pub walked: Option<SocketKey>,
+    /// Whether a record told of the end.
+    pub heard: Heard,
+}
+
+impl Ended {
+    /// The end of a life that no walk saw, at `at_ns` unless it was closed before.
+    pub(super) fn told(cookie: Option<u64>, life: Life, at_ns: u64) -> Ended {
+        Ended { cookie, life, closed_ns: life.closed_ns.unwrap_or(at_ns), walked: None, heard: Heard::Told }
+    }
 }
 
 /// An open socket of which a walk does not know whose it is, and events know.

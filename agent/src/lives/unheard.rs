@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Ended, Followed, Lives, Pair, Sought};
+use super::{Ended, Followed, Heard, Lives, Pair, Sought};
 use crate::events::SocketEvent;
 
 impl Lives {
@@ -53,12 +53,12 @@ impl Lives {
     /// of no other life.
     fn tell_ending(&mut self, at_ns: u64, socket: u64, ended: &mut Vec<Ended>) {
         let Some(Followed { life, earlier, told, .. }) = self.sockets.get_mut(&socket) else { return };
-        self.unheard += 1;
-        if !told.replace(true) {
-            for life in earlier.drain(..).chain([*life]) {
-                ended.push(Ended { cookie: None, life, closed_ns: life.closed_ns.unwrap_or(at_ns), walked: None });
-            }
+        if told.replace(true) {
+            self.unheard += 1;
+            return;
         }
+        ended.extend(earlier.drain(..).map(|life| Ended::told(None, life, at_ns)));
+        ended.push(Ended { heard: Heard::Missed, ..Ended::told(None, *life, at_ns) });
     }
 
     /// Adds to `ended` what no walk saw and was closed at `before_ns` or earlier, though a process holds what is left of it
@@ -69,10 +69,7 @@ impl Lives {
             let is_untold = walked.get().is_none() && !told.get();
             if let Some(closed_ns) = life.closed_ns.filter(|closed_ns| is_untold && *closed_ns <= before_ns) {
                 told.set(true);
-                for life in earlier.drain(..).chain([*life]) {
-                    let closed_ns = life.closed_ns.unwrap_or(closed_ns);
-                    ended.push(Ended { cookie: None, life, closed_ns, walked: None });
-                }
+                ended.extend(earlier.drain(..).chain([*life]).map(|life| Ended::told(None, life, closed_ns)));
             }
         }
     }
@@ -92,13 +89,14 @@ impl Lives {
     pub(super) fn conclude_one(&mut self, at_ns: u64, socket: u64, ended: &mut Vec<Ended>) {
         let Some(Followed { life, earlier, walked, told, .. }) = self.sockets.remove(&socket) else { return };
         self.unpair(life.pair(), socket);
+        ended.extend(earlier.into_iter().map(|life| Ended::told(None, life, at_ns)));
+        // What a walk saw open, a walk will see closed.
+        if walked.get().is_none() && !told.get() {
+            ended.push(Ended { heard: Heard::Missed, ..Ended::told(None, life, at_ns) });
+            return;
+        }
         // What was told before its end was noticed then.
         let is_counted = told.get() && life.closed_ns.is_none();
         self.unheard += u64::from(!is_counted);
-        // What a walk saw open, a walk will see closed.
-        let is_untold = walked.get().is_none() && !told.get();
-        for life in earlier.into_iter().chain(Some(life).filter(|_| is_untold)) {
-            ended.push(Ended { cookie: None, life, closed_ns: life.closed_ns.unwrap_or(at_ns), walked: None });
-        }
     }
 }

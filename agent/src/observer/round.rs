@@ -1,6 +1,7 @@
 //! One walk after the other, and what is kept between them.
 
 use std::{
+    cell::LazyCell,
     collections::BTreeSet,
     net::SocketAddr,
     time::{Duration, Instant},
@@ -18,12 +19,14 @@ use super::{
     schedule::{Begun, Schedule},
     telling::{Teller, Turn, keep},
     unseen::remarks,
+    whose::may_be_here,
 };
 use crate::{
-    capture::{Connections, Coverage, SocketRow, SurveyReport, WalkReport},
+    capture::{Connections, Coverage, SocketRow, SurveyReport, WalkReport, interface},
     chronicle::{Chronicle, Look, Taken},
     cost,
     departures::Departed,
+    lives::Heard,
     losses::Loss,
     namespaces::Pass,
     owners::{OwnerScan, Processes, Wanted},
@@ -290,7 +293,7 @@ impl Round {
             look.depart(ledger.take_unclaimed()).iter().for_each(|departed| ledger.note(departed));
         }
         self.depart(&departed);
-        self.end(told);
+        let missed = self.end(told);
         self.observer.table.own(owned);
         // An end that was not read yet is not one that was left out.
         let shows_all = is_caught_up && self.shows_all(walk.survey);
@@ -314,7 +317,7 @@ impl Round {
         self.heals = searches || lost.records > 0 || lost.lives > 0 || lost.is_muted;
         // When records are known to be lost, what they told is among them.
         let hears = chronicle.is_some() && lost.records == 0 && !lost.is_muted;
-        let unheard = lost.unheard + if hears { comparison.began_unheard() } else { 0 };
+        let unheard = lost.unheard + missed + if hears { comparison.began_unheard() } else { 0 };
         let losses = self.observer.outbox.losses();
         losses.add(Loss::Events, lost.records + unheard + departures_lost);
         losses.add(Loss::Lives, lost.lives);
@@ -353,9 +356,12 @@ impl Round {
         }
     }
 
-    /// Takes the lives that ended, those of other namespaces only if they are wanted.
-    fn end(&mut self, told: Vec<Told>) {
+    /// Takes the lives that ended, those of other namespaces only if they are wanted; gives how many ends were missed of those
+    /// that are, or may be.
+    fn end(&mut self, told: Vec<Told>) -> u64 {
         let home = self.observer.surveyor.netns();
+        let addresses = LazyCell::new(|| interface::addresses().ok());
+        let mut missed = 0;
         for mut told in told {
             let at_home = SocketKey { netns: home, ..told.key };
             let is_known_here = || {
@@ -365,10 +371,18 @@ impl Round {
             if told.key.netns == 0 && is_known_here() {
                 told.key = at_home;
             }
-            if self.observer.namespaces.is_some() || told.key.netns == home {
-                self.observer.table.end(told);
+            let table = &mut self.observer.table;
+            let is_wanted = self.observer.namespaces.is_some() || told.key.netns == home;
+            let may_be_wanted = || {
+                let can_be_accepted = table.accepting(told.life.local).any(|netns| netns == home);
+                told.key.netns == 0 && may_be_here(&told.life, can_be_accepted, addresses.as_deref())
+            };
+            missed += u64::from(told.heard == Heard::Missed && (is_wanted || may_be_wanted()));
+            if is_wanted {
+                table.end(told);
             }
         }
+        missed
     }
 
     /// Tells the server that a time was not observed as it should.

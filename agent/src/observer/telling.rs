@@ -123,7 +123,7 @@ mod tests {
     use super::*;
     use crate::{
         capture::{Coverage, SocketRow, SurveyReport, WalkReport, Walked},
-        lives::{Life, Purpose},
+        lives::{Heard, Life, Purpose},
         owners::{OwnerScan, Wanted},
         spool::{Item, SPOOL_BYTES_LIMIT, Spool},
         table::{Told, Walk},
@@ -153,6 +153,7 @@ mod tests {
             closed_known: Known::Event,
             owners: Vec::new(),
             owner_known: OwnerKnown::Unknown,
+            heard: Heard::Told,
         }
     }
 

@@ -13,7 +13,7 @@ use foldhash::HashMap;
 use super::{Open, Table};
 use crate::{
     capture::Destroyed,
-    lives::{Life, Purpose},
+    lives::{Heard, Life, Purpose},
 };
 
 /// Most sockets that were closed by a walk and whose end is still expected. Beyond them an end may be told twice.
@@ -36,6 +36,8 @@ pub struct Told {
     pub owners: Vec<Arc<Owner>>,
     /// How they are known.
     pub owner_known: OwnerKnown,
+    /// Whether a record told of the end.
+    pub heard: Heard,
 }
 
 impl Told {
@@ -287,7 +289,7 @@ impl Table {
 
     /// A life that no walk saw.
     fn whole(&self, told: Told) -> Change {
-        let Told { key, life, opened_at, closed_at, closed_known, owners, owner_known } = told;
+        let Told { key, life, opened_at, closed_at, closed_known, owners, owner_known, heard: _ } = told;
         let role = match life.purpose {
             Purpose::Listener => Role::Listener,
             Purpose::Session(direction) => {

@@ -3,11 +3,13 @@
 //! The referee does not come by in these tests unless one says so: what is shown was found without it.
 
 use std::{
+    io::{BufRead, BufReader},
     net::{Shutdown, TcpListener, TcpStream, UdpSocket},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use fleetsock_agent::config::{Bytes, Config as AgentConfig};
+use fleetsock_agent::config::{Bytes, Config as AgentConfig, Reach};
 use fleetsock_proto::{
     host::Tier,
     session::Session,
@@ -18,7 +20,7 @@ use rustix::net::sockopt::set_socket_linger;
 
 use crate::{
     fleet::{Agent, Fleet, eager, until},
-    listeners::skip,
+    listeners::{has, skip},
     namespaces::{Named, makes_namespaces},
 };
 
@@ -223,5 +225,77 @@ async fn a_udp_socket_that_lives_between_two_walks_is_a_session_when_it_had_a_pe
         (over.count() == 20).then_some(())
     })
     .await;
+    agent.stop().await;
+}
+
+/// Connections of another namespace, each two sockets of a process that is there.
+const ELSEWHERE: u64 = 200;
+const CONNECTED: &str = "
+import socket, sys
+listener = socket.create_server(('127.0.0.1', 0), backlog=1000)
+count = int(sys.argv[1])
+held = [(socket.create_connection(listener.getsockname()), listener.accept()[0]) for _ in range(count)]
+print('ready', flush=True)
+sys.stdin.read()
+";
+
+/// A process, killed at the end.
+struct Busy(Child);
+
+impl Busy {
+    /// One that has connected so often in a namespace, with itself.
+    fn new(named: &Named) -> Busy {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &named.0, "python3", "-c", CONNECTED, &ELSEWHERE.to_string()]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Busy(child)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// Lets walks look for what events tell to be open, twice, and one that shows everything say that the rest is over.
+async fn walk_often(fleet: &Fleet) {
+    for _ in 0..20 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        until("a walk came by", async || fleet.listener(port).await).await;
+        drop(listener);
+        until("and another one", async || fleet.listener(port).await.is_none().then_some(())).await;
+    }
+}
+
+/// What the host says that it lost until now.
+async fn losses(fleet: &Fleet) -> u64 {
+    let now = Some(Timestamp::now());
+    let heard = async || fleet.host().await.filter(|host| host.last_seen_at > now);
+    until("the host said what it lost", heard).await.losses
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_other_namespaces_that_are_not_to_be_told_are_no_losses() {
+    if !makes_namespaces() || !has("python3") {
+        return;
+    }
+    let own = AgentConfig { reach: Reach::Namespace, referee: Duration::from_secs(1), ..eager("web1") };
+    let Some((fleet, agent)) = hearing(own).await else { return };
+    let mut lost = Vec::new();
+    // Other tests make more connections at once than there is room for; not all the time.
+    while lost.iter().all(|lost| *lost >= ELSEWHERE / 4) {
+        assert!(lost.len() < 5, "{lost:?}");
+        let before = losses(&fleet).await;
+        let named = Named::new();
+        let _busy = Busy::new(&named);
+        walk_often(&fleet).await;
+        lost.push(losses(&fleet).await - before);
+    }
     agent.stop().await;
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     capture::Destroyed,
-    lives::{Life, Purpose as LifePurpose},
+    lives::{Heard, Life, Purpose as LifePurpose},
 };
 
 fn destroyed(row: SocketRow) -> Destroyed {
@@ -145,6 +145,7 @@ fn told(row: SocketRow, owners: Vec<Arc<Owner>>, owner_known: OwnerKnown) -> Tol
         closed_known: Known::Event,
         owners,
         owner_known,
+        heard: Heard::Told,
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use fleetsock_agent::{
     capture::SocketRow,
-    lives::{Life, Purpose},
+    lives::{Heard, Life, Purpose},
     owners::{OwnerScan, Wanted},
     table::Told,
 };
@@ -129,6 +129,7 @@ impl Machine {
             closed_known: Known::Event,
             owners: Vec::new(),
             owner_known: OwnerKnown::Unknown,
+            heard: Heard::Told,
         }
     }
 
