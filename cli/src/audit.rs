@@ -21,6 +21,7 @@ Examples:
   fleetctl audit                             the last 1000 rows, newest first
   fleetctl audit --since yesterday --actor alice
   fleetctl audit --action 'revoke host' -o json
+  fleetctl audit --action 'refused call'     what operators, or others in their place, were not let do, and why
   fleetctl audit verify                      whether each row is the one that was written; keep what it says
   fleetctl audit verify --mark 1841:9f2c...  and whether the log goes on from what it said then
 

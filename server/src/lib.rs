@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod peer;
 pub mod policy;
 pub mod rates;
+pub mod refusals;
 pub mod serve;
 pub mod setup;
 pub mod warnings;

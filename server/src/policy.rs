@@ -11,7 +11,7 @@ use std::{
 use fleetsock_proto::{root::RENEW_BEFORE, token::Role};
 use http::{Request, Response};
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
     },
     peer::{Caller, Peer},
     rates::Rates,
+    refusals::Refusals,
     warnings::Warnings,
 };
 
@@ -108,6 +109,14 @@ fn decide(path: &str, caller: &Caller) -> Result<(), Status> {
     }
 }
 
+/// Whether somebody should be able to look up later that a call was refused: one that is an operator's to make, or was made
+/// by one. Not that the server does not know a call, or cannot tell.
+fn is_noted(path: &str, caller: &Caller, refused: Code) -> bool {
+    let is_refusal = matches!(refused, Code::PermissionDenied | Code::Unauthenticated | Code::ResourceExhausted);
+    let Some((_, allowed)) = TABLE.iter().find(|(call, _)| *call == path) else { return false };
+    is_refusal && (allowed.contains(&Admin) || matches!(caller, Caller::Operator { .. }))
+}
+
 /// What a certificate that is not good any more is told.
 fn refusal(standing: Standing) -> Option<&'static str> {
     match standing {
@@ -125,6 +134,7 @@ pub struct Policy {
     registry: Arc<dyn Registry>,
     rates: Arc<Rates>,
     warnings: Arc<Warnings>,
+    refusals: Arc<Refusals>,
     meters: Meters,
     authority: Arc<Authority>,
     clock: Clock,
@@ -148,11 +158,12 @@ impl Policy {
         registry: Arc<dyn Registry>,
         rates: Arc<Rates>,
         warnings: Arc<Warnings>,
+        refusals: Arc<Refusals>,
         meters: Meters,
         authority: Arc<Authority>,
         clock: Clock,
     ) -> Policy {
-        Policy { registry, rates, warnings, meters, authority, clock }
+        Policy { registry, rates, warnings, refusals, meters, authority, clock }
     }
 
     /// Tells an operator with his answer which certificates are to be renewed.
@@ -287,8 +298,11 @@ where
                     Ok(meter.watch(answer))
                 }
                 Err(status) => {
-                    let caller = peer.map(|peer| peer.caller.to_string()).unwrap_or_default();
+                    let caller = peer.as_ref().map(|peer| peer.caller.to_string()).unwrap_or_default();
                     tracing::info!(%caller, path, reason = status.message(), "call refused");
+                    if let Some(peer) = peer.filter(|peer| is_noted(&path, &peer.caller, status.code())) {
+                        policy.refusals.note(&peer, method, status.message()).await;
+                    }
                     Ok(meter.watch(status.into_http()))
                 }
             }
@@ -350,6 +364,18 @@ mod tests {
                 assert_eq!(decided, expected, "{call}");
             }
         }
+    }
+
+    #[test]
+    fn what_operators_may_do_and_what_they_may_not_is_noted_when_it_is_refused() {
+        let noted = |path: &str, code| callers().map(|caller| is_noted(path, &caller, code));
+        for code in [Code::PermissionDenied, Code::Unauthenticated, Code::ResourceExhausted] {
+            assert_eq!(noted("/fleetsock.v1.Admin/Backup", code), [true; 5]);
+            assert_eq!(noted("/fleetsock.v1.Inventory/ListHosts", code), [true; 5]);
+            assert_eq!(noted(SESSION, code), [false, false, true, true, false]);
+            assert_eq!(noted("/fleetsock.v1.Admin/Backups", code), [false; 5]);
+        }
+        assert_eq!(noted("/fleetsock.v1.Admin/Backup", Code::Unavailable), [false; 5]);
     }
 
     #[test]

@@ -51,6 +51,7 @@ use crate::{
     peer::{Caller, Peer, PeerStream},
     policy::Policy,
     rates::Rates,
+    refusals::Refusals,
     warnings::Warnings,
 };
 
@@ -128,7 +129,7 @@ pub async fn serve<S: History + Registry>(
     };
     let health = Arc::new(Health::new(sources, &meters));
     let watched = Watched { meters, health: Arc::clone(&health) };
-    let Services { agents, operators, newcomers, asking, keeper } =
+    let Services { agents, operators, newcomers, asking, refusals, keeper } =
         services(&foundation, &tasks, &live, acceptor.shown(), &watched);
     let Foundation { config, authority, health: watchers, clock, .. } = foundation;
 
@@ -170,7 +171,7 @@ pub async fn serve<S: History + Registry>(
         over.cancel();
         served
     };
-    let (served, ()) = tokio::join!(serving, watching);
+    let (served, (), ()) = tokio::join!(serving, watching, refusals.run(over.clone()));
     live.stop();
     tasks.close();
     tasks.wait().await;
@@ -186,6 +187,7 @@ struct Services {
     newcomers: Router<Stack<Policy, Identity>>,
     /// By the Unix socket.
     asking: Router<Stack<Policy, Identity>>,
+    refusals: Arc<Refusals>,
     /// To be closed when nothing is served any more.
     keeper: Keeper,
 }
@@ -208,15 +210,17 @@ fn services<S: History + Registry>(
     let history: Arc<dyn History> = Arc::clone(store) as _;
     let warnings = Warnings::new(Arc::clone(&registry));
     let rates = Arc::new(Rates::new(&config.limits.rates));
+    let (ledger, keeper) = Ledger::open(Arc::clone(&registry));
+    let refusals = Refusals::new(Arc::clone(&ledger), *clock);
     let policy = Policy::new(
         Arc::clone(&registry),
         Arc::clone(&rates),
         Arc::clone(&warnings),
+        Arc::clone(&refusals),
         meters.clone(),
         Arc::clone(authority),
         *clock,
     );
-    let (ledger, keeper) = Ledger::open(Arc::clone(&registry));
     let answers = Arc::new(Answers::default());
     let answering = Answering {
         ledger,
@@ -273,7 +277,7 @@ fn services<S: History + Registry>(
         .add_service(inventory)
         .add_service(admin)
         .add_service(HealthServer::new(HealthService::new(Arc::clone(health), tasks.clone())));
-    Services { agents, operators: asking.clone(), newcomers, asking, keeper }
+    Services { agents, operators: asking.clone(), newcomers, asking, refusals, keeper }
 }
 
 /// Sees to it that the server's own certificate is never over. Connections that are there go on with the one before.

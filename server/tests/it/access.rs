@@ -39,7 +39,7 @@ fn calls() -> Vec<String> {
 }
 
 /// Makes the call with an empty message; whether it went through to the service.
-async fn call(fleet: &Fleet, config: rustls::ClientConfig, name: &str, path: &str) -> Result<(), String> {
+pub(crate) async fn call(fleet: &Fleet, config: rustls::ClientConfig, name: &str, path: &str) -> Result<(), String> {
     let tls = fleet.tls(name, config).await.map_err(|error| error.to_string())?;
     let mut io = Some(TokioIo::new(tls));
     let connector = tower::service_fn(move |_: http::Uri| {
@@ -113,7 +113,7 @@ fn client(fleet: &Fleet, chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> 
     config
 }
 
-fn anonymous(fleet: &Fleet) -> rustls::ClientConfig {
+pub(crate) fn anonymous(fleet: &Fleet) -> rustls::ClientConfig {
     let pem = std::fs::read(fleet.ca_file("root.pem")).unwrap();
     let root = identity::certificates(&pem).unwrap().swap_remove(0);
     tls::pinned(identity::pin_of(&root).unwrap()).unwrap()

@@ -20,6 +20,7 @@ mod impostors;
 mod keeping;
 mod model;
 mod rates;
+mod refusals;
 mod renewal;
 mod restores;
 mod revocation;
