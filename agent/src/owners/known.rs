@@ -203,6 +203,10 @@ fn boot_us() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
+    use rustix::path::DecInt;
+
     use super::*;
 
     #[test]
@@ -218,6 +222,24 @@ mod tests {
             [(0, 0), (9_999_999, 0), (10_000_000, 1), (2_500_000_001, 250), (u64::MAX, 1_844_674_407_370)]
         {
             assert_eq!(ticks(ns, 100), expected, "{ns}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_started_in_another_tick_is_not_the_one_that_was_told_of() {
+        let pid = std::process::id();
+        let folder = Folder::open(File::open("/proc").unwrap(), DecInt::new(pid).as_c_str()).unwrap();
+        let mut known = Known::new().unwrap();
+        let (owner, started) = known.owner(pid, &folder).unwrap();
+        let (started_ns, tick_ns) =
+            (u64::try_from(started.as_nanos()).unwrap(), 1_000_000_000 / clock_ticks_per_second());
+        for told_ns in [started_ns, started_ns + tick_ns - 1] {
+            // The name of its user may come later than the rest.
+            let told = known.owner_since(pid, told_ns, &folder).map(|told| (told.pid, told.started_at));
+            assert_eq!(told, Ok((pid, owner.started_at)));
+        }
+        for told_ns in [started_ns - 1, started_ns + tick_ns, 0] {
+            assert_eq!(known.owner_since(pid, told_ns, &folder), Err(Errno::SRCH));
         }
     }
 
