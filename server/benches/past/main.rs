@@ -5,6 +5,8 @@
 //! cargo bench -p fleetsock-server --bench past -- --sessions 100000000    # 20 days of five million
 //! cargo bench -p fleetsock-server --bench past -- --busy --acks --compare # also under load, and beside other ways
 //! cargo bench -p fleetsock-server --bench past -- --sessions 100000000 --single-table # one table in place of our own way
+//! cargo build --release -p fleetctl                                       # also by whole commands:
+//! cargo bench -p fleetsock-server --bench past -- --fleetctl $PWD/target/release/fleetctl
 //! ```
 //!
 //! How both grow where memory is short: the same commands in a group that has 2 GiB, page cache included, for all that they
@@ -35,6 +37,7 @@
 
 mod acks;
 mod clock;
+mod commands;
 mod compare;
 mod fleet;
 #[path = "../ingest/load.rs"]
@@ -59,7 +62,7 @@ use std::{
 };
 
 use clap::Parser;
-use fleetsock_proto::host::HostId;
+use fleetsock_proto::{host::HostId, time::Timestamp};
 use fleetsock_server::history::{
     Applied, Bounds, History,
     sqlite::{Options, Sealing, SqliteHistory},
@@ -67,8 +70,8 @@ use fleetsock_server::history::{
 use tokio::task::JoinSet;
 
 use self::{
-    fleet::{DAY_SESSIONS, HOSTS, Report, Reports},
-    load::{batch, enrol},
+    fleet::{DAY_SESSIONS, DAY_US, HOSTS, Report, Reports},
+    load::{BEGIN_US, batch, enrol},
     pace::steadily,
     questions::Answered,
     table::Table,
@@ -104,6 +107,9 @@ struct Arguments {
     /// Load the sessions into one table with both indexes, as fast as it takes them, in place of a history; ends with Ctrl-C.
     #[arg(long, conflicts_with_all = ["busy", "acks", "compare"])]
     single_table: bool,
+    /// Also ask by whole commands of this `fleetctl`, over mutual TLS to a server that has the history.
+    #[arg(long)]
+    fleetctl: Option<std::path::PathBuf>,
     /// Where the history is made; by default beside the build.
     #[arg(long)]
     folder: Option<std::path::PathBuf>,
@@ -222,7 +228,15 @@ async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
         table.beside(&format!("its p99: {}", busy.what), (late, "ms"), ("while nothing comes in", before));
     }
     history.close().await.unwrap();
-    fs::remove_dir_all(folder).unwrap();
+    match &arguments.fleetctl {
+        Some(fleetctl) => {
+            // A question about the future is refused, and the sessions of this history go on into it.
+            let past = (Timestamp::now().as_micros() - BEGIN_US) / DAY_US - 1;
+            let days = i64::try_from(arguments.sessions / DAY_SESSIONS).unwrap().clamp(1, past.max(1));
+            commands::measure(place, &folder, fleetctl, (days, arguments.asked), table);
+        }
+        None => fs::remove_dir_all(folder).unwrap(),
+    }
 }
 
 /// The same questions while sessions come in.

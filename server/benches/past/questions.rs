@@ -63,7 +63,7 @@ pub(crate) async fn ask_all(history: &SqliteHistory, sessions: u64, times: usize
     let asking = Asking { history, days, times };
     let mut told = Vec::new();
     let day = |turn: usize| {
-        let since = BEGIN_US + DAY_US * (mixed(turn as u64) as i64).rem_euclid(days);
+        let since = begin_us(turn, days);
         (Timestamp::from_micros(since), Timestamp::from_micros(since + DAY_US))
     };
     let of_day = |turn| SessionTime::Within { since: day(turn).0, until: Some(day(turn).1) };
@@ -73,8 +73,6 @@ pub(crate) async fn ask_all(history: &SqliteHistory, sessions: u64, times: usize
     let whole = |turn| of(host(turn), of_day(turn));
     told.push(asking.sessions(("a host, a day, all", Some((10.5, 200.0))), whole).await);
     let peer = |prefix: IpNet| SessionQuestion { peers: vec![prefix], ..of(SocketFilter::default(), all) };
-    let v4 = |turn: usize| (0..).map(|n| client(turn as u64 * 977 + n)).find(IpAddr::is_ipv4).unwrap();
-    let v6 = |turn: usize| (0..).map(|n| client(turn as u64 * 977 + n)).find(IpAddr::is_ipv6).unwrap();
     let what = ("an external peer, IPv4, all history", Some((4.5, 37.0)));
     told.push(asking.sessions(what, |turn| peer(v4(turn).into())).await);
     let what = ("an external peer, IPv6, all history", Some((3.0, 27.0)));
@@ -83,7 +81,6 @@ pub(crate) async fn ask_all(history: &SqliteHistory, sessions: u64, times: usize
     let first = |turn| SessionQuestion { limit: Some(PAGE), ..of_fleet(turn) };
     told.push(asking.sessions(("a host of the fleet as peer, newest 100", Some((10.2, 34.0))), first).await);
     told.push(asking.sessions(("a host of the fleet as peer, all history", None), of_fleet).await);
-    let nobody = |turn: usize| IpAddr::from([1, 1, (turn >> 8) as u8, turn as u8]);
     let what = ("a peer that was never there", Some((0.23, 0.34)));
     told.push(asking.sessions(what, |turn| peer(nobody(turn).into())).await);
     let within = |turn, length| peer(IpNet::new(v4(turn), length).unwrap().trunc());
@@ -113,10 +110,36 @@ fn of(filter: SocketFilter, time: SessionTime) -> SessionQuestion {
     SessionQuestion { filter, time, ..SessionQuestion::default() }
 }
 
+/// A full hour early in one of so many days: people ask for days from such.
+pub(crate) fn begin_us(turn: usize, days: i64) -> i64 {
+    const HOUR_US: i64 = DAY_US / 24;
+    let begin = BEGIN_US + DAY_US * (mixed(turn as u64) as i64).rem_euclid(days);
+    (begin + HOUR_US) / HOUR_US * HOUR_US
+}
+
+/// A client with IPv4: such as many hosts know, and such as few do.
+pub(crate) fn v4(turn: usize) -> IpAddr {
+    (0..).map(|n| client(turn as u64 * 977 + n)).find(IpAddr::is_ipv4).unwrap()
+}
+
+/// One with IPv6.
+pub(crate) fn v6(turn: usize) -> IpAddr {
+    (0..).map(|n| client(turn as u64 * 977 + n)).find(IpAddr::is_ipv6).unwrap()
+}
+
+/// One that no host ever met.
+pub(crate) fn nobody(turn: usize) -> IpAddr {
+    IpAddr::from([1, 1, (turn >> 8) as u8, turn as u8])
+}
+
 /// Busy ones and quiet ones.
+pub(crate) fn host_name(turn: usize) -> String {
+    format!("host{:05}", turn * 37 % HOSTS)
+}
+
 fn host(turn: usize) -> SocketFilter {
     let mut filter = SocketFilter::default();
-    filter.hosts.globs = vec![format!("host{:05}", turn * 37 % HOSTS)];
+    filter.hosts.globs = vec![host_name(turn)];
     filter
 }
 

@@ -36,7 +36,7 @@ impl Table {
 }
 
 /// Three digits are enough.
-fn digits(figure: f64) -> String {
+pub(crate) fn digits(figure: f64) -> String {
     match figure.abs() {
         large if large >= 100.0 => format!("{figure:.0}"),
         medium if medium >= 1.0 => format!("{figure:.1}"),
