@@ -190,22 +190,27 @@ impl Encoding {
     }
 }
 
-/// Shows the sums that are in these bytes.
-pub(super) fn each_sum(
-    bytes: &[u8],
-    mut show: impl FnMut(What, Span, Counts) -> Result<(), Damaged>,
-) -> Result<(), Damaged> {
+/// The sums that are in these bytes. After an error there are no more.
+pub(super) fn sums(bytes: &[u8]) -> impl Iterator<Item = Result<(What, Span, Counts), Damaged>> {
     let (mut reading, mut before) = (Reading::new(bytes), [0_i64; 4]);
-    while !reading.rest().is_empty() {
+    let mut next = move || {
         for number in &mut before {
             *number = number.wrapping_add(reading.signed()?);
         }
         let [first, second, closed, opened] = before;
         let (sessions, bytes_sent) = (reading.unsigned()?, reading.unsigned()?);
         let counts = Counts { sessions, bytes_sent, bytes_received: reading.unsigned()? };
-        show([first, second], Span { closed, opened }, counts)?;
-    }
-    Ok(())
+        Ok((reading.rest().is_empty(), ([first, second], Span { closed, opened }, counts)))
+    };
+    let mut is_over = bytes.is_empty();
+    std::iter::from_fn(move || {
+        if is_over {
+            return None;
+        }
+        let read = next();
+        is_over = read.as_ref().map_or(true, |(is_last, _)| *is_last);
+        Some(read.map(|(_, sum)| sum))
+    })
 }
 
 /// What of a row is counted by.
@@ -240,6 +245,8 @@ impl Facts {
 
 /// Most sums by service that are held.
 const SERVICES_LIMIT: usize = 64 * 1024;
+/// Most sums by host and program that are held: an agent says when its sessions opened, so that they may be as many as these.
+const OWNERS_HELD: usize = 64 * 1024;
 /// Most bytes of sums by host and program.
 const OWNERS_BYTES: usize = 16 * 1024 * 1024;
 
@@ -273,9 +280,12 @@ impl Cubes {
             }
         }
         self.owners.add([host_id, program_id], span, counts);
+        if self.owners.len() >= OWNERS_HELD {
+            self.end_hosts();
+        }
     }
 
-    /// Writes what is held by host: no row of these hosts follows.
+    /// Writes what is held by host. When rows of these hosts follow, the same is summed twice, which whoever reads adds up.
     pub(super) fn end_hosts(&mut self) {
         self.hosts.extend(self.owners.0.keys().map(|([host, _], _)| *host));
         self.owners.write(&mut self.owners_before);
@@ -363,22 +373,22 @@ mod tests {
             }
             let mut found = HashMap::<_, Counts>::new();
             let bytes = encoding.finish();
-            each_sum(&bytes, |what, span, counts| {
+            for (what, span, counts) in sums(&bytes).map(Result::unwrap) {
                 found.entry((what, span)).or_default().add(counts);
-                Ok(())
-            }).unwrap();
+            }
             prop_assert_eq!(found, expected);
         }
 
         #[test]
         fn no_bytes_make_it_fail_otherwise_than_by_saying_so(bytes: Vec<u8>) {
-            let mut shown = 0;
-            let read = each_sum(&bytes, |what, span, _| {
-                shown += 1;
-                span.is_meant([span.opened_at_us(), 5, i64::MAX]);
-                Service::of(what).map(drop)
-            });
-            prop_assert!(shown > 0 || read.is_err() || bytes.is_empty());
+            let read: Vec<_> = sums(&bytes).collect();
+            for (what, span, _) in read.iter().flatten() {
+                // Nothing closes after the end of time.
+                prop_assert!(span.is_meant([i64::MAX, i64::MAX, i64::MAX]) == Meant::No);
+                prop_assert!(Service::of(*what).is_ok_and(|service| service.what() == *what) || Service::of(*what).is_err());
+            }
+            prop_assert_eq!(read.is_empty(), bytes.is_empty());
+            prop_assert!(read.iter().rev().skip(1).all(Result::is_ok), "it goes on after an error");
         }
 
         #[test]

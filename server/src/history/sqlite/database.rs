@@ -106,6 +106,8 @@ pub(super) struct Database {
     pub(super) day: Connection,
     /// The file after that, while it takes over what is open.
     turning: Option<Turning>,
+    /// When it could not go on with that.
+    given_up_at: Option<Timestamp>,
     files: Files,
     keeping: Keeping,
     // Held for as long as the files are open.
@@ -166,7 +168,7 @@ impl Database {
             parts::remove_all(folder, sums.id).map_err(failed)?;
         }
         let files = Files { folder: folder.to_owned(), main: main_path, catalogue: Shared::new(catalogue) };
-        let database = Database { main, day, turning: None, files, keeping, _lock: lock };
+        let database = Database { main, day, turning: None, given_up_at: None, files, keeping, _lock: lock };
         parts::remove_dropped(&database.main, folder).map_err(|error| database.failed(error))?;
         Ok(database)
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
@@ -28,13 +28,36 @@ const WRITE_PRESENCE_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 struct Hosts {
     by_id: HashMap<HostId, Arc<HostEntry>>,
+    /// Made by the first question after something of it changed.
+    directory: OnceLock<Directory>,
     presence_written_at: Timestamp,
+}
+
+/// What follows from the names and the addresses of hosts.
+#[derive(Debug)]
+struct Directory {
+    by_name: Vec<HostId>,
+    places: Arc<Places>,
 }
 
 impl Hosts {
     /// An entry to be changed. Whoever asked for it before keeps it as it was then.
     fn change(&mut self, host: HostId) -> Option<&mut HostEntry> {
         self.by_id.get_mut(&host).map(Arc::make_mut)
+    }
+
+    fn directory(&self) -> &Directory {
+        self.directory.get_or_init(|| {
+            let mut all: Vec<&HostEntry> = self.by_id.values().map(Arc::as_ref).collect();
+            all.sort_unstable_by_key(|entry| (&entry.name, entry.host_id));
+            let mut places = Places::new();
+            for entry in all.iter().filter(|entry| !entry.revoked) {
+                for address in entry.facts.iter().flat_map(|facts| &facts.addresses) {
+                    places.entry(*address).and_modify(|name| *name = None).or_insert_with(|| Some(entry.name.clone()));
+                }
+            }
+            Directory { by_name: all.iter().map(|entry| entry.host_id).collect(), places: Arc::new(places) }
+        })
     }
 }
 
@@ -145,14 +168,18 @@ impl Roster {
 
     /// A host enrolled.
     pub(super) fn add(&self, entry: HostEntry) {
-        self.write().by_id.insert(entry.host_id, Arc::new(entry));
+        let mut hosts = self.write();
+        hosts.by_id.insert(entry.host_id, Arc::new(entry));
+        hosts.directory.take();
     }
 
     /// A host was revoked.
     pub(super) fn revoke(&self, host: HostId) {
-        if let Some(entry) = self.write().change(host) {
+        let mut hosts = self.write();
+        if let Some(entry) = hosts.change(host) {
             entry.revoked = true;
         }
+        hosts.directory.take();
     }
 
     /// A person looked at a host and found it good.
@@ -171,12 +198,14 @@ impl Roster {
 
     /// A host said what it is.
     pub(super) fn note_hello(&self, host: HostId, contact: Contact) {
-        if let Some(entry) = self.write().change(host) {
+        let mut hosts = self.write();
+        if let Some(entry) = hosts.change(host) {
             entry.name.clone_from(&contact.facts.name);
             entry.facts = Some(contact.facts);
             entry.last_seen_at = Some(contact.at);
             entry.skew = Skew { offset_us: contact.clock_offset_us };
         }
+        hosts.directory.take();
     }
 
     /// A host told of its first walk.
@@ -276,25 +305,16 @@ impl Roster {
             (globs.is_empty() || globs.iter().any(|glob| names(glob, entry)))
                 && selector.labels.iter().all(|(key, value)| entry.labels.get(key) == Some(value))
         };
-        let mut selected: Vec<Selected> = hosts
-            .by_id
-            .values()
-            .filter(|entry| meant(entry))
-            .map(|entry| Selected { state: entry.state(now, self.stale_after), entry: Arc::clone(entry) })
-            .collect();
-        selected.sort_by(|a, b| (&a.entry.name, a.entry.host_id).cmp(&(&b.entry.name, b.entry.host_id)));
-        Ok(Selection { hosts: selected, stale_after: self.stale_after, now })
+        let selected =
+            hosts.directory().by_name.iter().filter_map(|id| hosts.by_id.get(id)).filter(|entry| meant(entry));
+        let selected =
+            selected.map(|entry| Selected { state: entry.state(now, self.stale_after), entry: Arc::clone(entry) });
+        Ok(Selection { hosts: selected.collect(), stale_after: self.stale_after, now })
     }
 
     /// Which host has which address.
-    pub(super) fn places(&self) -> Places {
-        let mut places = Places::new();
-        for entry in self.read().by_id.values().filter(|entry| !entry.revoked) {
-            for address in entry.facts.iter().flat_map(|facts| &facts.addresses) {
-                places.entry(*address).and_modify(|name| *name = None).or_insert_with(|| Some(entry.name.clone()));
-            }
-        }
-        places
+    pub(super) fn places(&self) -> Arc<Places> {
+        Arc::clone(&self.read().directory().places)
     }
 }
 

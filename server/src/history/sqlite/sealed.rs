@@ -259,12 +259,8 @@ fn summed(sealed: &Connection) -> Result<[Option<u64>; 2], SealError> {
     for (total, column) in totals.iter_mut().zip(["services", "owners"]) {
         let sums: Option<Vec<u8>> = sealed.query_row(&format!("SELECT {column} FROM cubes"), [], |row| row.get(0))?;
         if let Some(sums) = sums {
-            let mut sessions = 0;
-            cubes::each_sum(&sums, |_, _, counts| {
-                sessions += counts.sessions;
-                Ok(())
-            })?;
-            *total = Some(sessions);
+            let sessions = cubes::sums(&sums).map(|sum| sum.map(|(_, _, counts)| counts.sessions));
+            *total = Some(sessions.sum::<Result<u64, _>>()?);
         }
     }
     Ok(totals)

@@ -2,7 +2,7 @@
 //! seconds while they are copied: they go over some at a time, between two pieces of the writer's work, and what changes
 //! meanwhile goes over again. Nothing in the file counts before the catalogue names it (see `parts`).
 
-use std::{collections::BTreeSet, io, path::Path};
+use std::{collections::BTreeSet, io, path::Path, time::Duration};
 
 use fleetsock_proto::time::Timestamp;
 use rusqlite::Connection;
@@ -15,6 +15,8 @@ use super::{
     Database, OpenError, engine, open_for_writing,
 };
 
+/// How long nothing is tried after something failed.
+const RETRY: Duration = Duration::from_secs(10);
 /// Open sessions that go over at once, about: a few tens of milliseconds.
 const STEP_ROWS: usize = 10_000;
 
@@ -89,7 +91,11 @@ impl Database {
     /// then this one is written to.
     pub(in super::super) fn begin_to_turn(&mut self, now: Timestamp) -> Result<(), OpenError> {
         let before = &self.files.catalogue().hot;
-        if self.turning.is_some() || !parts::is_complete(self.keeping, before.started_at, self.extent()?.0, now) {
+        let is_resting = self.given_up_at.is_some_and(|at| at <= now && now.since(at) < RETRY);
+        if self.turning.is_some()
+            || is_resting
+            || !parts::is_complete(self.keeping, before.started_at, self.extent()?.0, now)
+        {
             return Ok(());
         }
         let next = before.next(&self.files.folder, now);
@@ -116,11 +122,27 @@ impl Database {
     /// it was.
     pub(in super::super) fn turn(&mut self, now: Timestamp) -> Result<(), OpenError> {
         let Some(mut turning) = self.turning.take() else { return Ok(()) };
-        if turning.step().map_err(|error| engine(&turning.next.path, &error))? {
-            return self.turn_over(turning, now);
+        match turning.step() {
+            Ok(true) => self.turn_over(turning, now),
+            Ok(false) => {
+                self.turning = Some(turning);
+                Ok(())
+            }
+            Err(error) => {
+                let (next, error) = (turning.next.id, engine(&turning.next.path, &error));
+                drop(turning);
+                self.give_up(next, now);
+                Err(error)
+            }
         }
-        self.turning = Some(turning);
-        Ok(())
+    }
+
+    /// Removes what there is of the next file, whose room may be what is missing.
+    fn give_up(&mut self, next: i64, now: Timestamp) {
+        self.given_up_at = Some(now);
+        if let Err(error) = parts::remove(&self.files.folder, &parts::file_of(next)) {
+            tracing::warn!(%error, "what there is of the next file of sessions stays until the next attempt");
+        }
     }
 
     /// From now on the next file is written to, which has taken over everything.

@@ -27,6 +27,9 @@ struct Bounds {
 /// 7 MB in all, whatever hosts told in whatever order; of a usual one as much as of a block.
 const BOUNDS: Bounds = Bounds { runs: 64 * 1024, sessions: 16 * 1024, looked_at: BLOCK_SESSIONS, places: 64 * 1024 };
 
+/// Rows between two looks whether sealing is still wanted, where rows are only looked at.
+const LOOKED_AT: usize = 64 * 1024;
+
 /// Shows every session of a file.
 pub(in crate::history::sqlite) fn each_row(
     source: &Connection,
@@ -178,8 +181,12 @@ impl Reading<'_> {
     fn by_places(&mut self, host_id: i64, mut after: Place, goes_on: &GoesOn, show: Show<'_>) -> Result<(), SealError> {
         loop {
             let mut first: BinaryHeap<Place> = BinaryHeap::new();
-            let mut rows = self.places.query(params![host_id, after.0])?;
+            let (mut rows, mut looked_at) = (self.places.query(params![host_id, after.0])?, 0_usize);
             while let Some(row) = rows.next()? {
+                looked_at += 1;
+                if looked_at.is_multiple_of(LOOKED_AT) && !goes_on() {
+                    return Err(SealError::Unwanted);
+                }
                 let place: Place = (row.get(0)?, row.get(1)?);
                 let is_one = first.len() < self.bounds.places || first.peek().is_some_and(|last| place < *last);
                 if place > after && is_one {

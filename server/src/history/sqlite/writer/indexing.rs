@@ -52,7 +52,8 @@ impl Unindexed {
     /// Adds a row, which is the last one. When enough rows came before it, they become a segment.
     pub(super) fn add(&mut self, transaction: &Transaction<'_>, ended: &Ended) -> Result<(), rusqlite::Error> {
         let id = ended.id;
-        let (mut first, _) = self.rows.unwrap_or((id, id));
+        // When something fails from here on, nothing that is held counts as known: it is read from the rows again.
+        let (mut first, _) = self.rows.take().unwrap_or((id, id));
         if id - first >= self.sizes.rows {
             let peers = std::mem::take(&mut self.peers);
             let last = first + self.sizes.rows - 1;
@@ -231,16 +232,10 @@ mod tests {
         let mut statement = day.prepare("SELECT owners, services FROM cubes").unwrap();
         let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Vec<u8>>(1)?));
         for (owners, services) in statement.query_map([], read).unwrap().map(Result::unwrap) {
-            let add = |what, _, counts| {
+            for (what, _, counts) in cubes::sums(&owners).map(Result::unwrap) {
                 all.entry(what).or_default().add(counts);
-                Ok(())
-            };
-            cubes::each_sum(&owners, add).unwrap();
-            let add = |_, _, counts: Counts| {
-                sessions += counts.sessions;
-                Ok(())
-            };
-            cubes::each_sum(&services, add).unwrap();
+            }
+            sessions += cubes::sums(&services).map(|sum| sum.unwrap().2.sessions).sum::<u64>();
         }
         (all, sessions)
     }
@@ -267,6 +262,38 @@ mod tests {
         }
         all.sort_unstable();
         all
+    }
+
+    #[test]
+    fn a_segment_that_could_not_be_stored_is_stored_whole_by_the_next_attempt() {
+        let mut day = day();
+        let mut unindexed = Unindexed { sizes: SMALL, ..Unindexed::default() };
+        let number = |id: i64| u8::try_from(id % 8).unwrap();
+        let mut add = |day: &mut Connection, ids: std::ops::RangeInclusive<i64>| {
+            let transaction = day.transaction().unwrap();
+            unindexed.resume(&transaction, ids.start() - 1).unwrap();
+            for id in ids {
+                insert(&transaction, &row(id, number(id)));
+                unindexed.add(&transaction, &row(id, number(id)))?;
+            }
+            transaction.commit()
+        };
+        add(&mut day, 1..=8).unwrap();
+        for table in ["segments", "cubes", "zone_peers"] {
+            let event = if table == "zone_peers" { "DELETE" } else { "INSERT" };
+            let filter = "INSERT INTO zone_peers VALUES (1, x'00') ON CONFLICT DO NOTHING";
+            day.execute(filter, []).unwrap();
+            let trigger =
+                format!("CREATE TRIGGER full BEFORE {event} ON {table} BEGIN SELECT RAISE(ABORT, 'full'); END");
+            day.execute_batch(&trigger).unwrap();
+            add(&mut day, 9..=9).unwrap_err();
+            day.execute_batch("DROP TRIGGER full").unwrap();
+        }
+        add(&mut day, 9..=9).unwrap();
+        let mut expected: Vec<_> = (1..=8).map(|id| (peer(number(id)), id)).collect();
+        expected.sort_unstable();
+        assert_eq!(indexed(&day), expected);
+        assert_eq!(summed(&day).1, 8);
     }
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -60,6 +60,9 @@ impl By {
     }
 }
 
+/// Most groups that are held while sums are read; an agent says when its sessions opened, so that there may be more.
+const HELD: usize = 64 * 1024;
+
 /// What is meant, by what it has in common and the hour of its opening.
 type Counted = Numbered<(What, i64), Counts>;
 
@@ -78,12 +81,9 @@ impl Search<'_> {
         if self.is_sealed(file) && !connection.table_exists(None, "cubes")? {
             return Ok(false);
         }
-        let (covered, groups) = self.read_sums(connection, by, into)?;
+        let covered = self.read_sums(connection, by, into)?;
         if covered.is_empty() {
             return Ok(false);
-        }
-        for ((what, opened_at_us), counts) in groups {
-            self.add_group(by, what, opened_at_us, counts, into)?;
         }
         if self.is_sealed(file) {
             self.add_unclear_blocks(file, connection, into)?;
@@ -93,8 +93,8 @@ impl Search<'_> {
         Ok(true)
     }
 
-    /// What the sums of a file tell of sessions that are meant, by the hour when that is asked for.
-    fn read_sums(&self, connection: &Connection, by: By, into: &Sums) -> Result<(Covered, Counted), HistoryError> {
+    /// Counts what the sums of a file tell of sessions that are meant; gives which rows they are of.
+    fn read_sums(&mut self, connection: &Connection, by: By, into: &mut Sums) -> Result<Covered, HistoryError> {
         let window = self.meaning.window.bounds();
         let by_hour = into.are_by(Dimension::Hour);
         let (mut covered, mut groups) = (Covered::new(), Counted::default());
@@ -110,18 +110,29 @@ impl Search<'_> {
             if by == By::Services && !self.means_all(row.get_ref(2)?)? {
                 continue;
             }
-            cubes::each_sum(sums, |what, span, counts| {
+            for sum in cubes::sums(sums) {
+                let (what, span, counts) = sum?;
                 let is_meant = by == By::Services || self.hosts.contains_key(&what[0]);
-                if is_meant && span.is_meant(window) == Meant::Yes {
-                    let opened_at = Timestamp::from_micros(span.opened_at_us());
-                    let hour = if by_hour { into.hour_of(opened_at).as_micros() } else { 0 };
-                    groups.entry((what, hour)).or_default().add(counts);
+                if !is_meant || span.is_meant(window) != Meant::Yes {
+                    continue;
                 }
-                Ok(())
-            })?;
+                let opened_at = Timestamp::from_micros(span.opened_at_us());
+                let hour = if by_hour { into.hour_of(opened_at).as_micros() } else { 0 };
+                groups.entry((what, hour)).or_default().add(counts);
+                if groups.len() >= HELD {
+                    self.reader.go_on()?;
+                    self.add_groups(by, &mut groups, into)?;
+                }
+            }
             covered.push((row.get(0)?, row.get(1)?));
         }
-        Ok((covered, groups))
+        self.add_groups(by, &mut groups, into)?;
+        Ok(covered)
+    }
+
+    /// Counts what is held, and holds nothing any more.
+    fn add_groups(&mut self, by: By, groups: &mut Counted, into: &mut Sums) -> Result<(), HistoryError> {
+        groups.drain().try_for_each(|((what, at), counts)| self.add_group(by, what, at, counts, into))
     }
 
     /// Whether all hosts are meant of which there are sessions.
