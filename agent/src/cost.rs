@@ -24,6 +24,11 @@ pub fn cpu() -> Duration {
     clock(ClockId::ProcessCPUTime)
 }
 
+/// CPU of the calling thread until now.
+pub fn thread_cpu() -> Duration {
+    clock(ClockId::ThreadCPUTime)
+}
+
 /// Time since the boot of the host, with the time that it slept.
 pub fn since_boot() -> Duration {
     clock(ClockId::Boottime)

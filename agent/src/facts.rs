@@ -38,7 +38,17 @@ impl Namespace {
 /// whoever can see processes by their numbers there is fine.
 pub(crate) fn is_in_first(namespace: Namespace) -> bool {
     let (path, inode) = namespace.first();
-    stat(path).is_ok_and(|found| found.st_ino == inode)
+    match stat(path) {
+        Ok(found) => found.st_ino == inode,
+        // Kernels without time namespaces have no such file.
+        Err(_) => namespace == Namespace::Time && stat("/proc/self/ns").is_ok(),
+    }
+}
+
+/// The namespace that has the agent see processes by other numbers than the kernel has for them, or since other times; none
+/// where it sees them as the kernel does.
+pub(crate) fn altered_view() -> Option<Namespace> {
+    [Namespace::Pid, Namespace::Time].into_iter().find(|namespace| !is_in_first(*namespace))
 }
 
 /// What the kernel tells the agent of connections by itself.

@@ -20,7 +20,12 @@ mod search;
 mod told;
 mod users;
 
-use std::{ffi::CString, io, os::fd::OwnedFd, time::Duration};
+use std::{
+    ffi::CString,
+    io,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
 
 use rustix::{
     fs::{CWD, Mode, OFlags, openat, stat},
@@ -41,6 +46,10 @@ pub(crate) use self::{
     process::{Folder, buffer, cut, is_running, pid, started},
 };
 use crate::{ancestry::Described, config::CommandLines, cost};
+
+/// How long the kernel is not asked again after it took too long to tell: whoever makes it slow costs the host one such pass in
+/// that time.
+const PASS_PAUSE: Duration = Duration::from_secs(600);
 
 /// What a scan of the processes found.
 #[derive(Debug, Default)]
@@ -83,7 +92,7 @@ pub enum OwnersError {
 /// Looks for owners in the processes of the agent's pid namespace.
 ///
 /// Not seen: files that are registered with io_uring only, and where the kernel does not tell, descriptors of threads that
-/// left their process's table (CLONE_FILES).
+/// left their process's table (CLONE_FILES) or outlive its first thread.
 #[derive(Debug)]
 pub struct Processes {
     proc: OwnedFd,
@@ -92,6 +101,8 @@ pub struct Processes {
     holdings: Option<Holdings>,
     /// Why it does not, though it was to.
     obstacle: Option<String>,
+    /// Until when it is not asked.
+    paused_until: Option<Instant>,
     /// Whether the kernel tells the number of descriptors as the size of `/proc/PID/fd` (since Linux 6.2).
     counts_descriptors: bool,
 }
@@ -103,7 +114,8 @@ impl Processes {
         let proc = openat(CWD, c"/proc", flags, Mode::empty()).map_err(OwnersError::Proc)?;
         let own = stat("/proc/self/fd").map_err(OwnersError::Proc)?;
         let known = Known::new().map_err(OwnersError::Users)?;
-        Ok(Processes { proc, known, holdings: None, obstacle: None, counts_descriptors: own.st_size > 0 })
+        let counts_descriptors = own.st_size > 0;
+        Ok(Processes { proc, known, holdings: None, obstacle: None, paused_until: None, counts_descriptors })
     }
 
     /// The same, that tells the command lines of processes if that is wanted.
@@ -114,9 +126,10 @@ impl Processes {
         Ok(self)
     }
 
-    /// The same, that has the kernel tell who holds which socket; /proc is read where and as long as it does not.
+    /// The same, that has the kernel tell who holds which socket; /proc is read where and as long as it does not. What the
+    /// calling thread is to give up is given up by now.
     pub fn asking(mut self, holdings: Result<Holdings, HoldingsError>) -> Processes {
-        match holdings {
+        match holdings.and_then(Holdings::still_allowed) {
             Ok(holdings) => self.holdings = Some(holdings),
             Err(error) => self.obstacle = Some(error.to_string()),
         }
@@ -146,12 +159,17 @@ impl Processes {
     /// there.
     fn ask(&mut self, wanted: &Wanted) -> Option<OwnerScan> {
         let holdings = self.holdings.as_ref()?;
+        if self.paused_until.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
         let mut told = Told::new(&self.proc, &mut self.known, wanted);
         let passed = holdings.pass(|holding| told.take(holding));
         if passed.is_ok() && told.scan.owners.len() < wanted.len() {
             told.scan.denied += denied(&told.look_for_hidden());
         }
         let scan = told.scan;
+        let is_slow = matches!(passed, Err(HoldingsError::Slow(_)));
+        self.paused_until = is_slow.then(|| Instant::now() + PASS_PAUSE);
         let obstacle = passed.err().map(|error| error.to_string());
         match &obstacle {
             Some(why) if obstacle != self.obstacle => {
@@ -249,7 +267,6 @@ mod tests {
     fn what_the_kernel_does_not_tell_is_read_from_proc_and_that_is_said() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut processes = Processes::open().unwrap().asking(Ok(Holdings::broken()));
-        assert_eq!(processes.remark(), None);
         let scan = processes.scan(&Wanted::from_iter([inode(&listener)]));
         assert_eq!(scan.owners[&inode(&listener)][0].pid, std::process::id());
         let remark = processes.remark().unwrap();
@@ -257,6 +274,31 @@ mod tests {
             remark.starts_with("owners are read from /proc, ") && remark.contains("the kernel's iterator: "),
             "{remark}"
         );
+    }
+
+    #[test]
+    fn a_kernel_that_takes_too_long_is_not_asked_again_for_a_while() {
+        let holdings = match Holdings::open() {
+            Ok(holdings) => holdings.within(Duration::ZERO),
+            Err(error) => return eprintln!("skipped: the kernel does not tell who holds sockets: {error}"),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let inode = inode(&listener);
+        let check = |processes: &mut Processes, expected: &str| {
+            let scan = processes.scan(&Wanted::from_iter([inode]));
+            assert_eq!(scan.owners[&inode][0].pid, std::process::id());
+            let remark = processes.remark().unwrap();
+            assert!(remark.contains(expected), "{remark}");
+        };
+        let mut processes = Processes::open().unwrap().asking(Ok(holdings));
+        assert_eq!(processes.remark(), None);
+        check(&mut processes, "the kernel's iterator takes more than 0 s of CPU");
+        // It would say something else.
+        processes.holdings = Some(Holdings::broken());
+        check(&mut processes, "the kernel's iterator takes more than 0 s of CPU");
+        processes.paused_until = Some(Instant::now());
+        check(&mut processes, "the kernel's iterator: ");
+        assert_eq!(processes.paused_until, None);
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Holders {
     pub(super) fn add(&mut self, owner: &Arc<Owner>) -> u64 {
         match self {
             Holders::Nobody => *self = Holders::One(Arc::clone(owner)),
-            Holders::One(first) if Arc::ptr_eq(first, owner) => {}
+            Holders::One(first) if is_same(first, owner) => {}
             Holders::One(_) => {
                 let mut owners = match mem::take(self) {
                     Holders::One(first) => vec![first],
@@ -98,8 +98,13 @@ impl Holders {
     }
 }
 
+/// Whether they are one process, which may have been described twice.
+fn is_same(one: &Arc<Owner>, other: &Arc<Owner>) -> bool {
+    Arc::ptr_eq(one, other) || (one.pid, one.started_at) == (other.pid, other.started_at)
+}
+
 fn insert(owners: &mut Vec<Arc<Owner>>, owner: &Arc<Owner>) -> u64 {
-    if owners.iter().any(|other| Arc::ptr_eq(other, owner)) {
+    if owners.iter().any(|other| is_same(other, owner)) {
         return 0;
     }
     let place = owners.partition_point(|other| (other.started_at, other.pid) < (owner.started_at, owner.pid));
@@ -142,6 +147,15 @@ mod tests {
         let kept: Vec<u32> = holders.iter().map(|owner| owner.pid).collect();
         assert_eq!(kept, (0..limit).collect::<Vec<_>>());
         assert_eq!(left_out, 9);
+    }
+
+    #[test]
+    fn a_process_that_was_described_twice_is_one_owner_and_one_that_began_later_with_its_number_another() {
+        let mut holders = Holders::default();
+        for (pid, started_at, expected) in [(7, 1, 1), (7, 1, 1), (8, 1, 2), (7, 1, 2), (8, 1, 2), (7, 2, 3)] {
+            assert_eq!(holders.add(&owner(pid, started_at)), 0);
+            assert_eq!(holders.len(), expected, "{pid} {started_at}");
+        }
     }
 
     proptest! {

@@ -8,7 +8,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::fd::{AsFd, OwnedFd},
-    path::Path,
+    time::Duration,
 };
 
 use rustix::{
@@ -21,7 +21,8 @@ use super::{
     program::{Holding, LICENSE, Layout, RECORD_BYTES},
 };
 use crate::{
-    facts::{Namespace, is_in_first},
+    cost,
+    facts::{Namespace, altered_view},
     kernel::bpf::{self, Refused},
 };
 
@@ -33,6 +34,10 @@ const BTF_LIMIT: u64 = 64 << 20;
 const CHUNK: usize = RECORD_BYTES * 1365;
 /// Most readings of one pass. One gives up to a million descriptors that are looked at and up to 1,365 sockets.
 const READINGS_LIMIT: usize = 1 << 20;
+/// Most CPU of one pass, in which a kernel goes through more than ten million descriptors. It goes through those of a process
+/// whose first thread is gone once for each other thread (task_seq_get_next() of kernel/bpf/task_iter.c compares their tables
+/// with that of the first one), so that any user could have it go through billions.
+const PASS_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why the kernel does not tell who holds sockets.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +63,9 @@ pub enum HoldingsError {
     /// The kernel does not begin to tell, or does not go on.
     #[error("the kernel's iterator: {0}")]
     Broken(#[source] Errno),
+    /// It has more to tell than may be listened to.
+    #[error("the kernel's iterator takes more than {} s of CPU", .0.as_secs())]
+    Slow(Duration),
 }
 
 impl From<InvalidBtf> for HoldingsError {
@@ -71,38 +79,57 @@ impl From<InvalidBtf> for HoldingsError {
 pub struct Holdings {
     /// Holds the program.
     link: OwnedFd,
+    /// Most CPU of one pass.
+    limit: Duration,
 }
 
 impl Holdings {
     /// Puts the program into the kernel, with the capabilities of the calling thread. Later passes need none.
     pub fn open() -> Result<Holdings, HoldingsError> {
         check_privileges()?;
-        if !is_in_first(Namespace::Pid) {
-            return Err(HoldingsError::OtherNumbers);
-        }
-        // Kernels without time namespaces have no such file.
-        if Path::new("/proc/self/ns/time").exists() && !is_in_first(Namespace::Time) {
-            return Err(HoldingsError::OtherTimes);
+        match altered_view() {
+            None => {}
+            Some(Namespace::Time) => return Err(HoldingsError::OtherTimes),
+            Some(Namespace::Pid | Namespace::User) => return Err(HoldingsError::OtherNumbers),
         }
         let layout = layout()?;
         let program = bpf::load(&layout.program(), LICENSE, layout.function.0);
         let program = program.map_err(|refused: Refused| HoldingsError::Refused(refused.to_string()))?;
         let link = bpf::attach(program.as_fd()).map_err(HoldingsError::Broken)?;
-        Ok(Holdings { link })
+        Ok(Holdings { link, limit: PASS_LIMIT })
+    }
+
+    /// The same, if the calling thread may have it tell with the capabilities that it has left.
+    pub(super) fn still_allowed(self) -> Result<Holdings, HoldingsError> {
+        match bpf::iterate(self.link.as_fd()) {
+            Err(errno @ Errno::PERM) => Err(HoldingsError::Broken(errno)),
+            // Anything else can be over at the next pass, which says so if it is not.
+            Ok(_) | Err(_) => Ok(self),
+        }
     }
 
     /// One that is none: the kernel refuses to go through it.
     #[cfg(test)]
     pub(super) fn broken() -> Holdings {
-        Holdings { link: File::open("/dev/null").unwrap().into() }
+        Holdings { link: File::open("/dev/null").unwrap().into(), limit: PASS_LIMIT }
+    }
+
+    /// The same with another limit.
+    #[cfg(test)]
+    pub(super) fn within(self, limit: Duration) -> Holdings {
+        Holdings { limit, ..self }
     }
 
     /// Goes through everything once: process by process, in the order of their numbers. A socket is told for each of its
     /// descriptors.
     pub(super) fn pass(&self, mut each: impl FnMut(Holding)) -> Result<(), HoldingsError> {
         let pass = bpf::iterate(self.link.as_fd()).map_err(HoldingsError::Broken)?;
+        let begun = cost::thread_cpu();
         let mut chunk = [0; CHUNK];
         for _ in 0..READINGS_LIMIT {
+            if cost::thread_cpu().saturating_sub(begun) >= self.limit {
+                return Err(HoldingsError::Slow(self.limit));
+            }
             let length = match retry_on_intr(|| read(&pass, &mut chunk)) {
                 Ok(0) => return Ok(()),
                 // So many descriptors in a row were no sockets (MAX_ITER_OBJECTS, kernel/bpf/bpf_iter.c of the kernel): it

@@ -2,19 +2,28 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fs,
     io::{BufRead, BufReader},
+    path::Path,
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use fleetsock_agent::owners::{Holdings, OwnerScan, Processes, Wanted};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-use crate::listeners::{apart, has, skip};
+use crate::{
+    listeners::{apart, has, skip},
+    namespaces::wait_until,
+};
 
 /// Sockets of one process: more than are told at once.
 const MANY: usize = 5_000;
 /// Descriptors that are no sockets: twice what the kernel goes through before it has to be asked to go on (a million).
 const MILLIONS: usize = 2_200_000;
+/// Numbers of one socket, and threads that have the kernel go through them again: a hundred million, for most of a minute.
+const NUMBERS: usize = 16_000;
+const THREADS: usize = 6_000;
 
 /// Who holds which sockets.
 struct Way {
@@ -131,6 +140,42 @@ fn millions_of_descriptors_that_are_no_sockets_do_not_hide_the_one_that_is() {
 }
 
 #[test]
+fn a_process_that_has_the_kernel_tell_its_sockets_once_for_each_thread_does_not_hold_up_scans() {
+    if std::env::var_os("FLEETSOCK_LONG").is_none() {
+        return skip("five seconds of CPU: FLEETSOCK_LONG=1");
+    }
+    let Some(holdings) = holdings().filter(|_| has("cc")) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("leaderless");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/leaderless.c");
+    let built = Command::new("cc").args(["-O2", "-pthread", "-o"]).arg(&program).arg(source).status().unwrap();
+    assert!(built.success(), "cc builds it");
+    let mut command = Command::new(program);
+    command.args([NUMBERS.to_string(), THREADS.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let stat = format!("/proc/{}/stat", child.id());
+    wait_until("its first thread is gone", || fs::read_to_string(&stat).unwrap().contains(") Z "));
+    let mut processes = Processes::open().unwrap().asking(Ok(holdings));
+    let scans = [(); 2].map(|()| {
+        let begun = Instant::now();
+        processes.scan(&Wanted::from_iter([1]));
+        (begun.elapsed(), processes.remark())
+    });
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    if line != format!("{NUMBERS} {THREADS}\n") {
+        return skip(&format!("so many numbers and threads are not allowed: {line}"));
+    }
+    let [(first, said), (second, again)] = scans;
+    let remark = said.expect("the kernel has more to tell than may be listened to");
+    assert!(remark.contains("the kernel's iterator takes more than 5 s of CPU"), "{remark}");
+    assert_eq!(again.as_ref(), Some(&remark));
+    assert!(second < first.min(Duration::from_secs(5)), "{first:?} {second:?}: the kernel was asked again");
+}
+
+#[test]
 fn the_kernel_goes_on_to_tell_when_all_capabilities_are_given_up_but_those_to_look_at_processes() {
     let Some(holdings) = holdings() else { return };
     let holders = Holders::start();
@@ -139,8 +184,10 @@ fn the_kernel_goes_on_to_tell_when_all_capabilities_are_given_up_but_those_to_lo
         let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
         set_capabilities(None, sets).unwrap();
         let mut processes = Processes::open().unwrap().asking(Ok(holdings));
+        let said = processes.remark();
         let scan = processes.scan(&holders.wanted(&[]));
-        if let Some(remark) = processes.remark() {
+        assert_eq!(processes.remark(), said, "what is said at the start is so");
+        if let Some(remark) = said {
             // Linux before 5.19.
             assert!(remark.contains("Operation not permitted"), "{remark}");
             return skip(&remark);
