@@ -1,7 +1,7 @@
 //! One walk after the other, and what is kept between them.
 
 use std::{
-    cell::LazyCell,
+    cell::OnceCell,
     collections::BTreeSet,
     net::SocketAddr,
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ use super::{
     schedule::{Begun, Schedule},
     telling::{Teller, Turn, keep},
     unseen::remarks,
-    whose::may_be_here,
+    whose::{PastListeners, addresses, may_be_here},
 };
 use crate::{
     capture::{Connections, Coverage, SocketRow, SurveyReport, WalkReport, interface},
@@ -64,6 +64,8 @@ pub(super) struct Round {
     shown: Option<(Instant, Duration)>,
     /// When everything was walked for connections that were looked for in vain.
     searched: Option<Instant>,
+    /// Listeners of the own namespace that may have accepted what is told late.
+    past: PastListeners,
     /// Whether time goes on as the clock says, and without losses.
     continuity: Continuity,
 }
@@ -108,6 +110,7 @@ impl Round {
             heals: false,
             shown: None,
             searched: None,
+            past: PastListeners::default(),
             continuity: Continuity::default(),
         }
     }
@@ -300,6 +303,8 @@ impl Round {
         let table = &mut self.observer.table;
         let mut comparison = table.apply(Walk { rows: &self.rows, ..walk }, &wanted, &scan, &look);
         comparison.changes.extend(table.restate(states));
+        let changes = comparison.changes.iter().chain(&comparison.unseen);
+        self.past.note(changes, self.observer.surveyor.netns(), Instant::now());
         let mut searches = false;
         if let Some(look) = &mut look {
             look.looked(&plan.looked_for);
@@ -360,7 +365,7 @@ impl Round {
     /// that are, or may be.
     fn end(&mut self, told: Vec<Told>) -> u64 {
         let home = self.observer.surveyor.netns();
-        let addresses = LazyCell::new(|| interface::addresses().ok());
+        let (own, now) = (OnceCell::new(), Instant::now());
         let mut missed = 0;
         for mut told in told {
             let at_home = SocketKey { netns: home, ..told.key };
@@ -374,10 +379,13 @@ impl Round {
             let table = &mut self.observer.table;
             let is_wanted = self.observer.namespaces.is_some() || told.key.netns == home;
             let may_be_wanted = || {
-                let can_be_accepted = table.accepting(told.life.local).any(|netns| netns == home);
-                told.key.netns == 0 && may_be_here(&told.life, can_be_accepted, addresses.as_deref())
+                let local = told.life.local;
+                let listens = table.accepting(local).any(|netns| netns == home) || self.past.accepted(local, now);
+                let own = own.get_or_init(|| addresses(interface::addresses().ok(), table.open(), home));
+                may_be_here(&told.life, listens, own.as_ref())
             };
-            missed += u64::from(told.heard == Heard::Missed && (is_wanted || may_be_wanted()));
+            let is_missed = told.heard == Heard::Missed;
+            missed += u64::from(is_missed && (is_wanted || (told.key.netns == 0 && may_be_wanted())));
             if is_wanted {
                 table.end(told);
             }
