@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -12,6 +13,7 @@ use fleetsock_proto::host::Tier;
 use crate::{
     fleet::Fleet,
     listeners::skip,
+    namespaces::makes_namespaces,
     tellers::{BY_BUFFERS, Deafening, INSTANCES, check, over, short_connection},
     tiers::{Agent, DAC_READ_SEARCH, HEARING, SYS_PTRACE, has_events, makes_tiers},
 };
@@ -83,6 +85,36 @@ async fn an_agent_of_another_user_hears_everything_by_prepared_buffers_also_besi
     let removed = prepared.order("remove");
     assert!(removed.status.success() && !prepared.path().exists(), "{}", String::from_utf8_lossy(&removed.stderr));
     assert!(prepared.order("remove").status.success(), "there is nothing to remove");
+}
+
+#[test]
+fn whoever_prepares_buffers_where_processes_have_other_numbers_or_starts_leaves_those_of_running_agents() {
+    if !makes_namespaces() {
+        return;
+    }
+    let Some(prepared) = Prepared::new("altered") else { return };
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    let start = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap();
+    // As an agent would have made it that is this process.
+    let running = PathBuf::from(format!("{INSTANCES}/fleetsock-{}-{start}-900", std::process::id()));
+    fs::create_dir(&running).unwrap();
+    let mut views = vec![vec!["--pid", "--mount-proc"]];
+    if Path::new("/proc/self/ns/time").exists() {
+        views.push(vec!["--time", "--boottime", "1000000"]);
+    }
+    let agent = env!("CARGO_BIN_EXE_fleetsock-agent");
+    let outcomes = views.iter().map(|view| {
+        let mut command = Command::new("unshare");
+        command.args(view).args(["--fork", agent, "buffers", "make", &prepared.0]);
+        (view, command.output().unwrap(), running.exists())
+    });
+    let outcomes: Vec<_> = outcomes.collect();
+    if running.exists() {
+        fs::remove_dir(&running).unwrap();
+    }
+    for (view, made, is_left) in outcomes {
+        assert!(made.status.success() && is_left, "{view:?}: {}", String::from_utf8_lossy(&made.stderr));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -120,18 +120,38 @@ impl Folder {
             .ok_or_else(|| InstanceError::Unknown(format!("{SIZE} is `{}`", text.trim())))
     }
 
-    /// Keeps other agents from reading the instance, as long as what is given is not dropped.
+    /// Keeps others from reading the instance and from making it anew, as long as what is given is not dropped.
     pub(super) fn hold(&self) -> Result<File, InstanceError> {
-        let folder = File::open(&self.0).map_err(|source| match source.kind() {
+        let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => InstanceError::Absent(self.0.clone()),
             _ => InstanceError::File { path: self.0.clone(), source },
-        })?;
+        };
+        let in_use = || InstanceError::InUse(self.0.clone());
+        let folder = File::open(&self.0).map_err(failed)?;
         match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(folder),
-            Err(Errno::WOULDBLOCK) => Err(InstanceError::InUse(self.0.clone())),
-            Err(errno) => Err(InstanceError::File { path: self.0.clone(), source: errno.into() }),
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(in_use()),
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        // Somebody may have made it anew since it was opened.
+        if is_at(&folder, &self.0).map_err(failed)? { Ok(folder) } else { Err(in_use()) }
+    }
+
+    /// Removes the instance, if it is there; not while somebody holds it.
+    pub(super) fn remove(&self) -> Result<(), InstanceError> {
+        match self.hold() {
+            // Until it is gone.
+            Ok(_held) => remove(&self.0),
+            Err(InstanceError::Absent(_)) => Ok(()),
+            Err(error) => Err(error),
         }
     }
+}
+
+/// Whether a folder that is open is the one at a path.
+fn is_at(folder: &File, path: &Path) -> io::Result<bool> {
+    let (open, there) = (folder.metadata()?, fs::metadata(path)?);
+    Ok((open.dev(), open.ino()) == (there.dev(), there.ino()))
 }
 
 fn filter_of(tracepoint: &str) -> String {
@@ -163,6 +183,34 @@ pub(super) fn remove(path: &Path) -> Result<(), InstanceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_was_made_anew_is_another_one() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("instance");
+        fs::create_dir(&path).unwrap();
+        let before = File::open(&path).unwrap();
+        assert!(is_at(&before, &path).unwrap());
+        fs::remove_dir(&path).unwrap();
+        assert_eq!(is_at(&before, &path).unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::create_dir(&path).unwrap();
+        assert!(!is_at(&before, &path).unwrap());
+    }
+
+    #[test]
+    fn what_is_held_is_neither_held_again_nor_removed_until_it_is_let_go() {
+        let around = tempfile::tempdir().unwrap();
+        let folder = Folder(around.path().join("instance"));
+        assert!(matches!(folder.hold(), Err(InstanceError::Absent(_))));
+        folder.remove().unwrap();
+        fs::create_dir(&folder.0).unwrap();
+        let held = folder.hold().unwrap();
+        assert!(matches!(folder.hold(), Err(InstanceError::InUse(_))));
+        assert!(matches!(folder.remove(), Err(InstanceError::InUse(_))));
+        drop(held);
+        folder.remove().unwrap();
+        assert!(!folder.0.exists());
+    }
 
     #[test]
     fn a_value_is_found_alone_and_among_others() {

@@ -12,7 +12,10 @@ use std::{
 use rustix::process::getpid;
 
 use super::{InstanceError, folder};
-use crate::owners::{is_running, started};
+use crate::{
+    facts::altered_view,
+    owners::{is_running, started},
+};
 
 /// What our instances are called, with the agent's process, its start and a number behind it.
 const NAME: &str = "fleetsock-";
@@ -56,8 +59,12 @@ pub(super) fn make(instances: &Path) -> Result<PathBuf, InstanceError> {
     }
 }
 
-/// Removes the instances of agents that are no more.
+/// Removes the instances of agents that are no more. Where processes have other numbers or starts than their makers wrote down,
+/// all of these would seem to be gone: nothing is removed there.
 pub(super) fn remove_abandoned(instances: &Path) {
+    if altered_view().is_some() {
+        return;
+    }
     let Ok(entries) = fs::read_dir(instances) else { return };
     for entry in entries.flatten() {
         let Some(Maker { pid, start_ticks }) = entry.file_name().to_str().and_then(Maker::of) else { continue };

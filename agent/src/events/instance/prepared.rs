@@ -59,8 +59,10 @@ pub fn make_buffers(name: &BuffersName) -> Result<usize, EventsError> {
     // Agents that only read cannot do it themselves.
     makers::remove_abandoned(&instances(&tracefs));
     let folder = name.folder(&tracefs);
-    remove(&folder.0)?;
+    folder.remove()?;
     fs::create_dir(&folder.0).map_err(|source| InstanceError::File { path: folder.0.clone(), source })?;
+    // Whoever comes by before it is set up finds it in use.
+    let _held = folder.hold()?;
     let made = set_up(&folder);
     if made.is_err() {
         // Why it could not be set up is what matters.
@@ -77,7 +79,7 @@ fn set_up(folder: &Folder) -> Result<usize, InstanceError> {
 
 /// Removes trace buffers, if there are any of this name; not those that an agent reads.
 pub fn remove_buffers(name: &BuffersName) -> Result<(), EventsError> {
-    Ok(remove(&name.folder(&Tracefs::find()?).0)?)
+    Ok(name.folder(&Tracefs::find()?).remove()?)
 }
 
 #[cfg(test)]
@@ -177,6 +179,13 @@ mod tests {
             assert!(refused.ends_with("is in use by another agent"), "{refused}");
         }
         drop(taken);
+        // One that is about to read has none of its files open.
+        let held = made.name.folder(&made.tracefs).hold().unwrap();
+        for refused in [make_buffers(&made.name).map(drop), remove_buffers(&made.name)] {
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.ends_with("is in use by another agent"), "{refused}");
+        }
+        drop(held);
         // What an agent that is killed leaves is the same: nobody holds it.
         drop(made.take().unwrap());
     }
