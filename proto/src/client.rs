@@ -5,7 +5,6 @@ use std::{path::PathBuf, pin::Pin as PinBox, sync::LazyLock};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{IntoStreamingRequest, Status, Streaming, client::Grpc, codegen::http::uri::PathAndQuery};
-use tower::ServiceExt;
 
 pub use crate::connection::{
     CONNECT_TIMEOUT, CallError, ConnectError, Dial, Dialling, KEEP_ALIVE, Refusal, Wire, dial_tcp,
@@ -22,7 +21,6 @@ use crate::{
     identity::{Identity, Key, pin_of},
     join::JoinString,
     listener::Listener,
-    pieces,
     question::{ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
     session::Session,
     stream::{Outgoing, PackedRequest, ServerMessage},
@@ -162,7 +160,7 @@ impl AgentClient {
     ) -> Result<ServerMessages, CallError> {
         let outgoing = ReceiverStream::new(outgoing).map(|message| PackedRequest::from(message.into()));
         let opened = async {
-            let channel = self.connection.channel.clone().map_request(pieces::request);
+            let channel = self.connection.channel.clone();
             let mut grpc = Grpc::new(channel).max_decoding_message_size(CERTIFICATES_BYTES_LIMIT);
             grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
             let codec = FrugalCodec::<PackedRequest, wire::SessionResponse>::default();

@@ -20,7 +20,6 @@ pub mod identity;
 pub mod join;
 pub mod listener;
 pub mod owner;
-mod pieces;
 pub mod port;
 pub mod private;
 pub mod question;
