@@ -92,6 +92,9 @@ struct Arguments {
     /// Times that each question is asked.
     #[arg(long, default_value_t = 50)]
     asked: usize,
+    /// Ask only the questions that have these words.
+    #[arg(long, default_value = "")]
+    only: String,
     /// Also ask while 20,000 rows a second come in.
     #[arg(long)]
     busy: bool,
@@ -217,7 +220,7 @@ async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
         let each = format!("{:.1} B a session", bytes as f64 / sealed as f64);
         table.figure(&format!("{count} sealed files, peers included"), each);
     }
-    let idle = questions::ask_all(&history, arguments.sessions, arguments.asked).await;
+    let idle = questions::ask_all(&history, arguments.sessions, (arguments.asked, &arguments.only)).await;
     let busy = if arguments.busy { ask_busily(&history, &hosts, done, arguments).await } else { Vec::new() };
     for one in &idle {
         table.line(one.line("question"));
@@ -252,7 +255,7 @@ async fn ask_busily(
         let mut reports = Reports::continued(done, arguments.sessions.max(DAY_SESSIONS));
         tokio::spawn(async move { steadily(&history, &hosts, &mut reports, |_| !over.load(Relaxed)).await })
     };
-    let answered = questions::ask_all(history, arguments.sessions, arguments.asked).await;
+    let answered = questions::ask_all(history, arguments.sessions, (arguments.asked, &arguments.only)).await;
     over.store(true, Relaxed);
     assert!(!load.await.unwrap().is_empty());
     answered

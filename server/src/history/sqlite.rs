@@ -48,6 +48,7 @@ mod coding;
 mod copy;
 mod cubes;
 mod database;
+mod numbered;
 mod parts;
 mod peers;
 mod postings;

@@ -1,14 +1,12 @@
 //! Sums beside many rows: how many sessions and bytes there were by service, and by host and program, each for the hours in
 //! which they opened and closed. A summary reads these in place of the rows, as far as hours tell which rows are meant.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    hash::{BuildHasherDefault, Hasher},
-};
+use std::collections::BTreeSet;
 
 use fleetsock_proto::socket::Direction;
 
 use super::{
+    numbered::Numbered,
     sealed::{Damaged, Reading, Writing},
     stored::StoredSession,
     sums::{Counts, beginning, hour},
@@ -108,39 +106,6 @@ impl Service {
     }
 }
 
-/// Mixes the numbers of a key. What keys of a host meet costs only as much as its rows, which are few in one map.
-#[derive(Debug, Default)]
-pub(super) struct Mixing(u64);
-
-impl Hasher for Mixing {
-    fn write(&mut self, bytes: &[u8]) {
-        let (eights, rest) = bytes.as_chunks::<8>();
-        eights.iter().for_each(|eight| self.write_u64(u64::from_le_bytes(*eight)));
-        if !rest.is_empty() {
-            self.write_u64(rest.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)));
-        }
-    }
-
-    fn write_usize(&mut self, _length: usize) {
-        // Of keys of one map it is the same.
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = (self.0.rotate_left(23) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn write_i64(&mut self, number: i64) {
-        self.write_u64(number.cast_unsigned());
-    }
-
-    fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 32)
-    }
-}
-
-/// A map with keys of numbers.
-pub(super) type Numbered<K, V> = HashMap<K, V, BuildHasherDefault<Mixing>>;
-
 /// Sums while rows are added.
 #[derive(Debug, Default)]
 pub(super) struct Cube(Numbered<(What, Span), Counts>);
@@ -194,7 +159,9 @@ impl Encoding {
 pub(super) fn sums(bytes: &[u8]) -> impl Iterator<Item = Result<(What, Span, Counts), Damaged>> {
     let (mut reading, mut before) = (Reading::new(bytes), [0_i64; 4]);
     let mut next = move || {
-        for number in &mut before {
+        // Mostly it is as the one before, and only the hours differ.
+        let differ = if reading.skip([0, 0]) { &mut before[2..] } else { &mut before[..] };
+        for number in differ {
             *number = number.wrapping_add(reading.signed()?);
         }
         let [first, second, closed, opened] = before;
@@ -320,6 +287,8 @@ pub(super) fn each_host(bytes: &[u8], mut show: impl FnMut(i64)) -> Result<(), D
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::{collection::vec, prelude::*};
 
     use super::*;

@@ -17,7 +17,7 @@ use rusqlite::{Connection, Row, params};
 
 use self::entry::entry;
 pub(super) use self::entry::{HostEntry, host, store_hello};
-use super::coding;
+use super::{coding, numbered::Numbered};
 use crate::history::{Contact, HistoryError, Labels, Presence, Skew, matching::Glob};
 
 mod entry;
@@ -108,7 +108,7 @@ impl Selection {
     }
 
     /// The hosts by their numbers.
-    pub(super) fn by_number(&self) -> HashMap<i64, &Selected> {
+    pub(super) fn by_number(&self) -> Numbered<i64, &Selected> {
         self.hosts.iter().map(|host| (host.entry.id, host)).collect()
     }
 }

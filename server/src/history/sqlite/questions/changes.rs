@@ -5,7 +5,7 @@
 //! order: a page is only read when its latest possible row is the next one. Sessions come by their closing, so the
 //! openings of those that were seen wait in the heap for their turn.
 
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
 use fleetsock_proto::{
     answer::AnswerMeta,
@@ -34,6 +34,7 @@ use crate::history::{
     matching::Matcher,
     sqlite::{
         coding::{self, OwnerColumns},
+        numbered::Numbered,
         roster::{Places, Selected, Selection},
     },
 };
@@ -86,7 +87,7 @@ pub(in crate::history::sqlite) fn list(
 /// Puts changes from all sources into one order.
 struct Merge<'a, 'o> {
     reader: &'a Reader,
-    hosts: HashMap<i64, &'a Selected>,
+    hosts: Numbered<i64, &'a Selected>,
     question: &'a ChangeQuestion,
     matcher: Matcher,
     window: (Timestamp, Timestamp),

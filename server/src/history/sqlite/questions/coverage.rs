@@ -1,7 +1,5 @@
 //! What is covered: the hosts, and the ranges in which they were not observed.
 
-use std::collections::HashMap;
-
 use fleetsock_proto::{
     answer::{AnswerMeta, Gap, GapReason, META_NAMES_LIMIT},
     host::{Host, HostState},
@@ -15,6 +13,7 @@ use crate::history::{
     Bounds, HistoryError,
     sqlite::{
         coding,
+        numbered::Numbered,
         roster::{self, Selected, Selection},
     },
 };
@@ -166,7 +165,7 @@ fn unreported(host: &Selected, (since, until): (Timestamp, Timestamp), selection
     })
 }
 
-fn gap(row: &Row<'_>, hosts: &HashMap<i64, &Selected>) -> Result<Option<Gap>, rusqlite::Error> {
+fn gap(row: &Row<'_>, hosts: &Numbered<i64, &Selected>) -> Result<Option<Gap>, rusqlite::Error> {
     let Some(host) = hosts.get(&row.get("host_id")?) else { return Ok(None) };
     Ok(Some(Gap {
         host: host.entry.name.clone(),

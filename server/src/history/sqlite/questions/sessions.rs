@@ -4,12 +4,7 @@
 //! the table. Either way it comes in pages, and a heap puts their rows into one order: a page is only read when its latest possible row is the next one. A
 //! chapter of runs is such a page too, and a file, so that those of days long ago are not even opened for the newest sessions.
 
-use std::{
-    cmp::Ordering,
-    collections::{BinaryHeap, HashMap},
-    net::IpAddr,
-    rc::Rc,
-};
+use std::{cmp::Ordering, collections::BinaryHeap, net::IpAddr, rc::Rc};
 
 use fleetsock_proto::{
     answer::AnswerMeta,
@@ -30,6 +25,7 @@ use crate::history::{
     HistoryError,
     sqlite::{
         coding,
+        numbered::Numbered,
         roster::{Places, Selected, Selection},
         stored::{self, StoredSession},
     },
@@ -96,7 +92,7 @@ pub(super) fn visit(
 
 struct Search<'a> {
     reader: &'a Reader,
-    hosts: HashMap<i64, &'a Selected>,
+    hosts: Numbered<i64, &'a Selected>,
     places: &'a Places,
     meaning: Meaning<'a>,
     programs: Programs<'a>,

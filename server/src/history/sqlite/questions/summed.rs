@@ -18,6 +18,7 @@ use crate::history::{
     matching::{Matcher, OwnerNames},
     sqlite::{
         coding,
+        numbered::Numbered,
         parts::Summed,
         roster::{Places, Selected, Selection},
         sums::{self, Counts, OTHERS},
@@ -84,7 +85,7 @@ pub(super) fn count(
 
 struct Counting<'a> {
     reader: &'a Reader,
-    hosts: HashMap<i64, &'a Selected>,
+    hosts: Numbered<i64, &'a Selected>,
     places: &'a Places,
     question: &'a SummaryQuestion,
     matcher: Matcher,

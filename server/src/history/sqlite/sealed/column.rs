@@ -101,6 +101,14 @@ impl<'a> Reading<'a> {
         Reading { bytes, before: 0 }
     }
 
+    /// Whether these bytes come next, which then are behind.
+    pub(in crate::history::sqlite) fn skip(&mut self, bytes: [u8; 2]) -> bool {
+        let rest = self.bytes.strip_prefix(&bytes);
+        self.bytes = rest.unwrap_or(self.bytes);
+        rest.is_some()
+    }
+
+    #[inline]
     pub(in crate::history::sqlite) fn unsigned(&mut self) -> Result<u64, Damaged> {
         // Eight bytes at once: where the end of a number is cannot be foretold, so that a step for each byte costs more.
         if let Some(eight) = self.bytes.first_chunk::<8>() {

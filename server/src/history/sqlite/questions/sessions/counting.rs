@@ -9,13 +9,13 @@ use fleetsock_proto::{
     port::PortClass, question::SummaryQuestion, socket::Protocol, summary::Dimension, time::Timestamp,
 };
 
-use self::sums::By;
+use self::sums::{By, Read};
 use super::{Next, Search, What, blocks::Services, meaning::Traits};
 use crate::history::{
     HistoryError,
     sqlite::{
         coding::OwnerColumns,
-        cubes::Numbered,
+        numbered::Numbered,
         questions::{Reader, outlet::Wanted},
         roster::{Places, Selection},
         sealed::{Block, Column, Recurring},
@@ -43,13 +43,13 @@ pub(in crate::history::sqlite::questions) fn count(
     if !window.past {
         return Ok(());
     }
-    let by = By::of(question, selection.hosts.len());
+    let mut read = By::of(question, selection.hosts.len()).map(Read::new);
     let mut heap: BinaryHeap<Next> = search.files();
     while let Some(Next { file, id, what, .. }) = heap.pop() {
         match what {
             What::File => {
-                let told = match by {
-                    Some(by) => search.add_sums(file, by, into)?,
+                let told = match &mut read {
+                    Some(read) => search.add_sums(file, read, into)?,
                     None => false,
                 };
                 if !told {
@@ -70,7 +70,10 @@ pub(in crate::history::sqlite::questions) fn count(
             What::Session(_) | What::Row | What::InBlock { .. } => {}
         }
     }
-    Ok(())
+    match &mut read {
+        Some(read) => search.add_read(read, into),
+        None => Ok(()),
+    }
 }
 
 /// What of a session tells its group, as far as the sums are by it.

@@ -16,7 +16,8 @@ use crate::history::{
     HistoryError,
     sqlite::{
         coding,
-        cubes::{self, Meant, Numbered, Service, Span, What},
+        cubes::{self, Meant, Service, Span, What},
+        numbered::Numbered,
         sealed::Column,
         stored::StoredSession,
         sums::Counts,
@@ -63,8 +64,41 @@ impl By {
 /// Most groups that are held while sums are read; an agent says when its sessions opened, so that there may be more.
 const HELD: usize = 64 * 1024;
 
-/// What is meant, by what it has in common and the hour of its opening.
-type Counted = Numbered<(What, i64), Counts>;
+/// What is counted together: what it has in common, and the hour of its opening where sums are by it.
+type Group = (What, i64);
+
+/// What is meant of sums that were read, in all files: names are looked up for each group once.
+pub(super) struct Read {
+    by: By,
+    groups: Numbered<Group, Counts>,
+    /// The group of the sum that was read last: sums of one group mostly follow each other.
+    last: Option<(Group, Counts)>,
+}
+
+impl Read {
+    pub(super) fn new(by: By) -> Read {
+        Read { by, groups: Numbered::default(), last: None }
+    }
+
+    fn add(&mut self, group: Group, counts: Counts) {
+        match &mut self.last {
+            Some((last, sum)) if *last == group => sum.add(counts),
+            last => {
+                if let Some((before, sum)) = last.replace((group, counts)) {
+                    self.groups.entry(before).or_default().add(sum);
+                }
+            }
+        }
+    }
+
+    /// All groups; after that there are none any more.
+    fn take(&mut self) -> Numbered<Group, Counts> {
+        if let Some((last, sum)) = self.last.take() {
+            self.groups.entry(last).or_default().add(sum);
+        }
+        std::mem::take(&mut self.groups)
+    }
+}
 
 /// Runs of rows that sums tell of, in ascending order.
 type Covered = Vec<(i64, i64)>;
@@ -75,13 +109,13 @@ fn covers(covered: &Covered, id: i64) -> bool {
 
 impl Search<'_> {
     /// Counts what is meant in a file whose sums can be used; whether it has such.
-    pub(super) fn add_sums(&mut self, file: InFile, by: By, into: &mut Sums) -> Result<bool, HistoryError> {
+    pub(super) fn add_sums(&mut self, file: InFile, read: &mut Read, into: &mut Sums) -> Result<bool, HistoryError> {
         let Some(connection) = self.file(file)? else { return Ok(true) };
         // An earlier version sealed files without.
         if self.is_sealed(file) && !connection.table_exists(None, "cubes")? {
             return Ok(false);
         }
-        let covered = self.read_sums(connection, by, into)?;
+        let covered = self.read_sums(connection, read, into)?;
         if covered.is_empty() {
             return Ok(false);
         }
@@ -93,11 +127,15 @@ impl Search<'_> {
         Ok(true)
     }
 
-    /// Counts what the sums of a file tell of sessions that are meant; gives which rows they are of.
-    fn read_sums(&mut self, connection: &Connection, by: By, into: &mut Sums) -> Result<Covered, HistoryError> {
-        let window = self.meaning.window.bounds();
-        let by_hour = into.are_by(Dimension::Hour);
-        let (mut covered, mut groups) = (Covered::new(), Counted::default());
+    /// Reads what the sums of a file tell of sessions that are meant; gives which rows they are of.
+    fn read_sums(
+        &mut self,
+        connection: &Connection,
+        read: &mut Read,
+        into: &mut Sums,
+    ) -> Result<Covered, HistoryError> {
+        let (by, window, by_hour) = (read.by, self.meaning.window.bounds(), into.are_by(Dimension::Hour));
+        let mut covered = Covered::new();
         let mut statement = connection.prepare_cached(&format!(
             "SELECT first_id, last_id, hosts, {} FROM cubes ORDER BY first_id",
             by.column()
@@ -110,29 +148,35 @@ impl Search<'_> {
             if by == By::Services && !self.means_all(row.get_ref(2)?)? {
                 continue;
             }
+            // Those of a host follow each other.
+            let mut host = None;
             for sum in cubes::sums(sums) {
                 let (what, span, counts) = sum?;
-                let is_meant = by == By::Services || self.hosts.contains_key(&what[0]);
+                let is_meant = match (by, host) {
+                    (By::Services, _) => true,
+                    (By::Owners, Some((last, is_meant))) if last == what[0] => is_meant,
+                    (By::Owners, _) => host.insert((what[0], self.hosts.contains_key(&what[0]))).1,
+                };
                 if !is_meant || span.is_meant(window) != Meant::Yes {
                     continue;
                 }
                 let opened_at = Timestamp::from_micros(span.opened_at_us());
                 let hour = if by_hour { into.hour_of(opened_at).as_micros() } else { 0 };
-                groups.entry((what, hour)).or_default().add(counts);
-                if groups.len() >= HELD {
+                read.add((what, hour), counts);
+                if read.groups.len() >= HELD {
                     self.reader.go_on()?;
-                    self.add_groups(by, &mut groups, into)?;
+                    self.add_read(read, into)?;
                 }
             }
             covered.push((row.get(0)?, row.get(1)?));
         }
-        self.add_groups(by, &mut groups, into)?;
         Ok(covered)
     }
 
-    /// Counts what is held, and holds nothing any more.
-    fn add_groups(&mut self, by: By, groups: &mut Counted, into: &mut Sums) -> Result<(), HistoryError> {
-        groups.drain().try_for_each(|((what, at), counts)| self.add_group(by, what, at, counts, into))
+    /// Counts what was read.
+    pub(super) fn add_read(&mut self, read: &mut Read, into: &mut Sums) -> Result<(), HistoryError> {
+        let groups = read.take();
+        groups.into_iter().try_for_each(|((what, at), counts)| self.add_group(read.by, what, at, counts, into))
     }
 
     /// Whether all hosts are meant of which there are sessions.
@@ -182,6 +226,9 @@ impl Search<'_> {
     ) -> Result<(), HistoryError> {
         let window = self.meaning.window.bounds();
         let ([after, last, until], [first, second, third]) = (window, cubes::unclear(window));
+        if [first, second, third].iter().all(|(begin, end)| begin > end) {
+            return Ok(());
+        }
         let mut statement = connection.prepare_cached(
             "SELECT id, host_id FROM blocks
              WHERE max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND min_opened_at_us <= ?3
