@@ -1,12 +1,12 @@
 //! Sealed files: what becomes of a file of sessions once it is complete.
 //!
 //! A complete file is never written to again, so that it can be kept in a form that is small and quick to search and could
-//! not be added to: the sessions of each host in compressed blocks of columns, and a table of all addresses with which there
+//! not be added to: the sessions of each host in packed blocks of columns, and a table of all addresses with which there
 //! were sessions, sorted, which no file could have that grows. Both are tables of an SQLite database, so that they are
 //! opened, copied and checked like the others.
 //!
 //! [`seal`] writes such a file beside the first and reads it again; `sealer` is the thread that does so and then exchanges
-//! the two. `block`, `layout` and `column` say how sessions become bytes.
+//! the two. `block` and `layout` say how sessions become bytes.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -34,13 +34,17 @@ mod column;
 mod encoder;
 mod hashing;
 mod layout;
+mod numbers;
+mod packed;
 mod pairs;
+mod recurring;
 mod rows;
 mod sealer;
 mod sorting;
 
-pub(super) use self::block::{Block, Column, Recurring};
+pub(super) use self::block::{Block, Column};
 pub(super) use self::column::{Damaged, Reading, Writing};
+pub(super) use self::recurring::Recurring;
 pub(super) use self::rows::each_row;
 pub(super) use self::sealer::Sealer;
 pub use self::sealer::Sealing;
@@ -219,7 +223,7 @@ impl Written<'_> {
             self.contents.add(one);
             self.cubes.add(&Facts::of(one));
         }
-        let columns = self.encoder.encode(&self.block)?;
+        let columns = self.encoder.encode(&self.block);
         store(self.sealed, &self.block, columns)?;
         self.pairs.add(&self.block, self.encoder.peers())?;
         self.block.clear();
@@ -276,8 +280,7 @@ pub(super) fn read_block(sealed: &Connection, id: i64) -> Result<Block, HistoryE
     let Some(row) = rows.next()? else {
         return Err(coding::wrong("columns", format!("block {id} is missing")).into());
     };
-    let columns = row.get_ref(2)?.as_blob().map_err(|error| coding::wrong("columns", error.to_string()))?;
-    Ok(Block::read(row.get(0)?, row.get(1)?, columns)?)
+    Ok(Block::read(row.get(0)?, row.get(1)?, row.get(2)?)?)
 }
 
 impl From<Damaged> for HistoryError {
@@ -296,8 +299,7 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
     )?;
     let mut blocks = statement.query([])?;
     while let Some(row) = blocks.next()? {
-        let columns = row.get_ref(2)?.as_blob().map_err(|_| SealError::Different)?;
-        let sessions = Block::read(row.get(0)?, row.get(3)?, columns)?.all()?;
+        let sessions = Block::read(row.get(0)?, row.get(3)?, row.get(2)?)?.all()?;
         if count(&sessions) != row.get::<_, i64>(1)? {
             return Err(SealError::Different);
         }

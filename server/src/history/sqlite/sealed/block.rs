@@ -1,25 +1,31 @@
-//! A block: sessions of one host that are over, column by column, compressed.
+//! A block: sessions of one host that are over, column by column.
 //!
-//! Values of one column are alike, and neighbours in time are alike, so that a general compressor (Zstandard) makes of a
-//! session some twenty bytes. Addresses and owners, which come again, are written once and then named by their places.
-//! [`Block`] is how everybody reads one: a column is taken apart when it is first asked for. `encoder` writes them.
+//! Values of one column are alike, and neighbours in time are alike, so that few bits tell one from the others: a session
+//! takes some twenty bytes. Any value is found by itself, so that a question for one session reads that one and not the
+//! 2,047 others ([`numbers`](super::numbers), [`recurring`](super::recurring)). [`Block`] is how everybody reads one,
+//! whatever its form; columns that are asked for as a whole are kept. `encoder` writes them.
 
 use std::{
     cell::OnceCell,
     net::{IpAddr, SocketAddr},
 };
 
-pub(in crate::history::sqlite) use self::reading::Recurring;
-use self::reading::{ABSENT, MISSING, look_up, narrow, once, read_address, read_numbers, read_owners, read_values};
+use fleetsock_proto::socket::Direction;
+
+use self::opened::Opened;
 use super::{
-    column::{self, Damaged, Reading},
-    layout::{self, Layout},
+    column::Damaged,
+    layout::{self, CODEC, Layout, earlier::Earlier},
+    numbers::Nature,
+    packed::MISSING,
+    recurring::Recurring,
 };
 use crate::history::sqlite::{coding::OwnerColumns, stored::StoredSession};
 
-mod reading;
+mod opened;
+mod within;
 
-/// The columns that hold numbers, in the order in which they are written.
+/// The columns that hold numbers: those that are written, in this order, and two that follow from others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::history::sqlite) enum Column {
     ClosedAt,
@@ -32,83 +38,107 @@ pub(in crate::history::sqlite) enum Column {
     Family,
     Direction,
     State,
-    LocalPort,
-    PeerPort,
+    /// The port of the end that is connected to, which is one of few.
+    ServicePort,
+    /// The port of the end that connects.
+    OtherPort,
     BytesSent,
     BytesReceived,
+    LocalPort,
+    PeerPort,
 }
 
-/// How the numbers of a column are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Coding {
-    /// Each as its difference to the one before.
-    Difference,
-    Signed,
-    /// Signed, of 32 bits.
-    Word,
-    /// Unsigned, of 16 bits.
-    Port,
-}
+/// Columns that hold numbers, with those that follow from others.
+const COLUMNS: usize = layout::NUMBERS + 2;
 
-impl Coding {
-    /// What is written as this number.
-    const fn number(self, written: u64) -> i64 {
-        match self {
-            Coding::Difference | Coding::Signed | Coding::Word => column::signed(written),
-            Coding::Port => written.cast_signed(),
-        }
+/// All of them, each in its place.
+const ALL: [Column; COLUMNS] = {
+    let mut all = [Column::PeerPort; COLUMNS];
+    let mut place = 0;
+    while place < NUMBERS.len() {
+        all[place] = NUMBERS[place].0;
+        place += 1;
     }
-}
+    all[place] = Column::LocalPort;
+    all
+};
 
-/// How a column is written, and what of a session stands in it.
-pub(super) type Number = (Column, Coding, fn(&StoredSession) -> i64);
+/// Of how many sessions one is asked for when it is as well to read all.
+const MOST: usize = 8;
 
-/// The columns, each in its place.
-pub(super) const NUMBERS: [Number; 14] = [
-    (Column::ClosedAt, Coding::Difference, |one| closed(one).0),
-    (Column::Lasted, Coding::Signed, |one| closed(one).0.wrapping_sub(one.opened_at_us)),
-    (Column::ClosedKnown, Coding::Word, |one| closed(one).1.into()),
-    (Column::OpenedKnown, Coding::Word, |one| one.opened_known.into()),
-    (Column::Netns, Coding::Difference, |one| one.netns),
-    (Column::Cookie, Coding::Difference, |one| one.cookie),
-    (Column::Protocol, Coding::Word, |one| one.protocol.into()),
-    (Column::Family, Coding::Word, |one| one.family.into()),
-    (Column::Direction, Coding::Word, |one| one.direction.into()),
-    (Column::State, Coding::Word, |one| one.state.into()),
-    (Column::LocalPort, Coding::Port, |one| one.local.port().into()),
-    (Column::PeerPort, Coding::Port, |one| one.peer.port().into()),
-    (Column::BytesSent, Coding::Signed, |one| one.bytes_sent),
-    (Column::BytesReceived, Coding::Signed, |one| one.bytes_received),
+/// A column, what it is like, and what of a session stands in it.
+pub(super) type Number = (Column, Nature, fn(&StoredSession) -> i64);
+
+/// The columns that are written, each in its place.
+pub(super) const NUMBERS: [Number; layout::NUMBERS] = [
+    (Column::ClosedAt, Nature::Rising, |one| closed(one).0),
+    (Column::Lasted, Nature::Any, |one| closed(one).0.wrapping_sub(one.opened_at_us)),
+    (Column::ClosedKnown, Nature::Any, |one| closed(one).1.into()),
+    (Column::OpenedKnown, Nature::Any, |one| one.opened_known.into()),
+    (Column::Netns, Nature::Recurring, |one| one.netns),
+    (Column::Cookie, Nature::Rising, |one| one.cookie),
+    (Column::Protocol, Nature::Any, |one| one.protocol.into()),
+    (Column::Family, Nature::Any, |one| one.family.into()),
+    (Column::Direction, Nature::Any, |one| one.direction.into()),
+    (Column::State, Nature::Any, |one| one.state.into()),
+    (Column::ServicePort, Nature::Recurring, |one| {
+        by_direction(one.direction.into(), one.local, one.peer).port().into()
+    }),
+    (Column::OtherPort, Nature::Any, |one| by_direction(one.direction.into(), one.peer, one.local).port().into()),
+    (Column::BytesSent, Nature::Any, |one| one.bytes_sent),
+    (Column::BytesReceived, Nature::Any, |one| one.bytes_received),
 ];
-
-/// The columns of values that come again follow those of numbers.
-pub(super) const LOCAL: usize = NUMBERS.len();
-pub(super) const PEER: usize = LOCAL + 1;
-pub(super) const OWNERS: usize = PEER + 1;
 
 /// When a session closed; those of a block all did.
 fn closed(one: &StoredSession) -> (i64, i32) {
     one.closed.unwrap_or_default()
 }
 
-/// A block whose columns are taken apart when they are first asked for.
+/// The first of two for what came in, the second for what went out.
+fn by_direction<T>(direction: i64, of_in: T, of_out: T) -> T {
+    if direction == Direction::In.number().into() { of_in } else { of_out }
+}
+
+/// A block, of which a column is read as a whole when it is first asked for.
 #[derive(Debug)]
 pub(in crate::history::sqlite) struct Block {
     host_id: i64,
-    sessions: usize,
-    layout: Layout,
-    numbers: [OnceCell<Vec<i64>>; NUMBERS.len()],
+    form: Form,
+    numbers: [OnceCell<Vec<i64>>; COLUMNS],
     local: OnceCell<Recurring<IpAddr>>,
     peer: OnceCell<Recurring<IpAddr>>,
     owners: OnceCell<Recurring<OwnerColumns>>,
 }
 
+/// How a block is written.
+#[derive(Debug)]
+enum Form {
+    InPlace(Layout),
+    Earlier(Earlier),
+}
+
+impl Form {
+    /// Of which two columns a column is when it is not written itself: for what came in, and for what went out.
+    const fn made_of(&self, column: Column) -> Option<(Column, Column)> {
+        match (self, column) {
+            (Form::InPlace(_), Column::LocalPort) => Some((Column::ServicePort, Column::OtherPort)),
+            (Form::InPlace(_), Column::PeerPort) => Some((Column::OtherPort, Column::ServicePort)),
+            (Form::Earlier(_), Column::ServicePort) => Some((Column::LocalPort, Column::PeerPort)),
+            (Form::Earlier(_), Column::OtherPort) => Some((Column::PeerPort, Column::LocalPort)),
+            _ => None,
+        }
+    }
+}
+
 impl Block {
     /// The block of a host, whose bytes these are.
-    pub(in crate::history::sqlite) fn read(host_id: i64, codec: i64, bytes: &[u8]) -> Result<Block, Damaged> {
-        let (sessions, layout) = layout::unpack(codec, bytes)?;
+    pub(in crate::history::sqlite) fn read(host_id: i64, codec: i64, bytes: Vec<u8>) -> Result<Block, Damaged> {
+        let form = match codec {
+            CODEC => Form::InPlace(Layout::read(bytes)?),
+            codec => Form::Earlier(Earlier::read(codec, bytes)?),
+        };
         let (local, peer, owners) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        Ok(Block { host_id, sessions, layout, numbers: Default::default(), local, peer, owners })
+        Ok(Block { host_id, form, numbers: Default::default(), local, peer, owners })
     }
 
     /// Whose sessions these are.
@@ -118,229 +148,127 @@ impl Block {
 
     /// How many they are.
     pub(in crate::history::sqlite) const fn len(&self) -> usize {
-        self.sessions
+        match &self.form {
+            Form::InPlace(layout) => layout.sessions(),
+            Form::Earlier(earlier) => earlier.sessions(),
+        }
     }
 
     /// The numbers of a column, one for each session.
     pub(in crate::history::sqlite) fn numbers(&self, column: Column) -> Result<&[i64], Damaged> {
-        let number = column as usize;
-        let (cell, (_, coding, _)) = (&self.numbers[number], NUMBERS[number]);
-        once(cell, || read_numbers(&self.layout.column(number)?, coding, self.sessions)).map(Vec::as_slice)
+        let read = || match (self.form.made_of(column), &self.form) {
+            (Some((of_in, of_out)), _) => {
+                let directions = self.numbers(Column::Direction)?.iter();
+                let either = directions.zip(self.numbers(of_in)?).zip(self.numbers(of_out)?);
+                Ok(either.map(|((direction, of_in), of_out)| by_direction(*direction, *of_in, *of_out)).collect())
+            }
+            (None, Form::InPlace(layout)) => layout.numbers(column)?.all(),
+            (None, Form::Earlier(earlier)) => earlier.numbers(column),
+        };
+        once(&self.numbers[column as usize], read).map(Vec::as_slice)
+    }
+
+    /// The number of a session in a column, of which no more than that is read.
+    pub(in crate::history::sqlite) fn number(&self, column: Column, at: usize) -> Result<i64, Damaged> {
+        match (self.numbers[column as usize].get(), self.form.made_of(column), &self.form) {
+            (Some(all), ..) => all.get(at).copied().ok_or(MISSING),
+            (None, Some((of_in, of_out)), _) => {
+                let direction = self.number(Column::Direction, at)?;
+                self.number(by_direction(direction, of_in, of_out), at)
+            }
+            (None, None, Form::InPlace(layout)) => layout.numbers(column)?.get(at),
+            (None, None, Form::Earlier(_)) => self.numbers(column)?.get(at).copied().ok_or(MISSING),
+        }
     }
 
     /// The addresses of the peers.
     pub(in crate::history::sqlite) fn peers(&self) -> Result<&Recurring<IpAddr>, Damaged> {
-        once(&self.peer, || look_up(&self.layout.column(PEER)?, self.sessions, read_address))
+        once(&self.peer, || match &self.form {
+            Form::InPlace(layout) => layout.peers()?.all(),
+            Form::Earlier(earlier) => earlier.peers(),
+        })
     }
 
     /// The owners.
     pub(in crate::history::sqlite) fn owners(&self) -> Result<&Recurring<OwnerColumns>, Damaged> {
-        once(&self.owners, || look_up(&self.layout.column(OWNERS)?, self.sessions, read_owners))
+        once(&self.owners, || match &self.form {
+            Form::InPlace(layout) => layout.owners()?.all(),
+            Form::Earlier(earlier) => earlier.owners(),
+        })
     }
 
-    /// The sessions in these places, which ascend. Of a column that was not taken apart before, only what they need is.
+    fn locals(&self) -> Result<&Recurring<IpAddr>, Damaged> {
+        once(&self.local, || match &self.form {
+            Form::InPlace(layout) => layout.local()?.all(),
+            Form::Earlier(earlier) => earlier.local(),
+        })
+    }
+
+    /// The sessions in these places. Of a few nothing else is read.
     pub(in crate::history::sqlite) fn sessions(&self, places: &[usize]) -> Result<Vec<StoredSession>, Damaged> {
-        let mut columns: [Vec<i64>; NUMBERS.len()] = Default::default();
-        for (numbers, (column, ..)) in columns.iter_mut().zip(&NUMBERS) {
-            *numbers = self.picked(*column, places)?;
+        match &self.form {
+            Form::InPlace(layout) if places.len() <= self.len() / MOST => {
+                let opened = Opened::read(self.host_id, layout)?;
+                places.iter().map(|at| opened.session(*at)).collect()
+            }
+            _ => {
+                let mut columns = [&[][..]; COLUMNS];
+                for (column, numbers) in ALL.iter().zip(&mut columns) {
+                    *numbers = self.numbers(*column)?;
+                }
+                let (locals, peers, owners) = (self.locals()?, self.peers()?, self.owners()?);
+                let session = |at: &usize| {
+                    let number = |column: Column| columns[column as usize].get(*at).copied().ok_or(MISSING);
+                    let ends = (*locals.of(*at)?, *peers.of(*at)?, owners.of(*at)?.clone());
+                    put_together(self.host_id, number, ends)
+                };
+                places.iter().map(session).collect()
+            }
         }
-        let local = self.recurring(&self.local, LOCAL, places, read_address)?;
-        let peer = self.recurring(&self.peer, PEER, places, read_address)?;
-        let mut owners = self.recurring(&self.owners, OWNERS, places, read_owners)?;
-        let session = |at: usize| {
-            let number = |column: Column| columns[column as usize][at];
-            let closed_at_us = number(Column::ClosedAt);
-            Ok(StoredSession {
-                host_id: self.host_id,
-                netns: number(Column::Netns),
-                cookie: number(Column::Cookie),
-                protocol: narrow(number(Column::Protocol))?,
-                family: narrow(number(Column::Family))?,
-                direction: narrow(number(Column::Direction))?,
-                state: narrow(number(Column::State))?,
-                local: SocketAddr::new(local[at], narrow(number(Column::LocalPort))?),
-                peer: SocketAddr::new(peer[at], narrow(number(Column::PeerPort))?),
-                owners: std::mem::take(&mut owners[at]),
-                bytes_sent: number(Column::BytesSent),
-                bytes_received: number(Column::BytesReceived),
-                opened_at_us: closed_at_us.wrapping_sub(number(Column::Lasted)),
-                opened_known: narrow(number(Column::OpenedKnown))?,
-                closed: Some((closed_at_us, narrow(number(Column::ClosedKnown))?)),
-            })
-        };
-        (0..places.len()).map(session).collect()
-    }
-
-    /// The numbers of a column in these places.
-    fn picked(&self, column: Column, places: &[usize]) -> Result<Vec<i64>, Damaged> {
-        let number = column as usize;
-        let (_, coding, _) = NUMBERS[number];
-        if self.numbers[number].get().is_some() || coding == Coding::Difference || self.means_most(places) {
-            let all = self.numbers(column)?;
-            return places.iter().map(|at| all.get(*at).copied().ok_or(MISSING)).collect();
-        }
-        self.is_in(places)?;
-        let numbers = Reading::new(&self.layout.column(number)?).picked(places)?;
-        Ok(numbers.into_iter().map(|number| coding.number(number)).collect())
-    }
-
-    /// The values of sessions in a column of values that come again.
-    fn recurring<T: Clone>(
-        &self,
-        cell: &OnceCell<Recurring<T>>,
-        column: usize,
-        places: &[usize],
-        read: impl Fn(&mut Reading<'_>) -> Result<T, Damaged>,
-    ) -> Result<Vec<T>, Damaged> {
-        if cell.get().is_some() || self.means_most(places) {
-            let all = once(cell, || look_up(&self.layout.column(column)?, self.sessions, read))?;
-            return places.iter().map(|at| all.of(*at).cloned()).collect();
-        }
-        self.is_in(places)?;
-        let bytes = self.layout.column(column)?;
-        let mut reading = Reading::new(&bytes);
-        let values = read_values(&mut reading, self.sessions, read)?;
-        let value = |place: u64| usize::try_from(place).ok().and_then(|place| values.get(place)).cloned();
-        reading.picked(places)?.into_iter().map(|place| value(place).ok_or(ABSENT)).collect()
-    }
-
-    /// Whether it is as well to take a whole column apart.
-    fn means_most(&self, places: &[usize]) -> bool {
-        places.len() > self.sessions / 4
-    }
-
-    fn is_in(&self, places: &[usize]) -> Result<(), Damaged> {
-        if places.last().is_none_or(|at| *at < self.sessions) { Ok(()) } else { Err(MISSING) }
     }
 
     /// All sessions, in the order of their closing.
     pub(in crate::history::sqlite) fn all(&self) -> Result<Vec<StoredSession>, Damaged> {
-        self.sessions(&(0..self.sessions).collect::<Vec<_>>())
+        self.sessions(&(0..self.len()).collect::<Vec<_>>())
     }
+}
+
+fn once<T>(cell: &OnceCell<T>, read: impl FnOnce() -> Result<T, Damaged>) -> Result<&T, Damaged> {
+    match cell.get() {
+        Some(known) => Ok(known),
+        None => read().map(|value| cell.get_or_init(|| value)),
+    }
+}
+
+fn narrow<T: TryFrom<i64>>(number: i64) -> Result<T, Damaged> {
+    T::try_from(number).map_err(|_| Damaged("a number is too large"))
+}
+
+/// A session of a host, from its numbers and from what comes again.
+fn put_together(
+    host_id: i64,
+    number: impl Fn(Column) -> Result<i64, Damaged>,
+    (local, peer, owners): (IpAddr, IpAddr, OwnerColumns),
+) -> Result<StoredSession, Damaged> {
+    let closed_at_us = number(Column::ClosedAt)?;
+    Ok(StoredSession {
+        host_id,
+        netns: number(Column::Netns)?,
+        cookie: number(Column::Cookie)?,
+        protocol: narrow(number(Column::Protocol)?)?,
+        family: narrow(number(Column::Family)?)?,
+        direction: narrow(number(Column::Direction)?)?,
+        state: narrow(number(Column::State)?)?,
+        local: SocketAddr::new(local, narrow(number(Column::LocalPort)?)?),
+        peer: SocketAddr::new(peer, narrow(number(Column::PeerPort)?)?),
+        owners,
+        bytes_sent: number(Column::BytesSent)?,
+        bytes_received: number(Column::BytesReceived)?,
+        opened_at_us: closed_at_us.wrapping_sub(number(Column::Lasted)?),
+        opened_known: narrow(number(Column::OpenedKnown)?)?,
+        closed: Some((closed_at_us, narrow(number(Column::ClosedKnown)?)?)),
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::{collection::vec, prelude::*};
-
-    use super::*;
-    use crate::history::sqlite::sealed::{encoder::Encoder, layout::COLUMNS};
-
-    prop_compose! {
-        fn owners()(known: i32, pid: u32, started_at_us: i64, program_id: i64, more in prop::option::of(vec(any::<u8>(), 1..60)))
-            -> OwnerColumns
-        {
-            OwnerColumns { known, pid, started_at_us, program_id, more }
-        }
-    }
-
-    fn session() -> impl Strategy<Value = StoredSession> {
-        // Few addresses and owners, so that they come again.
-        let address = prop_oneof![
-            any::<u8>().prop_map(|last| IpAddr::from([10, 0, 0, last % 8])),
-            any::<[u8; 16]>().prop_map(IpAddr::from),
-        ];
-        let words = (any::<i32>(), any::<i32>(), any::<i32>(), any::<i32>(), any::<i32>(), any::<i32>());
-        let numbers = (any::<i64>(), any::<i64>(), any::<i64>(), any::<i64>(), any::<i64>(), any::<i64>());
-        let ports = (any::<u16>(), any::<u16>());
-        (words, numbers, (address.clone(), address), ports, owners()).prop_map(
-            |(words, numbers, addresses, ports, owners)| StoredSession {
-                host_id: 7,
-                netns: numbers.0,
-                cookie: numbers.1,
-                protocol: words.0,
-                family: words.1,
-                direction: words.2,
-                state: words.3,
-                local: SocketAddr::new(addresses.0, ports.0),
-                peer: SocketAddr::new(addresses.1, ports.1),
-                owners,
-                bytes_sent: numbers.2,
-                bytes_received: numbers.3,
-                opened_at_us: numbers.4,
-                opened_known: words.4,
-                closed: Some((numbers.5, words.5)),
-            },
-        )
-    }
-
-    /// How blocks were written before.
-    const TOGETHER: i64 = 1;
-
-    fn decode(codec: i64, bytes: &[u8]) -> Result<Vec<StoredSession>, Damaged> {
-        Block::read(7, codec, bytes)?.all()
-    }
-
-    fn encode(sessions: &[StoredSession]) -> Vec<u8> {
-        Encoder::default().encode(sessions).unwrap().to_vec()
-    }
-
-    fn columns(sessions: &[StoredSession]) -> [Vec<u8>; COLUMNS] {
-        let mut encoder = Encoder::default();
-        encoder.take_up(sessions);
-        std::array::from_fn(|number| encoder.write(number, sessions).to_vec())
-    }
-
-    proptest! {
-        #[test]
-        fn sessions_are_decoded_as_they_were(sessions in vec(session(), 0..50)) {
-            prop_assert_eq!(decode(layout::CODEC, &encode(&sessions)), Ok(sessions));
-        }
-
-        #[test]
-        fn a_block_holds_nothing_of_the_one_before(before in vec(session(), 0..50), sessions in vec(session(), 0..50)) {
-            let mut encoder = Encoder::default();
-            encoder.encode(&before).unwrap();
-            prop_assert_eq!(encoder.encode(&sessions).unwrap(), encode(&sessions));
-            let (peers, places) = encoder.peers();
-            let met: Vec<IpAddr> = places.iter().map(|place| peers[*place]).collect();
-            prop_assert_eq!(met, sessions.iter().map(|one| one.peer.ip()).collect::<Vec<_>>());
-        }
-
-        #[test]
-        fn sessions_of_an_earlier_version_are_decoded_as_they_were(sessions in vec(session(), 0..50)) {
-            let before = layout::pack_together(sessions.len(), &columns(&sessions));
-            prop_assert_eq!(decode(TOGETHER, &before), Ok(sessions));
-        }
-
-        #[test]
-        fn some_sessions_are_decoded_as_all_are(sessions in vec(session(), 0..50), which: u64, before: bool) {
-            let block = Block::read(7, layout::CODEC, &encode(&sessions)).unwrap();
-            if before {
-                block.peers().unwrap();
-                block.numbers(Column::LocalPort).unwrap();
-            }
-            let places: Vec<usize> = (0..sessions.len()).filter(|at| which & which.rotate_left(9) >> at & 1 == 1).collect();
-            let expected: Vec<_> = places.iter().map(|at| sessions[*at].clone()).collect();
-            prop_assert_eq!(block.sessions(&places), Ok(expected));
-            prop_assert_eq!(block.sessions(&[sessions.len()]), Err(MISSING));
-        }
-
-        #[test]
-        fn no_bytes_make_it_fail_otherwise_than_by_saying_so(
-            bytes: Vec<u8>, sessions in vec(session(), 1..9), at: prop::sample::Index, to: u8
-        ) {
-            // As they are, and as if they had been compressed.
-            drop(decode(TOGETHER, &bytes));
-            drop(decode(TOGETHER, &layout::squeeze(&bytes)));
-            drop(decode(layout::CODEC, &bytes));
-            // One byte of a good block is another: of one that is compressed, and of a column before that.
-            let mut block = encode(&sessions);
-            let place = at.index(block.len());
-            block[place] = to;
-            drop(decode(layout::CODEC, &block));
-            drop(Block::read(7, layout::CODEC, &block).map(|block| block.sessions(&[0])));
-            let mut columns = columns(&sessions);
-            let column = &mut columns[at.index(COLUMNS)];
-            let place = at.index(column.len());
-            column[place] = to;
-            drop(decode(TOGETHER, &layout::pack_together(sessions.len(), &columns)));
-        }
-    }
-
-    #[test]
-    fn every_column_has_its_place() {
-        assert!(NUMBERS.iter().enumerate().all(|(place, (column, ..))| *column as usize == place));
-        assert_eq!(OWNERS, COLUMNS - 1);
-    }
-}
+mod tests;

@@ -3,10 +3,6 @@
 //! A number is written seven bits a byte, the lowest first (LEB128); a signed one with its sign in the lowest bit, so that
 //! small ones of either sign are short. What is read is bounded by what is there: nothing is allocated on its word.
 
-use std::{borrow::Borrow, collections::HashMap, hash::Hash};
-
-use super::hashing::Seeded;
-
 /// The bytes are no column that this program wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a column is damaged: {0}")]
@@ -21,7 +17,6 @@ const ENDS: u64 = 0x8080_8080_8080_8080;
 #[derive(Debug, Default)]
 pub(in crate::history::sqlite) struct Writing {
     bytes: Vec<u8>,
-    before: i64,
 }
 
 impl Writing {
@@ -52,14 +47,13 @@ impl Writing {
         self.unsigned(((number << 1) ^ (number >> 63)).cast_unsigned());
     }
 
-    /// The difference to the number before.
-    pub(super) fn difference(&mut self, number: i64) {
-        self.signed(number.wrapping_sub(self.before));
-        self.before = number;
-    }
-
     pub(super) fn text(&mut self, bytes: &[u8]) {
         self.unsigned(bytes.len() as u64);
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Bytes whose number is known to whoever reads them.
+    pub(super) fn append(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
@@ -75,7 +69,6 @@ impl Writing {
     /// Begins anew, in the room that there is.
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
-        self.before = 0;
     }
 
     /// Forgets what is beyond so many bytes.
@@ -145,47 +138,10 @@ impl<'a> Reading<'a> {
         self.unsigned().map(signed)
     }
 
+    /// A number that is written as its difference to the one before.
     pub(super) fn difference(&mut self) -> Result<i64, Damaged> {
         self.before = self.before.wrapping_add(self.signed()?);
         Ok(self.before)
-    }
-
-    /// The numbers in these places, which ascend, of those that follow: the others are passed over, eight bytes at once.
-    pub(super) fn picked(&mut self, places: &[usize]) -> Result<Vec<u64>, Damaged> {
-        let mut next = 0;
-        let mut numbers = Vec::with_capacity(places.len());
-        for place in places {
-            self.pass(place.checked_sub(next).ok_or(Damaged("a place comes twice"))?)?;
-            numbers.push(self.unsigned()?);
-            next = place + 1;
-        }
-        Ok(numbers)
-    }
-
-    /// Passes over so many numbers.
-    fn pass(&mut self, mut count: usize) -> Result<(), Damaged> {
-        while count > 0 {
-            let (length, ended) = match self.bytes.first_chunk::<8>() {
-                Some(eight) => {
-                    let mut ends = !u64::from_le_bytes(*eight) & ENDS;
-                    let ended = (ends.count_ones() as usize).min(count);
-                    if ended < count {
-                        (8, ended)
-                    } else {
-                        // The last of them ends here, and the next one begins behind its end.
-                        (1..ended).for_each(|_| ends &= ends - 1);
-                        ((ends.trailing_zeros() / 8 + 1) as usize, ended)
-                    }
-                }
-                None => {
-                    let byte = self.bytes.first().ok_or(Damaged("a number is missing"))?;
-                    (1, usize::from(byte & 0x80 == 0))
-                }
-            };
-            count -= ended;
-            self.bytes = self.bytes.get(length..).unwrap_or_default();
-        }
-        Ok(())
     }
 
     /// So many numbers.
@@ -205,10 +161,22 @@ impl<'a> Reading<'a> {
     }
 
     pub(super) fn text(&mut self) -> Result<&'a [u8], Damaged> {
-        let length = self.narrow::<usize>()?;
-        let (text, rest) = self.bytes.split_at_checked(length).ok_or(Damaged("a text is cut off"))?;
+        let length = self.narrow()?;
+        self.take(length)
+    }
+
+    /// So many bytes.
+    pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], Damaged> {
+        let (bytes, rest) = self.bytes.split_at_checked(length).ok_or(Damaged("it is cut off"))?;
         self.bytes = rest;
-        Ok(text)
+        Ok(bytes)
+    }
+
+    /// Bytes of which there are always as many.
+    pub(super) fn array<const LENGTH: usize>(&mut self) -> Result<[u8; LENGTH], Damaged> {
+        let (bytes, rest) = self.bytes.split_first_chunk().ok_or(Damaged("it is cut off"))?;
+        self.bytes = rest;
+        Ok(*bytes)
     }
 
     /// What was not read.
@@ -241,50 +209,6 @@ const fn spread(number: u64) -> u64 {
     (pairs & 0x007f_007f_007f_007f) | ((pairs << 1) & 0x7f00_7f00_7f00_7f00)
 }
 
-/// Values of a column that come again: each once, and the place of each session's.
-#[derive(Debug)]
-pub(super) struct Dictionary<T> {
-    known: HashMap<T, usize, Seeded>,
-    pub(super) values: Vec<T>,
-    pub(super) places: Vec<usize>,
-}
-
-impl<T> Default for Dictionary<T> {
-    fn default() -> Dictionary<T> {
-        Dictionary { known: HashMap::default(), values: Vec::new(), places: Vec::new() }
-    }
-}
-
-impl<T: Eq + Hash + Clone> Dictionary<T> {
-    /// Takes up other values, in the room that there is.
-    pub(super) fn fill<B: Borrow<T>>(&mut self, values: impl Iterator<Item = B>) {
-        self.known.clear();
-        self.values.clear();
-        self.places.clear();
-        for value in values {
-            let place = self.place(value.borrow());
-            self.places.push(place);
-        }
-    }
-
-    fn place(&mut self, value: &T) -> usize {
-        if let Some(place) = self.known.get(value) {
-            return *place;
-        }
-        let place = self.values.len();
-        self.known.insert(value.clone(), place);
-        self.values.push(value.clone());
-        place
-    }
-
-    /// Writes the values, and after them the places.
-    pub(super) fn write(&self, column: &mut Writing, write: impl Fn(&mut Writing, &T)) {
-        column.unsigned(self.values.len() as u64);
-        self.values.iter().for_each(|value| write(column, value));
-        self.places.iter().for_each(|place| column.unsigned(*place as u64));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -297,7 +221,11 @@ mod tests {
             numbers: Vec<i64>, unsigned: Vec<u64>, texts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20)
         ) {
             let mut writing = Writing::default();
-            numbers.iter().for_each(|number| writing.difference(*number));
+            let mut before = 0;
+            for number in &numbers {
+                writing.signed(number.wrapping_sub(before));
+                before = *number;
+            }
             numbers.iter().for_each(|number| writing.signed(*number));
             unsigned.iter().for_each(|number| writing.unsigned(*number));
             texts.iter().for_each(|text| writing.text(text));
@@ -320,7 +248,7 @@ mod tests {
         #[test]
         fn many_numbers_are_written_and_read_as_each_by_its_bytes(
             numbers in prop::collection::vec(prop_oneof![any::<u64>(), 0_u64..300, (0_u32..64).prop_map(|bits| 1 << bits)], 0..40),
-            mut after: Vec<u8>, which: u64
+            mut after: Vec<u8>
         ) {
             let mut writing = Writing::default();
             numbers.iter().for_each(|number| writing.unsigned(*number));
@@ -334,9 +262,6 @@ mod tests {
             for number in &numbers {
                 prop_assert_eq!(reading.stepwise(), Ok(*number));
             }
-            let places: Vec<usize> = (0..numbers.len()).filter(|at| which >> (at % 64) & 1 == 1).collect();
-            let picked = places.iter().map(|at| numbers[*at]).collect();
-            prop_assert_eq!(Reading::new(&bytes).picked(&places), Ok(picked));
         }
 
         #[test]
@@ -345,7 +270,6 @@ mod tests {
             while reading.end().is_err() && reading.text().is_ok() {}
             let mut reading = Reading::new(&bytes);
             while reading.end().is_err() && reading.difference().is_ok() {}
-            drop(Reading::new(&bytes).picked(&[0, 3, bytes.len(), 2 * bytes.len() + 9]));
         }
     }
 }

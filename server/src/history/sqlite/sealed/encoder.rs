@@ -1,22 +1,21 @@
 //! How sessions of one host become a block.
 
-use std::{io, net::IpAddr};
+use std::net::IpAddr;
 
 use super::{
-    block::{Coding, LOCAL, NUMBERS, OWNERS, PEER},
-    column::{Dictionary, Writing},
-    layout::{COLUMNS, Packing},
+    block::NUMBERS,
+    layout::{Order, Packing},
+    numbers::NumberWriter,
+    recurring::{Dictionary, write_addresses, write_owners},
 };
-use crate::history::sqlite::{
-    coding::{AddressBytes, OwnerColumns},
-    stored::StoredSession,
-};
+use crate::history::sqlite::{coding::OwnerColumns, stored::StoredSession};
 
 /// Writes blocks, one after the other in the same room.
 #[derive(Default)]
 pub(super) struct Encoder {
     packing: Packing,
-    column: Writing,
+    numbers: Vec<i64>,
+    writer: NumberWriter,
     local: Dictionary<IpAddr>,
     peer: Dictionary<IpAddr>,
     owners: Dictionary<OwnerColumns>,
@@ -24,59 +23,41 @@ pub(super) struct Encoder {
 
 impl Encoder {
     /// The bytes of sessions of one host, which are all over.
-    pub(super) fn encode(&mut self, sessions: &[StoredSession]) -> io::Result<&[u8]> {
-        self.take_up(sessions);
-        self.packing.begin(sessions.len())?;
-        for number in 0..COLUMNS {
-            self.write(number, sessions);
-            self.packing.add(self.column.bytes())?;
+    pub(super) fn encode(&mut self, sessions: &[StoredSession]) -> &[u8] {
+        self.local.fill(sessions.iter().map(|one| one.local.ip()));
+        self.peer.fill(sessions.iter().map(|one| one.peer.ip()));
+        self.owners.fill(sessions.iter().map(|one| &one.owners));
+        let packing = &mut self.packing;
+        packing.begin();
+        for (_, nature, number) in NUMBERS {
+            self.numbers.clear();
+            self.numbers.extend(sessions.iter().map(number));
+            self.writer.write(&self.numbers, nature, &mut packing.columns);
+            packing.end_column();
         }
-        Ok(self.packing.finish())
+        for addresses in [&self.local, &self.peer] {
+            write_addresses(addresses, &mut packing.columns);
+            packing.end_column();
+        }
+        write_owners(&self.owners, &mut packing.columns);
+        packing.end_column();
+        packing.finish(sessions.len(), order(sessions))
     }
 
     /// The peers of the block that was encoded last, and of each session the place of its peer.
     pub(super) fn peers(&self) -> (&[IpAddr], &[usize]) {
         (&self.peer.values, &self.peer.places)
     }
+}
 
-    /// Takes up the values that come again.
-    pub(super) fn take_up(&mut self, sessions: &[StoredSession]) {
-        self.local.fill(sessions.iter().map(|one| one.local.ip()));
-        self.peer.fill(sessions.iter().map(|one| one.peer.ip()));
-        self.owners.fill(sessions.iter().map(|one| &one.owners));
-    }
-
-    /// The bytes of a column, before they are compressed.
-    pub(super) fn write(&mut self, number: usize, sessions: &[StoredSession]) -> &[u8] {
-        let column = &mut self.column;
-        column.clear();
-        match number {
-            LOCAL => self.local.write(column, write_address),
-            PEER => self.peer.write(column, write_address),
-            OWNERS => self.owners.write(column, write_owners),
-            number => {
-                let (_, coding, value) = NUMBERS[number];
-                let values = sessions.iter().map(value);
-                match coding {
-                    Coding::Difference => values.for_each(|value| column.difference(value)),
-                    Coding::Signed | Coding::Word => values.for_each(|value| column.signed(value)),
-                    Coding::Port => values.for_each(|value| column.unsigned(value.cast_unsigned())),
-                }
-            }
+fn order(sessions: &[StoredSession]) -> Order {
+    let mut before = 0;
+    for one in sessions {
+        let (closed_at_us, _) = one.closed.unwrap_or_default();
+        if closed_at_us < before || !(0..=closed_at_us).contains(&one.opened_at_us) {
+            return Order::Unknown;
         }
-        column.bytes()
+        before = closed_at_us;
     }
-}
-
-fn write_address(column: &mut Writing, address: &IpAddr) {
-    column.text(AddressBytes::of(*address).as_slice());
-}
-
-fn write_owners(column: &mut Writing, owners: &OwnerColumns) {
-    let OwnerColumns { known, pid, started_at_us, program_id, more } = owners;
-    column.signed((*known).into());
-    column.unsigned((*pid).into());
-    column.difference(*started_at_us);
-    column.signed(*program_id);
-    column.text(more.as_deref().unwrap_or_default());
+    Order::Kept
 }

@@ -135,7 +135,7 @@ impl Search<'_> {
             places.retain(|at| meant[peers.places[*at]]);
         }
         if !places.is_empty() {
-            self.keep_by_time(block, &mut places)?;
+            block.keep_within(self.meaning.window.bounds(), &mut places)?;
         }
         if self.meaning.asks_for_traits() && !places.is_empty() {
             self.keep_by_traits(block, &mut places)?;
@@ -147,16 +147,6 @@ impl Search<'_> {
             places.retain(|at| meant[owners.places[*at]]);
         }
         Ok(places)
-    }
-
-    fn keep_by_time(&self, block: &Block, places: &mut Vec<usize>) -> Result<(), HistoryError> {
-        let (closed, lasted) = (block.numbers(Column::ClosedAt)?, block.numbers(Column::Lasted)?);
-        let [after, last, until] = self.meaning.window.bounds();
-        places.retain(|at| {
-            let closed_at_us = closed[*at];
-            closed_at_us > after && closed_at_us <= last && closed_at_us.wrapping_sub(lasted[*at]) <= until
-        });
-        Ok(())
     }
 
     fn keep_by_traits(&self, block: &Block, places: &mut Vec<usize>) -> Result<(), HistoryError> {
