@@ -65,6 +65,12 @@ pub struct Namespace {
 }
 
 impl Namespace {
+    /// One that is called so, for tests.
+    #[cfg(test)]
+    pub(crate) fn called(netns: u64, name: &str) -> Namespace {
+        Namespace { netns, name: name.to_owned(), mounts: Vec::new(), pids: Vec::new(), placed: None }
+    }
+
     /// Its inode number.
     pub fn netns(&self) -> u64 {
         self.netns

@@ -11,6 +11,7 @@ use crate::{
 };
 
 mod continuity;
+pub mod names;
 mod occasion;
 pub mod orders;
 mod round;

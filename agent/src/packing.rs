@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use fleetsock_proto::{
     batch::{
-        BATCH_BYTES_AIM, BATCH_BYTES_LIMIT, BATCH_OWNERS_LIMIT, BATCH_PROCESSES_LIMIT, BATCH_SOCKETS_LIMIT,
-        BATCH_STRINGS_LIMIT, BATCH_TEXT_LIMIT, Batch, BatchKind, Change, SOCKET_OWNERS_LIMIT, Socket,
+        BATCH_BYTES_AIM, BATCH_BYTES_LIMIT, BATCH_NAMESPACES_LIMIT, BATCH_OWNERS_LIMIT, BATCH_PROCESSES_LIMIT,
+        BATCH_SOCKETS_LIMIT, BATCH_STRINGS_LIMIT, BATCH_TEXT_LIMIT, Batch, BatchKind, Change, NamespaceName,
+        SOCKET_OWNERS_LIMIT, Socket,
     },
     digest::Digest,
     host::BootId,
@@ -97,6 +98,15 @@ impl Packed {
         let proof = wire::Batch { digest: Some(digest.into()), ..wire::Batch::default() };
         if let Some(last) = self.drafts.last_mut() {
             last.body.extend(proof.encode_to_vec());
+        }
+    }
+
+    /// Lets batches say what network namespaces are called, each at most [`BATCH_NAMESPACES_LIMIT`].
+    pub fn name(&mut self, names: &[NamespaceName]) {
+        for (draft, names) in self.drafts.iter_mut().zip(names.chunks(BATCH_NAMESPACES_LIMIT)) {
+            // As a digest is merged, only that they are added to those before.
+            let namespaces = names.iter().map(Into::into).collect();
+            draft.body.extend(wire::Batch { namespaces, ..wire::Batch::default() }.encode_to_vec());
         }
     }
 }
@@ -199,7 +209,9 @@ impl Packer {
         let changes = std::mem::take(&mut self.load).changes;
         let rows = u32::try_from(changes.len()).unwrap_or(u32::MAX);
         let (observed_since, observed_until) = (since, until);
-        let batch = Batch { epoch: 0, seq: 0, kind, boot_id, observed_since, observed_until, changes, digest: None };
+        let (digest, namespaces) = (None, Vec::new());
+        let batch =
+            Batch { epoch: 0, seq: 0, kind, boot_id, observed_since, observed_until, changes, digest, namespaces };
         let body = wire::Batch::from(&batch).encode_to_vec();
         self.parts.drafts.push(Draft { kind, rows, since, until, body });
     }

@@ -296,10 +296,16 @@ pub fn user(owner: &Owner) -> String {
     if owner.user.is_empty() { owner.uid.to_string() } else { owner.user.clone() }
 }
 
-/// The container or unit that an owner runs in.
-pub fn place_cell(owners: &[Owner]) -> Cell {
-    let place = owners.first().map(|owner| if owner.container.is_empty() { &owner.unit } else { &owner.container });
-    Cell::new(place.map_or("", String::as_str))
+/// The container, the other network namespace or the unit that an owner runs in.
+pub fn place_cell(owners: &[Owner], netns_name: &str) -> Cell {
+    let [container, unit] = owners.first().map_or(["", ""], |owner| [&owner.container, &owner.unit]);
+    Cell::new(&match (container, netns_name) {
+        ("", name) if name.is_empty() || name == unit => unit.to_owned(),
+        // The kernel's own word for a namespace.
+        ("", name) if name.starts_with("net:[") => name.to_owned(),
+        ("", name) => format!("netns:{name}"),
+        (container, _) => container.to_owned(),
+    })
 }
 
 /// A fact of the primary owner, or null.

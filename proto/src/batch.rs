@@ -27,6 +27,10 @@ pub const BATCH_STRINGS_LIMIT: usize = 8192;
 pub const BATCH_OWNERS_LIMIT: usize = 16_384;
 /// Most owners of one socket that travel; the agent counts the rest as a loss of detail.
 pub const SOCKET_OWNERS_LIMIT: usize = 64;
+/// Most names of network namespaces of a batch.
+pub const BATCH_NAMESPACES_LIMIT: usize = 128;
+/// Longest name of a network namespace, bytes: that of a file (NAME_MAX of Linux).
+pub const NAMESPACE_NAME_LIMIT: usize = 255;
 /// Longest string of a batch, bytes (PATH_MAX of Linux).
 pub const BATCH_TEXT_LIMIT: usize = 4096;
 /// Most bytes of the texts of all processes of a batch together, a string counted for each process that points to it:
@@ -75,6 +79,17 @@ pub struct Batch {
     pub changes: Vec<Change>,
     /// What is open on the host after it, where that is told.
     pub digest: Option<Digest>,
+    /// What network namespaces are called from then on, at most [`BATCH_NAMESPACES_LIMIT`].
+    pub namespaces: Vec<NamespaceName>,
+}
+
+/// What a network namespace other than the host's own is called.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamespaceName {
+    /// Its inode number.
+    pub netns: u64,
+    /// At most [`NAMESPACE_NAME_LIMIT`] bytes.
+    pub name: String,
 }
 
 /// What happened to a socket.

@@ -37,6 +37,8 @@ pub struct Listener {
     pub port: u16,
     /// Inode number of the network namespace.
     pub netns: u64,
+    /// What that was called then; empty for the host's own.
+    pub netns_name: String,
     /// How the owners are known.
     pub owner_known: OwnerKnown,
     /// The processes that hold it, the primary one first.
@@ -99,6 +101,7 @@ impl From<Listener> for wire::Port {
             address: listener.address.into_bytes(),
             port: listener.port.into(),
             netns: listener.netns,
+            netns_name: listener.netns_name,
             owner_known: listener.owner_known.number(),
             owners: listener.owners.into_iter().map(Into::into).collect(),
             opened_at: Some(listener.opened_at.into()),
@@ -123,6 +126,7 @@ impl TryFrom<wire::Port> for Listener {
             address: ListenAddress::from_wire("Port.address", protocol, record.address)?,
             port: port::from_wire("Port.port", record.port)?,
             netns: record.netns,
+            netns_name: record.netns_name,
             owner_known: OwnerKnown::from_wire("Port.owner_known", record.owner_known)?,
             owners: record.owners.into_iter().map(Owner::try_from).collect::<Result<_, _>>()?,
             opened_at: time::required("Port.opened_at", record.opened_at)?,

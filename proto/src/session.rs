@@ -56,6 +56,8 @@ pub struct Session {
     pub state: SocketState,
     /// Inode number of the network namespace.
     pub netns: u64,
+    /// What that was called then; empty for the host's own.
+    pub netns_name: String,
     /// How the owners are known.
     pub owner_known: OwnerKnown,
     /// The processes that hold it, the primary one first.
@@ -119,6 +121,7 @@ impl From<Session> for wire::SessionRecord {
             peer_host: session.peer_host,
             state: session.state.number(),
             netns: session.netns,
+            netns_name: session.netns_name,
             owner_known: session.owner_known.number(),
             owners: session.owners.into_iter().map(Into::into).collect(),
             opened_at: Some(session.opened_at.into()),
@@ -180,6 +183,7 @@ impl TryFrom<wire::SessionRecord> for Session {
             peer_host: record.peer_host,
             state: SocketState::from_wire("SessionRecord.state", record.state)?,
             netns: record.netns,
+            netns_name: record.netns_name,
             owner_known: OwnerKnown::from_wire("SessionRecord.owner_known", record.owner_known)?,
             owners: record.owners.into_iter().map(Owner::try_from).collect::<Result<_, _>>()?,
             opened_at: time::required("SessionRecord.opened_at", record.opened_at)?,

@@ -105,7 +105,17 @@ fn snapshot(boot_id: BootId) -> Batch {
     };
     let changes = vec![Change { op: Op::Present, socket }];
     let kind = BatchKind::SnapshotWhole;
-    Batch { epoch: 1, seq: 1, kind, boot_id, observed_since: now, observed_until: now, changes, digest: None }
+    Batch {
+        epoch: 1,
+        seq: 1,
+        kind,
+        boot_id,
+        observed_since: now,
+        observed_until: now,
+        changes,
+        digest: None,
+        namespaces: Vec::new(),
+    }
 }
 
 /// Reports one listener, and asks until it is there.

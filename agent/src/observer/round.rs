@@ -15,9 +15,10 @@ use fleetsock_proto::{
 use super::{
     Observer,
     continuity::{Break, Clocks, Continuity, Told as Said},
+    names::Names,
     occasion::{Plan, Whereabouts, plan, referee, states_due},
     schedule::{Begun, Schedule},
-    telling::{Teller, Turn, keep},
+    telling::{Naming, Teller, Turn, keep},
     unseen::remarks,
     whose::{PastListeners, addresses, may_be_here},
 };
@@ -66,6 +67,8 @@ pub(super) struct Round {
     searched: Option<Instant>,
     /// Listeners of the own namespace that may have accepted what is told late.
     past: PastListeners,
+    /// What was told of the names of network namespaces.
+    names: Names,
     /// Whether time goes on as the clock says, and without losses.
     continuity: Continuity,
 }
@@ -105,6 +108,7 @@ impl Round {
             report: WalkReport::default(),
             failing: false,
             failed: BTreeSet::new(),
+            names: Names::default(),
             vanished: BTreeSet::new(),
             travels,
             heals: false,
@@ -149,8 +153,9 @@ impl Round {
         let rest = if turn == Turn::Last { self.continuity.end() } else { None };
         breaks.chain(rest).for_each(|gap| self.admit_gap(gap));
         let window = Window { boot_id: self.observer.boot_id, since, until: at };
-        let Observer { outbox, schedule, ledger, table, .. } = &mut self.observer;
-        keep(Teller { outbox, schedule, ledger: ledger.as_mut(), table }, window, comparison, now, turn);
+        let Observer { outbox, schedule, ledger, table, namespaces, .. } = &mut self.observer;
+        let naming = Naming { names: &mut self.names, namespaces: namespaces.as_ref() };
+        keep(Teller { outbox, schedule, ledger: ledger.as_mut(), table, naming }, window, comparison, now, turn);
         self.observer.outbox.observed(at);
         true
     }

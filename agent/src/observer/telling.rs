@@ -4,16 +4,17 @@
 use std::time::Instant;
 
 use fleetsock_proto::{
-    batch::{Change, Op, Role, Socket},
+    batch::{BATCH_NAMESPACES_LIMIT, Change, Op, Role, Socket},
     socket::Known,
 };
 
-use super::schedule::Schedule;
+use super::{names::Names, schedule::Schedule};
 use crate::{
     ledger::{Ends, Ledger},
     losses::Loss,
+    namespaces::Namespaces,
     outbox::Outbox,
-    packing::{Content, Window, pack},
+    packing::{Content, Packed, Window, pack},
     table::{Comparison, Table},
 };
 
@@ -43,11 +44,32 @@ pub struct Teller<'a> {
     pub ledger: Option<&'a mut Ledger>,
     /// What is open after the walk.
     pub table: &'a Table,
+    /// What network namespaces are called, where others are told of.
+    pub naming: Naming<'a>,
+}
+
+/// Tells what network namespaces are called.
+#[derive(Debug)]
+pub struct Naming<'a> {
+    /// What was told.
+    pub names: &'a mut Names,
+    /// What there is.
+    pub namespaces: Option<&'a Namespaces>,
+}
+
+impl Naming<'_> {
+    /// Lets batches say what was not said yet, as far as there is room in them.
+    fn name(&mut self, packed: &mut Packed) {
+        let room = packed.drafts.len().saturating_mul(BATCH_NAMESPACES_LIMIT);
+        if let Some(namespaces) = self.namespaces.filter(|_| room > 0) {
+            packed.name(&self.names.news(namespaces.iter(), room));
+        }
+    }
 }
 
 /// Tells the changes of a walk that was made now.
 pub fn keep(teller: Teller<'_>, window: Window, comparison: Comparison, now: Instant, turn: Turn) {
-    let Teller { outbox, schedule, mut ledger, table } = teller;
+    let Teller { outbox, schedule, mut ledger, table, mut naming } = teller;
     let mut ends = Ends { changes: comparison.changes, unseen: comparison.unseen };
     // What a snapshot does not name is closed for the server, so that its end must be told before.
     let flushes = turn == Turn::Last || schedule.snapshot_due(now) || outbox.with(|spool| spool.wants_snapshot());
@@ -65,6 +87,7 @@ pub fn keep(teller: Teller<'_>, window: Window, comparison: Comparison, now: Ins
         changes.prove(window, &table.open().chain(held).collect());
         schedule.wrote_digest(now);
     }
+    naming.name(&mut changes);
     let mut appended = !changes.drafts.is_empty();
     let begins = outbox.with(|spool| {
         // Before the snapshot of a numbering nothing else can be told; the snapshot contains it.
@@ -75,6 +98,8 @@ pub fn keep(teller: Teller<'_>, window: Window, comparison: Comparison, now: Ins
         let before = if begins { open_before(&ends.unseen, table) } else { Vec::new() };
         let present = before.iter().map(|socket| Change { op: Op::Present, socket: (*socket).clone() });
         let mut snapshot = pack(Content::Snapshot, window, table.snapshot().chain(present));
+        naming.names.forget();
+        naming.name(&mut snapshot);
         snapshot.prove(window, &table.open().chain(before).collect());
         let appended = outbox.with(|spool| spool.append(Content::Snapshot, snapshot.drafts));
         if let Err(error) = appended {
@@ -86,7 +111,8 @@ pub fn keep(teller: Teller<'_>, window: Window, comparison: Comparison, now: Ins
         ends.unseen.extend(ledger.as_mut().map(|ledger| ledger.flush().unseen).unwrap_or_default());
     }
     // After the snapshot, in which none of them is but those that the server may have as open.
-    let unseen = pack(Content::Changes, window, ends.unseen);
+    let mut unseen = pack(Content::Changes, window, ends.unseen);
+    naming.name(&mut unseen);
     appended |= !unseen.drafts.is_empty();
     outbox.losses().add(Loss::Detail, unseen.details_lost);
     if let Err(error) = outbox.with(|spool| spool.append(Content::Changes, unseen.drafts)) {
@@ -187,7 +213,8 @@ mod tests {
         let walk = Walk { rows: &rows, began: at(11), at: at(11), survey: &survey, vanished: &vanished };
         let comparison = table.apply(walk, &Wanted::default(), &OwnerScan::default(), &());
         let mut schedule = Schedule::new(Duration::from_secs(1), Duration::from_secs(60));
-        let teller = Teller { outbox: &outbox, schedule: &mut schedule, ledger: None, table: &table };
+        let naming = Naming { names: &mut Names::default(), namespaces: None };
+        let teller = Teller { outbox: &outbox, schedule: &mut schedule, ledger: None, table: &table, naming };
         let window = Window { boot_id: BootId::from_array([1; 16]), since: at(11), until: at(11) };
         keep(teller, window, comparison, Instant::now(), Turn::Next);
 

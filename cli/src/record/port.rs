@@ -34,6 +34,7 @@ const FIELDS: &[Field<Listener>] = &[
     Field { name: "closed_known", value: |row, _| row.closed.map_or(Value::Null, |(_, known)| known.as_str().into()) },
     Field { name: "host_state", value: |row, _| row.host_state.as_str().into() },
     Field { name: "command_line", value: |row, _| of_owner(&row.owners, |owner| text(&owner.command_line)) },
+    Field { name: "netns_name", value: |row, _| text(&row.netns_name) },
 ];
 
 const COLUMNS: &[Column<Listener>] = &[
@@ -53,7 +54,9 @@ const COLUMNS: &[Column<Listener>] = &[
     column("user", "USER", &["user"], Shown::Always, Side::Left, |row, _| {
         Cell::new(&row.owners.first().map_or_else(String::new, user))
     }),
-    column("where", "WHERE", &["container", "unit"], Shown::Always, Side::Left, |row, _| place_cell(&row.owners)),
+    column("where", "WHERE", &["container", "netns_name", "unit"], Shown::Always, Side::Left, |row, _| {
+        place_cell(&row.owners, &row.netns_name)
+    }),
     column("since", "SINCE", &["opened_at", "opened_known"], Shown::Always, Side::Left, |row, view| {
         Cell::new(&view.opened(row.opened_at, row.opened_known))
     }),

@@ -53,6 +53,7 @@ const FIELDS: &[Field<Session>] = &[
     Field { name: "command_line", value: |row, _| of_owner(&row.owners, |owner| text(&owner.command_line)) },
     Field { name: "peer_pid", value: |row, _| of_other(row, |owner| owner.pid.into()) },
     Field { name: "peer_user", value: |row, _| of_other(row, |owner| user(owner).into()) },
+    Field { name: "netns_name", value: |row, _| text(&row.netns_name) },
 ];
 
 /// A fact of the process at the other end, or null.
@@ -124,7 +125,9 @@ const COLUMNS: &[Column<Session>] = &[
     column("user", "USER", &["user"], Shown::Wide, Side::Left, |row, _| {
         Cell::new(&row.owners.first().map_or_else(String::new, user))
     }),
-    column("where", "WHERE", &["container", "unit"], Shown::Wide, Side::Left, |row, _| place_cell(&row.owners)),
+    column("where", "WHERE", &["container", "netns_name", "unit"], Shown::Wide, Side::Left, |row, _| {
+        place_cell(&row.owners, &row.netns_name)
+    }),
     column("state", "STATE", &["state"], Shown::Always, Side::Left, state),
     column("opened", "OPENED", &["opened_at", "opened_known"], Shown::Always, Side::Left, |row, view| {
         Cell::new(&view.opened(row.opened_at, row.opened_known))

@@ -105,6 +105,7 @@ mod tests {
             peer_host: String::new(),
             state: SocketState::Established,
             netns: 1,
+            netns_name: String::new(),
             owner_known: OwnerKnown::Unknown,
             owners: Vec::new(),
             opened_at: minutes(minute),

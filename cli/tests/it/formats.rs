@@ -57,6 +57,7 @@ fn listener(host: &str, port: u16) -> Listener {
         address: IpAddr::from([0, 0, 0, 0]).into(),
         port,
         netns: 4_026_531_840,
+        netns_name: String::new(),
         owner_known: OwnerKnown::Exact,
         owners: vec![owner(812, "nginx"), owner(813, "nginx")],
         opened_at: ago(7_500),
@@ -105,6 +106,7 @@ fn session() -> Session {
         peer_host: "web1".to_owned(),
         state: SocketState::Established,
         netns: 4_026_531_840,
+        netns_name: String::new(),
         owner_known: OwnerKnown::Listener,
         owners: vec![owner(99, "postgres")],
         opened_at: ago(600),
@@ -394,7 +396,7 @@ fn headers_are_left_out_when_asked() {
 #[test]
 fn a_column_stands_for_its_fields_in_machine_formats() {
     let text = written(Format::Csv, &["local", "where", "pid"], Headers::Shown, &sessions()[..1]);
-    assert_eq!(text, "local_address,local_port,container,unit,pid\n10.0.0.2,5432,,postgres.service,99\n");
+    assert_eq!(text, "local_address,local_port,container,unit,netns_name,pid\n10.0.0.2,5432,,postgres.service,,99\n");
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod formats;
 mod help;
 mod identity;
 mod kills;
+mod namespaces;
 mod network;
 mod past;
 mod program;

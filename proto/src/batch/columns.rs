@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    BATCH_OWNERS_LIMIT, BATCH_PROCESS_TEXTS_LIMIT, BATCH_PROCESSES_LIMIT, BATCH_SOCKETS_LIMIT, BATCH_STRINGS_LIMIT,
-    BATCH_TEXT_LIMIT, Batch, BatchKind, Change, Op, Role, SOCKET_OWNERS_LIMIT, Socket,
+    BATCH_NAMESPACES_LIMIT, BATCH_OWNERS_LIMIT, BATCH_PROCESS_TEXTS_LIMIT, BATCH_PROCESSES_LIMIT, BATCH_SOCKETS_LIMIT,
+    BATCH_STRINGS_LIMIT, BATCH_TEXT_LIMIT, Batch, BatchKind, Change, NAMESPACE_NAME_LIMIT, NamespaceName, Op, Role,
+    SOCKET_OWNERS_LIMIT, Socket,
 };
 use crate::{
     InvalidMessage,
@@ -129,8 +130,26 @@ impl From<&Batch> for wire::Batch {
             processes: Some(tables.processes.without_empty_columns()),
             sockets: Some(columns),
             digest: batch.digest.as_ref().map(Into::into),
+            namespaces: batch.namespaces.iter().map(Into::into).collect(),
         }
     }
+}
+
+impl From<&NamespaceName> for wire::NamespaceName {
+    fn from(NamespaceName { netns, name }: &NamespaceName) -> wire::NamespaceName {
+        wire::NamespaceName { netns: *netns, name: name.clone() }
+    }
+}
+
+fn namespaces(named: Vec<wire::NamespaceName>) -> Result<Vec<NamespaceName>, InvalidMessage> {
+    let field = "Batch.namespaces";
+    if named.len() > BATCH_NAMESPACES_LIMIT {
+        return Err(InvalidMessage::new(field, format!("more than {BATCH_NAMESPACES_LIMIT}")));
+    }
+    let name = |wire::NamespaceName { netns, name }| {
+        Ok(NamespaceName { netns, name: bounded(field, name, NAMESPACE_NAME_LIMIT)? })
+    };
+    named.into_iter().map(name).collect()
 }
 
 fn push_row(columns: &mut wire::SocketColumns, tables: &mut Tables, change: &Change, base: Timestamp) {
@@ -214,6 +233,7 @@ impl TryFrom<wire::Batch> for Batch {
             observed_until: time::required("Batch.observed_until", batch.observed_until)?,
             changes,
             digest: batch.digest.map(Digest::try_from).transpose()?,
+            namespaces: namespaces(batch.namespaces)?,
         })
     }
 }

@@ -93,11 +93,12 @@ fn change() -> impl Strategy<Value = Change> {
 
 fn batch() -> impl Strategy<Value = Batch> {
     let header = (1..u64::MAX, 1..u64::MAX, select(BatchKind::ALL), any::<[u8; 16]>(), moment(), moment());
-    (header, vec(change(), 0..8), any::<bool>()).prop_map(|(header, changes, is_proved)| {
+    let namespaces = vec((any::<u64>(), "[a-zé:]{0,9}").prop_map(|(netns, name)| NamespaceName { netns, name }), 0..3);
+    (header, vec(change(), 0..8), any::<bool>(), namespaces).prop_map(|(header, changes, is_proved, namespaces)| {
         let (epoch, seq, kind, boot_id, observed_since, observed_until) = header;
         let boot_id = BootId::from_array(boot_id);
         let digest = is_proved.then(|| changes.iter().map(|change| &change.socket).collect());
-        Batch { epoch, seq, kind, boot_id, observed_since, observed_until, changes, digest }
+        Batch { epoch, seq, kind, boot_id, observed_since, observed_until, changes, digest, namespaces }
     })
 }
 
@@ -125,7 +126,8 @@ fn arbitrary_wire_batch() -> impl Strategy<Value = wire::Batch> {
                 boot_id: vec![1; 16],
                 observed_since: time,
                 observed_until: time,
-                strings,
+                strings: strings.clone(),
+                namespaces: vec![wire::NamespaceName { netns: seq, name: strings.concat() }; c[0].len()],
                 digest: digest.then(|| wire::Digest { items: epoch, sums: vec![seq; c[0].len() * 8] }),
                 processes: Some(wire::ProcessColumns {
                     pid: c[0].clone(),
@@ -201,6 +203,7 @@ fn empty(change: impl FnOnce(&mut wire::Batch)) -> Result<Batch, InvalidMessage>
         observed_until: Timestamp::from_micros(2),
         changes: Vec::new(),
         digest: None,
+        namespaces: Vec::new(),
     };
     let mut wire = wire::Batch::from(&batch);
     change(&mut wire);

@@ -99,7 +99,17 @@ mod tests {
         let at = Timestamp::from_micros(1_700_000_000_000_000);
         let boot_id = BootId::from_array([7; 16]);
         let kind = BatchKind::Changes;
-        Batch { epoch, seq, kind, boot_id, observed_since: at, observed_until: at, changes: Vec::new(), digest: None }
+        Batch {
+            epoch,
+            seq,
+            kind,
+            boot_id,
+            observed_since: at,
+            observed_until: at,
+            changes: Vec::new(),
+            digest: None,
+            namespaces: Vec::new(),
+        }
     }
 
     fn arrives(outgoing: Outgoing) -> AgentMessage {

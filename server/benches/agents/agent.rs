@@ -177,6 +177,7 @@ impl Agent {
             observed_until: now,
             changes,
             digest: None,
+            namespaces: Vec::new(),
         }
     }
 

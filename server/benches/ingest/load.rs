@@ -122,6 +122,7 @@ pub(crate) fn batch(seq: u64, changes: Vec<Change>) -> Batch {
         observed_until: walk,
         changes,
         digest: None,
+        namespaces: Vec::new(),
     }
 }
 

@@ -149,6 +149,7 @@ mod tests {
             observed_until: at(100),
             changes: Vec::new(),
             digest: None,
+            namespaces: Vec::new(),
         }
     }
 

@@ -167,6 +167,7 @@ impl Agent {
             observed_until: walk,
             changes,
             digest: None,
+            namespaces: Vec::new(),
         }
     }
 

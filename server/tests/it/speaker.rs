@@ -75,6 +75,7 @@ impl Speaker {
             observed_until: now,
             changes: vec![present(fleetsock_proto::batch::Socket { opened_at: now, ..socket })] as Vec<Change>,
             digest: None,
+            namespaces: Vec::new(),
         };
         self.outgoing.send(AgentMessage::Batch(batch)).await.is_ok()
     }
@@ -96,6 +97,7 @@ impl Speaker {
             observed_until: now,
             changes: cookies.map(socket).collect(),
             digest: None,
+            namespaces: Vec::new(),
         };
         self.outgoing.send(AgentMessage::Batch(batch)).await.unwrap();
         self.acknowledged().await.unwrap();

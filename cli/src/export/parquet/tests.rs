@@ -41,6 +41,7 @@ fn known(n: u64) -> Session {
         host_id: HostId::from_array([2; 16]),
         host: "db1".to_owned(),
         netns: 5,
+        netns_name: String::new(),
         owner_known: OwnerKnown::Exact,
         owner: Some(owner("postgres")),
     };
@@ -56,6 +57,7 @@ fn known(n: u64) -> Session {
         peer_host: "db1".to_owned(),
         state: SocketState::Established,
         netns: u64::MAX,
+        netns_name: String::new(),
         owner_known: OwnerKnown::Exact,
         owners: vec![owner("curl"), owner("worker")],
         opened_at: Timestamp::from_micros(NOW.as_micros() - 5_000_001 - i64::try_from(n).unwrap()),

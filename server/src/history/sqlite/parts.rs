@@ -25,12 +25,13 @@ pub(super) const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
 pub(super) const UNFINISHED: &str = "unfinished";
 
 /// The tables of `main.db` that grow with time: their keys, and what says how old a row is.
-const OLD: [(&str, &str, &str); 5] = [
+const OLD: [(&str, &str, &str); 6] = [
     ("listeners", "host_id, netns, cookie, opened_at_us", "closed_at_us"),
     ("owner_changes", "id", "at_us"),
     ("starts", "id", "at_us"),
     ("gaps", "id", "until_us"),
     ("host_addresses", "address, host_id", "last_seen_us"),
+    ("namespace_names", "host_id, netns, since_us", "until_us"),
 ];
 
 const HOT: i64 = 0;

@@ -11,7 +11,7 @@ use fleetsock_proto::{answer::AnswerMeta, owner::Owner};
 use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
-use self::outlet::Outlet;
+use self::{naming::NamespaceNames, outlet::Outlet};
 use super::{
     coding::{OwnerColumns, StoredOwner},
     database::Files,
@@ -22,6 +22,7 @@ use crate::history::{Bounds, HistoryError, Rows, matching::OwnerNames};
 pub(super) mod changes;
 pub(super) mod coverage;
 mod holders;
+mod naming;
 pub(super) mod outlet;
 mod pairs;
 pub(super) mod ports;
@@ -201,15 +202,17 @@ struct Program {
     command_line: String,
 }
 
-/// The programs of one answer, each looked up once.
+/// What the rows of one answer name by numbers: programs, each looked up once, and network namespaces.
 pub(super) struct Programs<'a> {
     main: &'a Connection,
     known: HashMap<i64, Program>,
+    namespaces: NamespaceNames<'a>,
 }
 
 impl<'a> Programs<'a> {
     pub(super) fn new(reader: &'a Reader) -> Programs<'a> {
-        Programs { main: &reader.main, known: HashMap::new() }
+        let (main, known) = (&reader.main, HashMap::new());
+        Programs { main, known, namespaces: NamespaceNames::new(main) }
     }
 
     fn get(&mut self, id: i64) -> Result<&Program, rusqlite::Error> {

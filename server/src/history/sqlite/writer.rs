@@ -16,6 +16,7 @@ use self::{
     cursors::{load_cursor, store_cursor},
     gaps::{Lost, store_range},
     indexing::Unindexed,
+    naming::Naming,
     programs::{ProgramIds, Programs},
     proving::{Checks, Finding, Proving},
     sessions::Sessions,
@@ -39,6 +40,7 @@ mod cursors;
 mod gaps;
 mod indexing;
 mod listeners;
+mod naming;
 mod noting;
 mod programs;
 mod proving;
@@ -58,6 +60,7 @@ pub(super) struct Writer {
     cursors: HashMap<i64, Cursor>,
     programs: Programs,
     addresses: Addresses,
+    naming: Naming,
     proving: Proving,
     unindexed: Unindexed,
     clock: fn() -> Timestamp,
@@ -103,6 +106,7 @@ impl Writer {
             cursors: HashMap::new(),
             programs: Programs::default(),
             addresses: Addresses::default(),
+            naming: Naming::default(),
             proving: Proving::default(),
             unindexed: Unindexed::default(),
             clock,
@@ -209,6 +213,7 @@ impl Writer {
                 // What was cached may name rows that were rolled back.
                 self.programs = Programs::default();
                 self.addresses = Addresses::default();
+                self.naming = Naming::default();
                 let why = if fatal { HistoryError::Closed } else { HistoryError::from(error) };
                 if matches!(why, HistoryError::Full) {
                     self.meters.found_full();
@@ -299,10 +304,12 @@ impl Writer {
         let Database { main, day, .. } = &mut self.database;
         self.programs.trim();
         let addresses = self.addresses.news(main, admitted)?;
+        let names = self.naming.news(main, admitted)?;
         let known: Option<Vec<ProgramIds>> = admitted.iter().map(|one| self.programs.ids(&one.batch)).collect();
         let ids = match known {
             Some(ids)
                 if addresses.is_empty()
+                    && names.is_empty()
                     && checks.iter().all(Option::is_none)
                     && !admitted.iter().any(listeners::concern) =>
             {
@@ -311,6 +318,7 @@ impl Writer {
             _ => {
                 let transaction = main.transaction()?;
                 addresses::store(&transaction, &addresses)?;
+                naming::store(&transaction, &names)?;
                 let mut ids = Vec::with_capacity(admitted.len());
                 for (one, check) in admitted.iter().zip(&mut checks) {
                     ids.push(self.programs.learn(&transaction, one.host, &one.batch)?);

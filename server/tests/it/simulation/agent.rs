@@ -12,9 +12,10 @@ use std::{
 use fleetsock_agent::{
     capture::{Coverage, SurveyReport, WalkReport, Walked},
     observer::{
+        names::Names,
         orders::{Orders, Told as Ordered},
         schedule::Schedule,
-        telling::{Teller, keep},
+        telling::{Naming, Teller, keep},
     },
     outbox::Outbox,
     packing::Window,
@@ -173,7 +174,9 @@ impl Observer {
         let window = Window { boot_id: machine.boot_id(), since, until: at };
         drop(machine);
         let given = self.outbox.with(|spool| spool.given());
-        let teller = Teller { outbox: &self.outbox, schedule: &mut self.schedule, ledger: None, table: &self.table };
+        let naming = Naming { names: &mut Names::default(), namespaces: None };
+        let (outbox, schedule, table) = (&self.outbox, &mut self.schedule, &self.table);
+        let teller = Teller { outbox, schedule, ledger: None, table, naming };
         keep(teller, window, comparison, instant, last.into());
         self.note(given, (since, at));
         self.outbox.observed(at);

@@ -120,6 +120,7 @@ pub(super) fn read(
         Some(at) => Some((at, coding::word(row, "closed_known", Known::from_number)?)),
         None => None,
     };
+    let netns = coding::unsigned(row, "netns")?;
     Ok(Listener {
         host_id: host.entry.host_id,
         host: host.entry.name.clone(),
@@ -128,7 +129,8 @@ pub(super) fn read(
         family: coding::word(row, "family", Family::from_number)?,
         address: coding::listen_address(row, "address")?,
         port: row.get("port")?,
-        netns: coding::unsigned(row, "netns")?,
+        netns,
+        netns_name: programs.namespaces.of(host, netns, closed.map(|(at, _)| at.as_micros()))?,
         owner_known: owners.how_known()?,
         owners: programs.owners(owners)?,
         opened_at: coding::time(row, "opened_at_us")?,

@@ -310,6 +310,7 @@ impl<'a> Search<'a> {
             let known = coding::meaning("closed_known", known, Known::from_number)?;
             Ok::<_, rusqlite::Error>((Timestamp::from_micros(at), known))
         };
+        let netns = one.netns.cast_unsigned();
         Ok(Session {
             host_id: host.entry.host_id,
             host: host.entry.name.clone(),
@@ -321,7 +322,8 @@ impl<'a> Search<'a> {
             peer: one.peer,
             peer_host: self.name_of(one.peer.ip()),
             state,
-            netns: one.netns.cast_unsigned(),
+            netns,
+            netns_name: self.programs.namespaces.of(host, netns, one.closed.map(|(at, _)| at))?,
             owner_known: one.owners.how_known()?,
             owners: self.programs.owners(&one.owners)?,
             opened_at: Timestamp::from_micros(one.opened_at_us),

@@ -217,6 +217,7 @@ fn shown(host: HostId, change: &Change) -> Session {
         peer_host: String::new(),
         state: socket.state,
         netns: socket.key.netns,
+        netns_name: String::new(),
         owner_known: socket.owner_known,
         owners: socket.owners.into_iter().map(|owner| Owner::clone(&owner)).collect(),
         opened_at: socket.opened_at,

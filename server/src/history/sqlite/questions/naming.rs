@@ -1,0 +1,49 @@
+//! What network namespaces were called.
+
+use std::collections::HashMap;
+
+use rusqlite::{Connection, params};
+
+use crate::history::sqlite::{coding, roster::Selected};
+
+/// Namespaces whose names are remembered, each with the times of its names.
+const REMEMBERED: usize = 4096;
+
+/// The names that a namespace had, the latest first, and since when.
+type Names = Vec<(i64, String)>;
+
+/// The names of one answer, each looked up once.
+pub(super) struct NamespaceNames<'a> {
+    main: &'a Connection,
+    known: HashMap<(i64, u64), Names>,
+}
+
+impl<'a> NamespaceNames<'a> {
+    pub(super) fn new(main: &'a Connection) -> NamespaceNames<'a> {
+        NamespaceNames { main, known: HashMap::new() }
+    }
+
+    /// What a namespace of a host was called in the end of something that was over by then, or is called now. Empty for the
+    /// host's own, and where that was not told.
+    pub(super) fn of(&mut self, host: &Selected, netns: u64, over: Option<i64>) -> Result<String, rusqlite::Error> {
+        if host.entry.facts.as_ref().is_none_or(|facts| facts.netns == netns) {
+            return Ok(String::new());
+        }
+        let key = (host.entry.id, netns);
+        if !self.known.contains_key(&key) {
+            if self.known.len() >= REMEMBERED {
+                self.known.clear();
+            }
+            let mut statement = self.main.prepare_cached(
+                "SELECT since_us, name FROM namespace_names WHERE host_id = ?1 AND netns = ?2 ORDER BY since_us DESC",
+            )?;
+            let names = statement
+                .query_map(params![host.entry.id, coding::signed(netns)], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<Result<_, _>>()?;
+            self.known.insert(key, names);
+        }
+        let by = over.unwrap_or(i64::MAX);
+        let name = self.known.get(&key).and_then(|names| names.iter().find(|(since, _)| *since <= by));
+        Ok(name.map(|(_, name)| name.clone()).unwrap_or_default())
+    }
+}
