@@ -130,6 +130,7 @@ mod tests {
             address: IpAddr::from([0, 0, 0, 0]).into(),
             port,
             netns,
+            netns_name: String::new(),
             owner_known: OwnerKnown::Exact,
             owners,
             opened_at: Timestamp::from_micros(0),

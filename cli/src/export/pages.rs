@@ -95,6 +95,7 @@ mod tests {
             peer_host: String::new(),
             state: SocketState::Established,
             netns,
+            netns_name: String::new(),
             owner_known: OwnerKnown::None,
             owners: Vec::new(),
             opened_at: Timestamp::from_micros(0),
