@@ -1,29 +1,36 @@
-//! How long an acknowledgement takes at a steady rate: while nothing is sealed, while the file of a day is, and beside an
-//! append of as many bytes to a file that is made durable as well.
+//! How long an acknowledgement takes at a steady rate, in windows that alternate: while the file of a day is sealed, and
+//! while nothing is. Each window has beside it an append of as many bytes to a file that is made durable as well.
+//!
+//! What the disk does for others is in some of the windows, so that of the windows of a kind the middle one counts.
 
 use std::{
     fs::File,
     io::Write,
-    path::Path,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
-use fleetsock_server::history::{
-    History,
-    sqlite::{Keeping, Options, Sealing, SqliteHistory},
-};
+use fleetsock_proto::host::HostId;
+use fleetsock_server::history::sqlite::{Keeping, Options, Sealing, SqliteHistory};
 
 use crate::{
     files,
-    fleet::{DAY_SESSIONS, HOSTS, Reports},
+    fleet::{HOSTS, Reports},
     load::enrol,
-    pace::{RATE, make_ready, steadily, store},
-    table::{Table, p50_p99},
+    pace::{Acknowledged, RATE, make_ready, steadily, store},
+    table::{Table, digits, median, p50_p99},
 };
 
-/// How long each is measured, where nothing ends it.
-const MEASURED: Duration = Duration::from_secs(20);
+/// How long a window is in which nothing is sealed.
+const IDLE: Duration = Duration::from_secs(10);
+/// How long is appended beside each window.
+const APPENDED: Duration = Duration::from_secs(3);
+/// How long it takes at the steady rate until a file is complete that is almost.
+const BEFORE: Duration = Duration::from_secs(1);
 /// Sessions that are made ready at once.
 const READY: u64 = 500_000;
 /// Bytes of a row, about.
@@ -31,41 +38,134 @@ const ROW_BYTES: usize = 76;
 /// Rows of a batch, on average.
 const BATCH_ROWS: usize = 55;
 
-/// Measures them with about so many sessions in the file of a day.
-pub(crate) async fn measure(place: &Path, sessions: u64, table: &mut Table) {
+/// p50 and p99 in milliseconds, of windows of one kind.
+#[derive(Default)]
+struct Windows {
+    acknowledged: Vec<(f64, f64)>,
+    appended: Vec<(f64, f64)>,
+}
+
+impl Windows {
+    fn add(&mut self, kind: &str, acknowledged: Vec<f64>, appended: (f64, f64)) {
+        let (count, most) = (acknowledged.len(), acknowledged.iter().copied().fold(0.0, f64::max));
+        let of = p50_p99(acknowledged);
+        let [p50, p99, most, raw, raw_late] = [of.0, of.1, most, appended.0, appended.1].map(digits);
+        eprintln!(
+            "{kind}: {count} acknowledged, p50 {p50}, p99 {p99}, at most {most} ms; appended {raw} and {raw_late}"
+        );
+        self.acknowledged.push(of);
+        self.appended.push(appended);
+    }
+
+    /// The middle of all windows, of p50 and of p99.
+    fn middle(windows: &[(f64, f64)]) -> (f64, f64) {
+        let middle = |of: fn(&(f64, f64)) -> f64| median(windows.iter().map(of).collect());
+        (middle(|window| window.0), middle(|window| window.1))
+    }
+}
+
+/// The history that is measured.
+struct Measured {
+    folder: PathBuf,
+    history: Arc<SqliteHistory>,
+    hosts: Vec<HostId>,
+    reports: Reports,
+    /// Sessions of a file, and of the one that is written to about so many.
+    day: u64,
+    stored: u64,
+}
+
+impl Measured {
+    async fn begin(folder: PathBuf, day: u64, pairs: usize) -> Measured {
+        let keeping = Keeping { part_rows: day as i64, ..Keeping::default() };
+        let sealing = Sealing { pause: Duration::from_millis(20), stays: Duration::ZERO };
+        let options = Options { keeping, sealing, ..Options::default() };
+        let history = Arc::new(SqliteHistory::open(&folder, options).unwrap());
+        let hosts = enrol(&history, HOSTS).await;
+        let reports = Reports::of(0..HOSTS, 2 * day * (pairs as u64 + 2));
+        Measured { folder, history, hosts, reports, day, stored: 0 }
+    }
+
+    /// Reports at the steady rate for as long as it is wanted.
+    async fn report(&mut self, wanted: impl Fn(Duration) -> bool) -> Vec<Acknowledged> {
+        let all = steadily(&self.history, &self.hosts, &mut self.reports, wanted).await;
+        self.stored += all.iter().map(|one| one.rows).sum::<u64>();
+        all
+    }
+
+    async fn while_idle(&mut self) -> Vec<f64> {
+        self.report(|since| since < IDLE).await.into_iter().map(|one| one.ms).collect()
+    }
+
+    /// Fills the file as fast as it goes until it is almost complete.
+    async fn fill(&mut self) {
+        let almost = self.day.saturating_sub((RATE * BEFORE.as_secs_f64()) as u64);
+        while self.stored < almost {
+            let some = (almost - self.stored).min(READY);
+            let ready = make_ready(&mut self.reports, &self.hosts, some);
+            self.stored += ready.iter().flatten().map(|(_, batch)| batch.changes.len() as u64).sum::<u64>();
+            store(&self.history, ready).await;
+        }
+    }
+
+    /// Completes the file at the steady rate, and goes on until its rows are gone; what was acknowledged while it was sealed,
+    /// and for how long.
+    async fn while_sealing(&mut self) -> (Vec<f64>, Duration) {
+        let (folder, is_over) = (self.folder.clone(), Arc::new(AtomicBool::new(false)));
+        let watch = {
+            let is_over = Arc::clone(&is_over);
+            std::thread::spawn(move || {
+                let wait = |until: &dyn Fn() -> bool| {
+                    while !until() {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                    Instant::now()
+                };
+                let begun = wait(&|| files(&folder, ".unfinished").1 > 0);
+                let ended = wait(&|| files(&folder, ".unfinished").1 == 0 && files(&folder, ".db").1 == 1);
+                is_over.store(true, Relaxed);
+                (begun, ended)
+            })
+        };
+        self.stored = 0;
+        let all = self.report(|_| !is_over.load(Relaxed)).await;
+        let (begun, ended) = watch.join().unwrap();
+        let within = all.into_iter().filter(|one| (begun..ended).contains(&one.due)).map(|one| one.ms);
+        (within.collect(), ended - begun)
+    }
+}
+
+/// Measures them with so many sessions in the file of a day, in so many windows of each kind.
+pub(crate) async fn measure(place: &Path, (day, pairs): (u64, usize), table: &mut Table) {
     let folder = place.join("acknowledged");
-    let steady = (RATE * 1.5 * MEASURED.as_secs_f64()) as u64;
-    // The file must not be complete before it is to be.
-    let day = sessions.clamp(2 * steady, DAY_SESSIONS);
-    let keeping = Keeping { part_rows: day as i64, ..Keeping::default() };
-    let sealing = Sealing { pause: Duration::from_millis(20), stays: Duration::ZERO };
-    let history = Arc::new(SqliteHistory::open(&folder, Options { keeping, sealing, ..Options::default() }).unwrap());
-    let hosts = enrol(&history, HOSTS).await;
-    let mut reports = Reports::of(0..HOSTS, 10 * day);
-    let mut left = day.saturating_sub(steady);
-    while left > 0 {
-        let some = left.min(READY);
-        store(&history, make_ready(&mut reports, &hosts, some)).await;
-        left -= some;
+    let mut measured = Measured::begin(folder.clone(), day, pairs).await;
+    let (mut idle, mut sealing) = (Windows::default(), Windows::default());
+    let append = || append(&place.join("appended"));
+    for _ in 0..pairs {
+        measured.fill().await;
+        let raw = append();
+        let (acknowledged, took) = measured.while_sealing().await;
+        sealing.add(&format!("sealing for {:.1} s", took.as_secs_f64()), acknowledged, raw);
+        let raw = append();
+        idle.add("nothing is sealed", measured.while_idle().await, raw);
     }
-    let (raw, raw_late) = append(&place.join("appended"));
-    let (idle, idle_late) = p50_p99(steadily(&history, &hosts, &mut reports, |since| since < MEASURED).await);
-    store(&history, make_ready(&mut reports, &hosts, steady)).await;
-    // That the file is complete is seen once a second, when there is something to do.
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-    history.probe().await.unwrap();
-    while files(&folder, ".unfinished").1 == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let is_sealing = |_| files(&folder, ".sealed").1 == 0;
-    let (sealing, sealing_late) = p50_p99(steadily(&history, &hosts, &mut reports, is_sealing).await);
-    history.close().await.unwrap();
+    measured.history.close().await.unwrap();
     std::fs::remove_dir_all(folder).unwrap();
-    let append = "append and fdatasync of as many bytes";
-    table.beside("acknowledged at 20,000 rows/s, p50", (idle, "ms"), (append, raw));
-    table.beside("acknowledged at 20,000 rows/s, p99", (idle_late, "ms"), (append, raw_late));
-    table.beside("the same while a day is sealed, p50", (sealing, "ms"), ("while nothing is", idle));
-    table.beside("the same while a day is sealed, p99", (sealing_late, "ms"), ("while nothing is", idle_late));
+    let ((raw, raw_late), (beside, beside_late)) =
+        (Windows::middle(&idle.appended), Windows::middle(&sealing.appended));
+    let ((p50, p99), (sealing, sealing_late)) =
+        (Windows::middle(&idle.acknowledged), Windows::middle(&sealing.acknowledged));
+    let appended = "append and fdatasync of as many bytes";
+    table.beside("acknowledged at 20,000 rows/s, p50", (p50, "ms"), (appended, raw));
+    table.beside("acknowledged at 20,000 rows/s, p99", (p99, "ms"), (appended, raw_late));
+    table.beside(&format!("the same while {day} sessions are sealed, p50"), (sealing, "ms"), ("while nothing is", p50));
+    table.beside(
+        &format!("the same while {day} sessions are sealed, p99"),
+        (sealing_late, "ms"),
+        ("while nothing is", p99),
+    );
+    table.beside("append and fdatasync before that, p50", (beside, "ms"), ("before the others", raw));
+    table.beside("append and fdatasync before that, p99", (beside_late, "ms"), ("before the others", raw_late));
 }
 
 /// Appends to a file at the same rate; p50 and p99 in milliseconds.
@@ -74,7 +174,7 @@ fn append(path: &Path) -> (f64, f64) {
     let bytes = vec![7; ROW_BYTES * BATCH_ROWS];
     let pause = Duration::from_secs_f64(BATCH_ROWS as f64 / RATE);
     let (begun, mut ms) = (Instant::now(), Vec::new());
-    while begun.elapsed() < MEASURED {
+    while begun.elapsed() < APPENDED {
         let at = Instant::now();
         file.write_all(&bytes).unwrap();
         file.sync_data().unwrap();

@@ -4,6 +4,8 @@
 //! cargo bench -p fleetsock-server --bench past                            # 20 million sessions, some minutes
 //! cargo bench -p fleetsock-server --bench past -- --sessions 100000000    # 20 days of five million
 //! cargo bench -p fleetsock-server --bench past -- --busy --acks --compare # also under load, and beside other ways
+//! cargo bench -p fleetsock-server --bench past -- --sessions 0 --acks     # acknowledgements alone, two minutes
+//! cargo bench -p fleetsock-server --bench past -- --sessions 0 --acks --day 5000000 # beside files of five million
 //! cargo bench -p fleetsock-server --bench past -- --sessions 100000000 --single-table # one table in place of our own way
 //! cargo build --release -p fleetctl                                       # also by whole commands:
 //! cargo bench -p fleetsock-server --bench past -- --fleetctl $PWD/target/release/fleetctl
@@ -82,6 +84,8 @@ use self::{
 const AT_ONCE: usize = 100;
 /// Sessions between two lines about the rate.
 const STEP: u64 = 10_000_000;
+/// Sessions of a day that is sealed while acknowledgements are measured: as few as take as long as the time between.
+const ACKNOWLEDGED_DAY: u64 = 1_000_000;
 
 /// The growth of a long history, and questions about it.
 #[derive(Debug, Clone, Parser)]
@@ -101,10 +105,16 @@ struct Arguments {
     /// Also measure how long acknowledgements take, while nothing is sealed and while a day is.
     #[arg(long)]
     acks: bool,
+    /// Sessions of each day that is sealed while acknowledgements are measured.
+    #[arg(long, default_value_t = ACKNOWLEDGED_DAY)]
+    day: u64,
+    /// Days that are sealed then.
+    #[arg(long, default_value_t = 5, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    windows: usize,
     /// Also load sessions by other ways: bare SQLite, and `sqlite3` and PostgreSQL where they are installed.
     #[arg(long)]
     compare: bool,
-    /// Sessions of a comparison, and of the day that is sealed while acknowledgements are measured.
+    /// Sessions of a comparison.
     #[arg(long, default_value_t = DAY_SESSIONS)]
     compared: u64,
     /// Load the sessions into one table with both indexes, as fast as it takes them, in place of a history; ends with Ctrl-C.
@@ -177,7 +187,7 @@ async fn run(arguments: Arguments) {
         grow_and_ask(place.path(), &arguments, &mut table).await;
     }
     if arguments.acks {
-        acks::measure(place.path(), arguments.compared, &mut table).await;
+        acks::measure(place.path(), (arguments.day, arguments.windows), &mut table).await;
     }
     if arguments.compare {
         compare::compare(place.path(), arguments.compared, &mut table).await;

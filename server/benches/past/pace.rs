@@ -47,25 +47,34 @@ pub(crate) async fn store(history: &Arc<SqliteHistory>, ready: Vec<Vec<(HostId, 
     begun.elapsed()
 }
 
-/// Reports at a steady rate for as long as it is wanted; milliseconds from when each batch was due to its acknowledgement.
+/// A batch that was acknowledged.
+pub(crate) struct Acknowledged {
+    /// When it was due, and milliseconds from then on until it was.
+    pub(crate) due: Instant,
+    pub(crate) ms: f64,
+    pub(crate) rows: u64,
+}
+
+/// Reports at a steady rate for as long as it is wanted.
 pub(crate) async fn steadily(
     history: &Arc<SqliteHistory>,
     hosts: &[HostId],
     reports: &mut Reports,
     wanted: impl Fn(Duration) -> bool,
-) -> Vec<f64> {
+) -> Vec<Acknowledged> {
     let mut tasks = JoinSet::new();
     let ways: Vec<_> = (0..AT_ONCE)
         .map(|_| {
             let (way, mut due) = mpsc::unbounded_channel::<(HostId, Batch, Instant)>();
             let history = Arc::clone(history);
             tasks.spawn(async move {
-                let mut ms = Vec::new();
-                while let Some((host, batch, at)) = due.recv().await {
+                let mut all = Vec::new();
+                while let Some((host, batch, due)) = due.recv().await {
+                    let rows = batch.changes.len() as u64;
                     assert_eq!(history.apply(host, batch).await.unwrap(), Applied::Committed);
-                    ms.push(at.elapsed().as_secs_f64() * 1000.0);
+                    all.push(Acknowledged { due, ms: due.elapsed().as_secs_f64() * 1000.0, rows });
                 }
-                ms
+                all
             });
             way
         })

@@ -50,3 +50,8 @@ pub(crate) fn p50_p99(mut figures: Vec<f64>) -> (f64, f64) {
     let at = |part: f64| figures[((figures.len() - 1) as f64 * part).round() as usize];
     (at(0.5), at(0.99))
 }
+
+/// The middle of some figures.
+pub(crate) fn median(figures: Vec<f64>) -> f64 {
+    p50_p99(figures).0
+}
