@@ -90,6 +90,11 @@ impl HistoryMeters {
         self.full.set(0);
     }
 
+    /// Rows that became durable so far.
+    pub fn rows(&self) -> u64 {
+        self.rows.get()
+    }
+
     /// A group was not stored.
     pub fn failed(&self) {
         self.failures.inc();

@@ -35,12 +35,14 @@ mod encoder;
 mod hashing;
 mod layout;
 mod numbers;
+mod pace;
 mod packed;
 mod pairs;
 mod recurring;
 mod rows;
 mod sealer;
 mod sorting;
+mod writeback;
 
 pub(super) use self::block::{Block, Column};
 pub(super) use self::column::{Damaged, Reading, Writing};
@@ -53,6 +55,7 @@ use self::{
     hashing::Folding,
     layout::{BLOCK_SESSIONS, CODEC},
     pairs::Pairs,
+    writeback::Writeback,
 };
 
 /// Bytes of a page: larger ones hold blocks better, and nothing is changed in them.
@@ -63,7 +66,7 @@ const CACHE_KIB: i64 = 2 * 1024;
 /// How a file is opened that is only read, and by one thread: SQLite needs no lock for each column then.
 pub(super) const ALONE: OpenFlags = OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
-/// Asked from time to time whether to go on.
+/// Asked after every few milliseconds of work whether to go on; who is asked may take his time, and the work rests.
 pub(super) type GoesOn = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Why a file is not sealed.
@@ -124,10 +127,11 @@ impl Summing {
     }
 }
 
-/// Writes the sealed form of a file of sessions, and reads it again. It is durable afterwards, under its own name.
+/// Writes the sealed form of a file of sessions, and reads it again; how many they are. It is durable afterwards, under its
+/// own name.
 ///
 /// `goes_on` is asked between blocks. What is left over of an earlier attempt is overwritten.
-pub(super) fn seal(rows: &Path, sealed: &Path, goes_on: &GoesOn) -> Result<(), SealError> {
+pub(super) fn seal(rows: &Path, sealed: &Path, goes_on: &GoesOn) -> Result<u64, SealError> {
     let unfinished = sealed.with_extension(UNFINISHED);
     match fs::remove_file(&unfinished) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
@@ -139,24 +143,32 @@ pub(super) fn seal(rows: &Path, sealed: &Path, goes_on: &GoesOn) -> Result<(), S
     {
         tracing::debug!(%error, file = %unfinished.display(), "what is left over stays until the next attempt");
     }
-    outcome?;
+    let sessions = outcome?;
     fs::rename(&unfinished, sealed)?;
     if let Some(folder) = sealed.parent() {
         File::open(folder)?.sync_all()?;
     }
-    Ok(())
+    Ok(sessions)
 }
 
-fn write_and_check(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<(), SealError> {
+fn write_and_check(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<u64, SealError> {
     // SQLite takes the empty file as it is, with its mode.
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(unfinished)?;
-    let written = write(rows, unfinished, goes_on)?;
+    let writeback = Writeback::of(file.try_clone()?);
+    let while_written: GoesOn = {
+        let goes_on = Arc::clone(goes_on);
+        Arc::new(move || {
+            writeback.go_on();
+            goes_on()
+        })
+    };
+    let written = write(rows, unfinished, &while_written)?;
     let read = read_again(unfinished, goes_on)?;
     if written != read {
         return Err(SealError::Different);
     }
     file.sync_all()?;
-    Ok(())
+    Ok(read.sessions.cast_unsigned())
 }
 
 fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError> {

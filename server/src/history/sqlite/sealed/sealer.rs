@@ -18,7 +18,7 @@ use std::{
 use fleetsock_proto::time::Timestamp;
 use tokio::sync::{mpsc::WeakSender, oneshot};
 
-use super::{GoesOn, SealError, seal};
+use super::{GoesOn, SealError, pace::Pace, seal};
 use crate::history::{
     HistoryError,
     sqlite::{
@@ -77,6 +77,7 @@ impl Sealer {
         let ended = Arc::new(AtomicBool::new(false));
         let (wake, woken) = mpsc::channel();
         let turns = Turns {
+            pace: Arc::new(Pace::new(files.clone(), options.meters.clone(), Arc::clone(&ended))),
             files,
             work,
             sealing: options.sealing,
@@ -95,7 +96,10 @@ impl Drop for Sealer {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
         self.wake.take();
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+        let Some(thread) = self.thread.take() else { return };
+        // It may be resting.
+        thread.thread().unpark();
+        if thread.join().is_err() {
             tracing::error!("the thread that seals files panicked");
         }
     }
@@ -103,6 +107,7 @@ impl Drop for Sealer {
 
 struct Turns {
     files: Files,
+    pace: Arc<Pace>,
     work: WeakSender<Work>,
     sealing: Sealing,
     keeping: Keeping,
@@ -138,6 +143,7 @@ impl Turns {
             tracing::debug!(%error, "files are sealed with the priority of everything else");
         }
         while woken.recv_timeout(self.sealing.pause) == Err(mpsc::RecvTimeoutError::Timeout) {
+            self.pace.look();
             self.remove_left();
             if self.rest.is_some_and(|until| Instant::now() < until) {
                 continue;
@@ -169,12 +175,11 @@ impl Turns {
     fn replace(&mut self, part: &Part, place: Place) -> Result<(), SealError> {
         let begun = Instant::now();
         let name = place.name(part.id);
-        let (files, ended, wanted) = (self.files.clone(), Arc::clone(&self.ended), part.clone());
-        let goes_on: GoesOn =
-            Arc::new(move || !ended.load(Ordering::Relaxed) && files.catalogue().complete.contains(&wanted));
+        let goes_on = self.goes_on(part);
         let path = self.files.folder().join(&name);
+        self.pace.begin();
         match place {
-            Place::Sealed => seal(&part.path, &path, &goes_on)?,
+            Place::Sealed => self.pace.end(seal(&part.path, &path, &goes_on)?),
             Place::Sums(_) => sum_up(part, &self.files.open_main()?, &path, &goes_on)?,
         }
         match self.exchange(part.id, place) {
@@ -193,6 +198,16 @@ impl Turns {
             Err(HistoryError::Closed) => Err(SealError::Unwanted),
             Err(error) => Err(SealError::Exchange(error)),
         }
+    }
+
+    /// Whether the work on a file goes on, after a rest.
+    fn goes_on(&self, part: &Part) -> GoesOn {
+        let (files, pace, ended) = (self.files.clone(), Arc::clone(&self.pace), Arc::clone(&self.ended));
+        let wanted = part.clone();
+        Arc::new(move || {
+            pace.rest();
+            !ended.load(Ordering::Relaxed) && files.catalogue().complete.contains(&wanted)
+        })
     }
 
     /// Has the writer name what takes the place of a file; whether that was still kept.
