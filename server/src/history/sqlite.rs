@@ -48,6 +48,7 @@ mod coding;
 mod copy;
 mod cubes;
 mod database;
+mod leaving;
 mod numbered;
 mod parts;
 mod peers;

@@ -4,8 +4,11 @@ use std::{
     collections::BTreeSet,
     fs,
     path::PathBuf,
-    sync::atomic::{AtomicI64, Ordering::Relaxed},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 
 use fleetsock_proto::{
@@ -15,11 +18,14 @@ use fleetsock_proto::{
     socket::Direction,
     time::Timestamp,
 };
-use fleetsock_server::history::sqlite::{Keeping, Options, Sealing, SqliteHistory};
+use fleetsock_server::history::{
+    CopyOrder, Heard, History,
+    sqlite::{Keeping, Options, Sealing, SqliteHistory, verify},
+};
 use rusqlite::Connection;
 
 use crate::{
-    engine::{Engine, Rules, World, reopen},
+    engine::{Engine, Rules, World, actor, reopen},
     scene::{Agent, Described, at, closed, listener, opened, session, session_line},
 };
 
@@ -34,10 +40,14 @@ fn clock() -> Timestamp {
     at(SECOND.fetch_add(2, Relaxed))
 }
 
-/// SQLite that keeps what is over for three days.
-struct Daily(tempfile::TempDir);
+/// How often it is looked whether something is to be sealed: not while a test lasts (`sealing.rs` is about that), and soon.
+const NEVER_MS: u64 = 3_600_000;
+const SOON_MS: u64 = 2;
 
-impl Daily {
+/// SQLite that keeps what is over for three days.
+struct Daily<const SEALED_AFTER_MS: u64 = NEVER_MS>(tempfile::TempDir);
+
+impl<const SEALED_AFTER_MS: u64> Daily<SEALED_AFTER_MS> {
     fn folder(&self) -> PathBuf {
         self.0.path().join("history")
     }
@@ -49,18 +59,17 @@ impl Daily {
     }
 }
 
-impl Engine for Daily {
+impl<const SEALED_AFTER_MS: u64> Engine for Daily<SEALED_AFTER_MS> {
     type Store = SqliteHistory;
 
-    fn prepare() -> Daily {
+    fn prepare() -> Self {
         Daily(tempfile::tempdir().unwrap())
     }
 
     async fn open(&self, rules: Rules) -> SqliteHistory {
         let kept = Duration::from_secs(3 * DAY.unsigned_abs());
         let keeping = Keeping { kept: Some(kept), ..Keeping::default() };
-        // Not sealed meanwhile: `sealing.rs` is about that.
-        let sealing = Sealing { pause: Duration::from_secs(3600), ..Sealing::default() };
+        let sealing = Sealing { pause: Duration::from_millis(SEALED_AFTER_MS), stays: Duration::ZERO };
         let options = Options { stale_after: rules.stale_after, keeping, sealing, clock, ..Options::default() };
         reopen(&self.folder(), &options)
     }
@@ -71,7 +80,7 @@ impl Engine for Daily {
 }
 
 /// Lets days go by, in each of which a host has a session and a listener that end, beside those that stay.
-async fn days_go_by(world: &World<Daily>, agent: &mut Agent, days: std::ops::Range<i64>) {
+async fn days_go_by<E: Engine>(world: &World<E>, agent: &mut Agent, days: std::ops::Range<i64>) {
     for day in days {
         SECOND.store(day * DAY, Relaxed);
         let cookie = 100 + day.unsigned_abs();
@@ -168,4 +177,61 @@ async fn a_history_that_lacks_a_file_of_an_earlier_day_is_refused_and_nothing_is
     let error = SqliteHistory::open(&world.engine.folder(), Options::default()).map(drop).unwrap_err();
     assert!(error.to_string().contains("day-1.db: it holds sessions that are kept, and it is missing"), "{error}");
     assert!(!lost.exists());
+}
+
+/// Waits until something holds.
+fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_has_all_of_what_loses_its_name_while_it_is_made_and_the_room_is_given_back_after_it() {
+    let _alone = ALONE.lock().await;
+    SECOND.store(0, Relaxed);
+    let mut world = World::<Daily<SOON_MS>>::new().await;
+    let mut agent = world.host("web1").await;
+    world.tell(&mut agent, SnapshotWhole, 1, Vec::new()).await;
+    days_go_by(&world, &mut agent, 0..3).await;
+    wait_until("what is complete is sealed", || world.engine.files().contains("day-2.sealed"));
+
+    let copy = tempfile::tempdir().unwrap();
+    let (begun, goes_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let hearer = {
+        let (begun, goes_on) = (Arc::clone(&begun), Arc::clone(&goes_on));
+        Arc::new(move |_| {
+            begun.store(true, Relaxed);
+            wait_until("the copy goes on", || goes_on.load(Relaxed));
+            Heard::BySomebody
+        })
+    };
+    let copied = {
+        let (store, folder) = (Arc::clone(world.store()), copy.path().to_owned());
+        let order = CopyOrder { folder, by: actor(1), detail: "backup".to_owned() };
+        tokio::spawn(async move { store.copy(order, hearer).await })
+    };
+    wait_until("the copy begins", || begun.load(Relaxed));
+    days_go_by(&world, &mut agent, 3..9).await;
+    world.hello(agent.host, "web1", at(8 * DAY + 1000), 0).await;
+    // Before another file is sealed it is looked of what the room can be given back.
+    wait_until("the day before is sealed", || world.engine.files().contains("day-8.sealed"));
+    let gone = |name: &str| !world.engine.files().contains(name);
+    assert!(["day-1.sealed", "day-2.sealed", "day-3.db"].into_iter().all(gone), "{:?}", world.engine.files());
+    let has_room = || {
+        let links =
+            fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        let mut names = links.map(|link| link.to_string_lossy().into_owned());
+        names.any(|name| name.starts_with(&*world.engine.folder().to_string_lossy()) && name.contains("day-1.sealed"))
+    };
+    assert!(has_room());
+    goes_on.store(true, Relaxed);
+    let copied: BTreeSet<String> = copied.await.unwrap().unwrap().into_iter().map(|file| file.name).collect();
+    let expected = ["main.db", "day-1.sealed", "day-2.sealed", "day-3.db"].map(str::to_owned);
+    assert_eq!(copied, expected.clone().into());
+    assert_eq!(verify(copy.path()).unwrap(), expected);
+    wait_until("the room is given back", || !has_room());
+    world.stop().await;
 }

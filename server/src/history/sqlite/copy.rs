@@ -21,6 +21,7 @@ use rusqlite::{
 use super::{
     SqliteHistory,
     database::{Files, OpenError, day_files, engine, main_file},
+    leaving::Asking,
     registry,
     schema::{Kind, check_schema},
     work::{Work, answer},
@@ -37,6 +38,13 @@ const CHECK_STEPS: i32 = 100_000;
 const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 /// What the audit log calls it.
 const ACTION: &str = "backup";
+
+/// All files as they were at one moment.
+struct Snapshots {
+    files: Vec<Snapshot>,
+    // As long as this is kept nothing is taken from those that lose their names.
+    _asking: Asking,
+}
 
 /// A file as it was at one moment.
 struct Snapshot {
@@ -84,7 +92,8 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Every file as it is now. Only the writer may call this, between two pieces of its work: then nothing changes meanwhile.
-fn hold_all(files: &Files) -> Result<Vec<Snapshot>, rusqlite::Error> {
+fn hold_all(files: &Files) -> Result<Snapshots, rusqlite::Error> {
+    let asking = files.ask();
     let catalogue = files.catalogue();
     let mut snapshots = vec![Snapshot::hold(files.main_path(), files.open_main()?)?];
     for part in &catalogue.complete {
@@ -98,12 +107,12 @@ fn hold_all(files: &Files) -> Result<Vec<Snapshot>, rusqlite::Error> {
         }
     }
     snapshots.push(Snapshot::hold(&catalogue.hot.path, files.open_hot(&catalogue.hot)?)?);
-    Ok(snapshots)
+    Ok(Snapshots { files: snapshots, _asking: asking })
 }
 
-fn copy_all(snapshots: &[Snapshot], folder: &Path, hearer: &Hearer) -> Result<Vec<CopiedFile>, HistoryError> {
+fn copy_all(snapshots: &Snapshots, folder: &Path, hearer: &Hearer) -> Result<Vec<CopiedFile>, HistoryError> {
     let mut wanted = RESERVE_BYTES;
-    for snapshot in snapshots {
+    for snapshot in &snapshots.files {
         wanted += snapshot.bytes()?;
     }
     let disk = rustix::fs::statvfs(folder).map_err(|error| failed(folder, &error.into()))?;
@@ -114,7 +123,7 @@ fn copy_all(snapshots: &[Snapshot], folder: &Path, hearer: &Hearer) -> Result<Ve
             folder.display()
         )));
     }
-    snapshots.iter().map(|snapshot| copy_one(snapshot, &folder.join(&snapshot.name), hearer)).collect()
+    snapshots.files.iter().map(|snapshot| copy_one(snapshot, &folder.join(&snapshot.name), hearer)).collect()
 }
 
 fn failed(path: &Path, error: &io::Error) -> HistoryError {

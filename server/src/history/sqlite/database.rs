@@ -15,6 +15,7 @@ use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{
+    leaving::{Asking, Leaving},
     parts::{self, Catalogue, Form, Hot, Keeping, Part, Shared, Summed},
     schema::{Kind, check_schema, migrate, refuse_newer},
 };
@@ -120,6 +121,7 @@ pub(super) struct Files {
     folder: PathBuf,
     main: PathBuf,
     catalogue: Shared,
+    leaving: Leaving,
 }
 
 impl Database {
@@ -167,7 +169,12 @@ impl Database {
             let failed = |error: io::Error| OpenError::Engine { path: sums.path.clone(), problem: error.to_string() };
             parts::remove_all(folder, sums.id).map_err(failed)?;
         }
-        let files = Files { folder: folder.to_owned(), main: main_path, catalogue: Shared::new(catalogue) };
+        let files = Files {
+            folder: folder.to_owned(),
+            main: main_path,
+            catalogue: Shared::new(catalogue),
+            leaving: Leaving::default(),
+        };
         let database = Database { main, day, turning: None, given_up_at: None, files, keeping, _lock: lock };
         parts::remove_dropped(&database.main, folder).map_err(|error| database.failed(error))?;
         Ok(database)
@@ -193,7 +200,8 @@ impl Database {
         if !gone.is_empty() || !sums_gone.is_empty() {
             tracing::info!(files = ?gone, sums = ?sums_gone, "what is older than what is kept is dropped");
         }
-        parts::remove_dropped(&self.main, &self.files.folder)
+        self.files.leaving.add(parts::remove_dropped(&self.main, &self.files.folder)?);
+        Ok(())
     }
 
     pub(super) fn files(&self) -> Files {
@@ -215,6 +223,16 @@ impl Files {
     /// The folder of all files.
     pub(super) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Somebody begins to ask: what he finds can be read for as long as this is kept.
+    pub(super) fn ask(&self) -> Asking {
+        self.leaving.ask()
+    }
+
+    /// Files that lost their names, whose room is to be given back.
+    pub(super) fn leaving(&self) -> &Leaving {
+        &self.leaving
     }
 
     /// A connection that cannot write.

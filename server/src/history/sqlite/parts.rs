@@ -7,7 +7,8 @@
 //! of a file whose sums it names, and what is unfinished.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -322,24 +323,28 @@ pub(super) fn drop_before(
     transaction.commit()
 }
 
-/// Removes files that are marked as dropped. Whoever still reads one goes on.
-pub(super) fn remove_dropped(main: &Connection, folder: &Path) -> Result<(), rusqlite::Error> {
+/// Removes files that are marked as dropped, and gives those that lost their names. Whoever still reads one goes on.
+pub(super) fn remove_dropped(main: &Connection, folder: &Path) -> Result<Vec<File>, rusqlite::Error> {
     let dropped: Vec<i64> = main
         .prepare("SELECT id FROM parts WHERE state = ?1")?
         .query_map([DROPPING], |row| row.get("id"))?
         .collect::<Result<_, _>>()?;
+    let mut nameless = Vec::new();
     for id in dropped {
-        match remove_files(folder, &[file_of(id), sealed_of(id), sums_of(id)]) {
-            Ok(()) => main.execute("DELETE FROM parts WHERE id = ?1", [id]).map(drop)?,
+        match take_names(folder, &[file_of(id), sealed_of(id), sums_of(id)]) {
+            Ok(files) => {
+                nameless.extend(files);
+                main.execute("DELETE FROM parts WHERE id = ?1", [id])?;
+            }
             Err(error) => tracing::warn!(%error, id, "a file of the history that is not kept cannot be removed"),
         }
     }
-    Ok(())
+    Ok(nameless)
 }
 
 /// Removes a file of sessions in both of its forms.
 pub(super) fn remove_all(folder: &Path, id: i64) -> io::Result<()> {
-    remove_files(folder, &[file_of(id), sealed_of(id)])
+    take_names(folder, &[file_of(id), sealed_of(id)]).map(drop)
 }
 
 /// Removes what was being made of files when the server was killed: of those that are kept it is made anew, and of the others
@@ -357,10 +362,20 @@ pub(super) fn remove_unfinished(folder: &Path) -> io::Result<()> {
 
 /// Removes a file that is left over, if there is one: nobody named it, so nothing in it counts.
 pub(super) fn remove(folder: &Path, file: &str) -> io::Result<()> {
-    remove_files(folder, &[file.to_owned()])
+    take_names(folder, &[file.to_owned()]).map(drop)
 }
 
-fn remove_files(folder: &Path, files: &[String]) -> io::Result<()> {
+/// Removes the names of files, with what SQLite keeps beside them, and gives the files: each has its room for as long as it
+/// is kept.
+pub(super) fn take_names(folder: &Path, files: &[String]) -> io::Result<Vec<File>> {
+    let mut nameless = Vec::new();
+    for name in files {
+        match File::options().write(true).open(folder.join(name)) {
+            Ok(file) => nameless.push(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::debug!(%error, name, "the room of a file is given back at once"),
+        }
+    }
     let suffixes = || [""].into_iter().chain(COMPANIONS);
     for name in files.iter().flat_map(|file| suffixes().map(move |suffix| format!("{file}{suffix}"))) {
         match fs::remove_file(folder.join(name)) {
@@ -369,7 +384,8 @@ fn remove_files(folder: &Path, files: &[String]) -> io::Result<()> {
         }
     }
     // The removal itself must last.
-    fs::File::open(folder)?.sync_all()
+    File::open(folder)?.sync_all()?;
+    Ok(nameless)
 }
 
 #[cfg(test)]

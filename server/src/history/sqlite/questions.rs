@@ -106,6 +106,7 @@ impl Readers {
         let (files, idle) = (self.files.clone(), Arc::clone(&self.idle));
         let answered = tokio::task::spawn_blocking(move || {
             let _place = place;
+            let _asking = files.ask();
             let found = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut reader = match found {
                 Some(reader) => reader.renewed()?,

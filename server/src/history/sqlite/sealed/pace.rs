@@ -124,6 +124,13 @@ impl Pace {
         self.with(|state| state.since = Instant::now());
     }
 
+    /// Waits between two steps of what is work for the disk alone, unless there is a hurry.
+    pub(super) fn pause(&self, pause: Duration) {
+        if self.with(|state| self.part(state)) < 1.0 {
+            self.sleep(pause);
+        }
+    }
+
     /// A file with so many sessions is sealed: the next one will take as much work for each.
     pub(super) fn end(&self, sessions: u64) {
         self.with(|state| {

@@ -24,6 +24,7 @@ use crate::history::{
     sqlite::{
         Options,
         database::Files,
+        leaving::give_back,
         parts::{self, Form, Keeping, Part},
         sums::sum_up,
         work::{Work, answer},
@@ -34,6 +35,8 @@ use crate::history::{
 const RETRY: Duration = Duration::from_secs(60);
 /// Niceness of the thread: whoever waits for an answer goes first.
 const NICE: i32 = 10;
+/// Between two steps in which the room of a file is given back.
+const GIVEN_BACK_EVERY: Duration = Duration::from_millis(100);
 
 /// How files are sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +148,7 @@ impl Turns {
         while woken.recv_timeout(self.sealing.pause) == Err(mpsc::RecvTimeoutError::Timeout) {
             self.pace.look();
             self.remove_left();
+            self.give_back();
             if self.rest.is_some_and(|until| Instant::now() < until) {
                 continue;
             }
@@ -228,23 +232,39 @@ impl Turns {
 
     /// Removes the files that no question can be reading any more.
     fn remove_left(&mut self) {
-        let (folder, stays) = (self.files.folder(), self.sealing.stays);
+        let (folder, stays, leaving) = (self.files.folder(), self.sealing.stays, self.files.leaving());
         self.leaving.retain(|(id, place, since)| {
             if since.elapsed() < stays {
                 return true;
             }
-            let removed = match place {
-                Place::Sealed => parts::remove(folder, &parts::file_of(*id)),
-                Place::Sums(_) => parts::remove_all(folder, *id),
+            let names = match place {
+                Place::Sealed => vec![parts::file_of(*id)],
+                Place::Sums(_) => vec![parts::file_of(*id), parts::sealed_of(*id)],
             };
-            match removed {
-                Ok(()) => false,
+            match parts::take_names(folder, &names) {
+                Ok(files) => {
+                    leaving.add(files);
+                    false
+                }
                 Err(error) => {
                     tracing::warn!(%error, id, "a file whose place is taken cannot be removed; it is tried again");
                     true
                 }
             }
         });
+    }
+
+    /// Gives back the room of files that have no name any more.
+    fn give_back(&self) {
+        let goes_on = || {
+            self.pace.pause(GIVEN_BACK_EVERY);
+            !self.ended.load(Ordering::Relaxed)
+        };
+        while let Some(file) = self.files.leaving().take() {
+            if let Err(error) = give_back(&file, goes_on) {
+                tracing::warn!(%error, "the room of a file that is not kept is given back at once");
+            }
+        }
     }
 }
 
