@@ -31,9 +31,16 @@ struct Fleet<'a> {
 }
 
 /// Asks with this `fleetctl` of a history, which is moved to a server.
-pub(crate) fn measure(place: &Path, history: &Path, fleetctl: &Path, (days, asked): (i64, usize), table: &mut Table) {
+pub(crate) fn measure(
+    place: &Path,
+    history: &Path,
+    fleetctl: &Path,
+    (days, asked, only): (i64, usize, &str),
+    table: &mut Table,
+) {
     let fleet = Fleet::begin(place, history, fleetctl);
-    for (what, command) in commands(days) {
+    for (what, command) in commands(days).into_iter().filter(|(what, _)| what.contains(only)) {
+        eprintln!("asking by a command: {what}");
         let (mut ms, mut lines) = (Vec::new(), Vec::new());
         // The first time, which meets a cold cache, is left out.
         for turn in 0..=asked {

@@ -246,7 +246,7 @@ async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
             // A question about the future is refused, and the sessions of this history go on into it.
             let past = (Timestamp::now().as_micros() - BEGIN_US) / DAY_US - 1;
             let days = i64::try_from(arguments.sessions / DAY_SESSIONS).unwrap().clamp(1, past.max(1));
-            commands::measure(place, &folder, fleetctl, (days, arguments.asked), table);
+            commands::measure(place, &folder, fleetctl, (days, arguments.asked, &arguments.only), table);
         }
         None => fs::remove_dir_all(folder).unwrap(),
     }
