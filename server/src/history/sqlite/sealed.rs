@@ -44,7 +44,7 @@ mod sealer;
 mod sorting;
 mod writeback;
 
-pub(super) use self::block::{Block, Column};
+pub(super) use self::block::{Block, Column, Values};
 pub(super) use self::column::{Damaged, Reading, Writing};
 pub(super) use self::recurring::Recurring;
 pub(super) use self::rows::each_row;

@@ -16,7 +16,7 @@ use self::opened::Opened;
 use super::{
     column::Damaged,
     layout::{self, CODEC, Layout, earlier::Earlier},
-    numbers::Nature,
+    numbers::{Nature, Numbers},
     packed::MISSING,
     recurring::Recurring,
 };
@@ -130,6 +130,23 @@ impl Form {
     }
 }
 
+/// The numbers of a column: all of them, or each where it is.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::history::sqlite) enum Values<'b> {
+    Read(&'b [i64]),
+    InPlace(Numbers<'b>),
+}
+
+impl Values<'_> {
+    /// That of a session.
+    pub(in crate::history::sqlite) fn of(&self, at: usize) -> Result<i64, Damaged> {
+        match self {
+            Values::Read(all) => all.get(at).copied().ok_or(MISSING),
+            Values::InPlace(numbers) => numbers.get(at),
+        }
+    }
+}
+
 impl Block {
     /// The block of a host, whose bytes these are.
     pub(in crate::history::sqlite) fn read(host_id: i64, codec: i64, bytes: Vec<u8>) -> Result<Block, Damaged> {
@@ -168,16 +185,13 @@ impl Block {
         once(&self.numbers[column as usize], read).map(Vec::as_slice)
     }
 
-    /// The number of a session in a column, of which no more than that is read.
-    pub(in crate::history::sqlite) fn number(&self, column: Column, at: usize) -> Result<i64, Damaged> {
-        match (self.numbers[column as usize].get(), self.form.made_of(column), &self.form) {
-            (Some(all), ..) => all.get(at).copied().ok_or(MISSING),
-            (None, Some((of_in, of_out)), _) => {
-                let direction = self.number(Column::Direction, at)?;
-                self.number(by_direction(direction, of_in, of_out), at)
+    /// The numbers of a column for whoever looks at so many of them.
+    pub(in crate::history::sqlite) fn values(&self, column: Column, count: usize) -> Result<Values<'_>, Damaged> {
+        match &self.form {
+            Form::InPlace(layout) if count <= self.len() / MOST && self.form.made_of(column).is_none() => {
+                layout.numbers(column).map(Values::InPlace)
             }
-            (None, None, Form::InPlace(layout)) => layout.numbers(column)?.get(at),
-            (None, None, Form::Earlier(_)) => self.numbers(column)?.get(at).copied().ok_or(MISSING),
+            _ => self.numbers(column).map(Values::Read),
         }
     }
 

@@ -30,7 +30,7 @@ pub(super) enum Nature {
 
 /// A column that is read in place.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Numbers<'a> {
+pub(in crate::history::sqlite) enum Numbers<'a> {
     Plain(Packed<'a>),
     /// Every so many numbers one, and of each how far it is beside the straight line between two of these.
     Rising {

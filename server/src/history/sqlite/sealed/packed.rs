@@ -34,7 +34,7 @@ pub(super) const MISSING: Damaged = Damaged("there is no such session");
 
 /// Numbers that are read in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Packed<'a> {
+pub(in crate::history::sqlite) struct Packed<'a> {
     count: usize,
     least: i64,
     /// Bits of a number of each class.

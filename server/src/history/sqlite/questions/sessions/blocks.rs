@@ -15,7 +15,7 @@ use crate::history::{
     sqlite::{
         coding,
         parts::Form,
-        sealed::{self, Block, Column},
+        sealed::{self, Block, Column, Values},
         stored::StoredSession,
     },
 };
@@ -150,8 +150,9 @@ impl Search<'_> {
     }
 
     fn keep_by_traits(&self, block: &Block, places: &mut Vec<usize>) -> Result<(), HistoryError> {
-        let services = Services::of(block)?;
-        let (families, states) = (block.numbers(Column::Family)?, block.numbers(Column::State)?);
+        let services = Services::of(block, places.len())?;
+        let [families, states] =
+            [block.values(Column::Family, places.len())?, block.values(Column::State, places.len())?];
         let mut kept = Vec::with_capacity(places.len());
         for at in places.drain(..) {
             let (protocol, direction, port) = services.of_session(at)?;
@@ -159,8 +160,8 @@ impl Search<'_> {
                 protocol,
                 direction,
                 port,
-                family: word("family", families[at], Family::from_number)?,
-                state: word("state", states[at], SocketState::from_number)?,
+                family: word("family", families.of(at)?, Family::from_number)?,
+                state: word("state", states.of(at)?, SocketState::from_number)?,
             };
             if self.meaning.has_traits(traits) {
                 kept.push(at);
@@ -173,31 +174,27 @@ impl Search<'_> {
 
 /// The columns that tell the service of a session.
 pub(super) struct Services<'b> {
-    protocols: &'b [i64],
-    directions: &'b [i64],
-    local: &'b [i64],
-    peer: &'b [i64],
+    protocols: Values<'b>,
+    directions: Values<'b>,
+    ports: Values<'b>,
 }
 
 impl<'b> Services<'b> {
-    pub(super) fn of(block: &'b Block) -> Result<Services<'b>, HistoryError> {
+    /// Those of a block, for so many of its sessions.
+    pub(super) fn of(block: &'b Block, sessions: usize) -> Result<Services<'b>, HistoryError> {
         Ok(Services {
-            protocols: block.numbers(Column::Protocol)?,
-            directions: block.numbers(Column::Direction)?,
-            local: block.numbers(Column::LocalPort)?,
-            peer: block.numbers(Column::PeerPort)?,
+            protocols: block.values(Column::Protocol, sessions)?,
+            directions: block.values(Column::Direction, sessions)?,
+            ports: block.values(Column::ServicePort, sessions)?,
         })
     }
 
     /// Protocol, direction and the service's port.
     pub(super) fn of_session(&self, at: usize) -> Result<(Protocol, Direction, u16), HistoryError> {
-        let direction = word("direction", self.directions[at], Direction::from_number)?;
-        let port = match direction {
-            Direction::In => self.local[at],
-            Direction::Out => self.peer[at],
-        };
+        let port = self.ports.of(at)?;
         let port = u16::try_from(port).map_err(|_| coding::wrong("port", format!("{port} is too large")))?;
-        Ok((word("protocol", self.protocols[at], Protocol::from_number)?, direction, port))
+        let direction = word("direction", self.directions.of(at)?, Direction::from_number)?;
+        Ok((word("protocol", self.protocols.of(at)?, Protocol::from_number)?, direction, port))
     }
 }
 

@@ -100,7 +100,7 @@ impl Search<'_> {
         if meant.is_empty() {
             return Ok(());
         }
-        let columns = Columns::of(block, into)?;
+        let columns = Columns::of(block, meant.len(), into)?;
         let (sent, received) = (block.numbers(Column::BytesSent)?, block.numbers(Column::BytesReceived)?);
         let mut groups = Groups::default();
         for at in meant {
@@ -147,11 +147,15 @@ struct Columns<'b> {
 type Key = [u64; 4];
 
 impl<'b> Columns<'b> {
-    fn of(block: &'b Block, sums: &Sums) -> Result<Columns<'b>, HistoryError> {
+    fn of(block: &'b Block, sessions: usize, sums: &Sums) -> Result<Columns<'b>, HistoryError> {
         let is = |dimension| sums.are_by(dimension);
         Ok(Columns {
             by_port: is(Dimension::Service),
-            services: if is(Dimension::Class) || is(Dimension::Service) { Some(Services::of(block)?) } else { None },
+            services: if is(Dimension::Class) || is(Dimension::Service) {
+                Some(Services::of(block, sessions)?)
+            } else {
+                None
+            },
             times: if is(Dimension::Hour) {
                 Some((block.numbers(Column::ClosedAt)?, block.numbers(Column::Lasted)?))
             } else {

@@ -117,14 +117,17 @@ proptest! {
     fn columns_and_their_numbers_are_the_same_in_each_form(sessions in in_order()) {
         let [now, before, first] = blocks(&sessions);
         for column in ALL {
-            let one_by_one: Vec<_> = (0..now.len()).map(|at| now.number(column, at).unwrap()).collect();
             for block in [&now, &before, &first] {
-                prop_assert_eq!(block.numbers(column), Ok(one_by_one.as_slice()));
-                prop_assert_eq!(block.number(column, sessions.len()), Err(MISSING));
+                for count in [0, sessions.len()] {
+                    let values = block.values(column, count).unwrap();
+                    let one_by_one: Vec<_> = (0..sessions.len()).map(|at| values.of(at).unwrap()).collect();
+                    prop_assert_eq!(first.numbers(column), Ok(one_by_one.as_slice()));
+                    prop_assert_eq!(values.of(sessions.len()), Err(MISSING));
+                }
             }
         }
         for (at, one) in sessions.iter().enumerate() {
-            prop_assert_eq!(now.number(Column::LocalPort, at), Ok(one.local.port().into()));
+            prop_assert_eq!(now.numbers(Column::LocalPort).unwrap()[at], one.local.port().into());
             prop_assert_eq!(now.peers().unwrap().of(at), Ok(&one.peer.ip()));
             prop_assert_eq!(now.owners().unwrap().of(at), Ok(&one.owners));
         }
@@ -171,7 +174,7 @@ proptest! {
             drop(decode(codec, &block));
             if let Ok(block) = Block::read(7, codec, block) {
                 drop(block.within([0, i64::MAX, i64::MAX]));
-                drop(block.number(Column::PeerPort, 0).map(|port| vec![port]));
+                drop(block.values(Column::ServicePort, 0).map(|ports| vec![ports.of(0)]));
                 drop((0..9).map(|at| block.sessions(&[at])).collect::<Vec<_>>());
             }
         }

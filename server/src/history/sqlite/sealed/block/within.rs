@@ -24,9 +24,11 @@ impl Block {
             }
             return Ok(());
         }
+        let [closed, lasted] =
+            [self.values(Column::ClosedAt, places.len())?, self.values(Column::Lasted, places.len())?];
         let mut kept = Vec::with_capacity(places.len());
         for at in places.drain(..) {
-            if is_within(window, self.number(Column::ClosedAt, at)?, self.number(Column::Lasted, at)?) {
+            if is_within(window, closed.of(at)?, lasted.of(at)?) {
                 kept.push(at);
             }
         }
