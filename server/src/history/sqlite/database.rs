@@ -11,19 +11,21 @@ use fleetsock_proto::{
     private::{self, PrivateFileError},
     time::Timestamp,
 };
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 use rustix::fs::{FlockOperation, flock};
 
 use super::{
     leaving::{Asking, Leaving},
     parts::{self, Catalogue, Form, Hot, Keeping, Part, Shared, Summed},
     schema::{Kind, check_schema, migrate, refuse_newer},
+    sealed,
 };
 use crate::history::HistoryError;
 
 mod turning;
+mod unchanging;
 
-use self::turning::Turning;
+use self::{turning::Turning, unchanging::open_unchanging};
 
 const MAIN_FILE: &str = "main.db";
 const LOCK_FILE: &str = "lock";
@@ -275,7 +277,7 @@ impl Files {
 
     /// A connection to a file of sums; none when it was dropped meanwhile.
     pub(super) fn open_sums(&self, sums: &Summed) -> Result<Option<Connection>, rusqlite::Error> {
-        match open_for_reading(&sums.path) {
+        match open_unchanging(&sums.path) {
             Ok(connection) => Ok(Some(connection)),
             Err(_) if !self.catalogue().sums.contains(sums) => Ok(None),
             Err(error) => Err(error),
@@ -294,7 +296,11 @@ impl Files {
 
     /// A connection to a file that is complete; none when it was dropped meanwhile.
     pub(super) fn open_part(&self, part: &Part) -> Result<Option<Connection>, rusqlite::Error> {
-        match open_for_reading(&part.path) {
+        let opened = match part.form {
+            Form::Sealed => open_unchanging(&part.path),
+            Form::Rows => open_for_reading(&part.path),
+        };
+        match opened {
             Ok(connection) => {
                 connection.pragma_update(None, "cache_size", -PART_CACHE_KIB)?;
                 Ok(Some(connection))
@@ -404,8 +410,10 @@ fn open_for_writing(path: &Path, runner: refinery::Runner) -> Result<Connection,
 }
 
 pub(super) fn open_for_reading(path: &Path) -> Result<Connection, rusqlite::Error> {
-    let connection =
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    settled_for_reading(Connection::open_with_flags(path, sealed::ALONE)?)
+}
+
+fn settled_for_reading(connection: Connection) -> Result<Connection, rusqlite::Error> {
     connection.pragma_update(None, "query_only", true)?;
     connection.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);

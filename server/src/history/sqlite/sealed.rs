@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
 };
 
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, params};
 
 use super::{
     coding,
@@ -284,15 +284,22 @@ fn summed(sealed: &Connection) -> Result<[Option<u64>; 2], SealError> {
 
 /// A block of a sealed file.
 pub(super) fn read_block(sealed: &Connection, id: i64) -> Result<Block, HistoryError> {
-    let mut statement = sealed.prepare_cached(
-        "SELECT blocks.host_id, blocks.codec, contents.columns FROM blocks
-         JOIN contents ON contents.block_id = blocks.id WHERE blocks.id = ?1",
-    )?;
-    let mut rows = statement.query([id])?;
-    let Some(row) = rows.next()? else {
-        return Err(coding::wrong("columns", format!("block {id} is missing")).into());
-    };
-    Ok(Block::read(row.get(0)?, row.get(1)?, row.get(2)?)?)
+    let known = sealed
+        .prepare_cached("SELECT host_id, codec FROM blocks WHERE id = ?1")?
+        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let missing = || coding::wrong("columns", format!("block {id} is missing"));
+    let (host_id, codec) = known.ok_or_else(missing)?;
+    // As a column of a row its bytes would be copied twice.
+    let contents = sealed.blob_open(MAIN_DB, "contents", "columns", id, true);
+    let contents = contents.map_err(|error| match error.sqlite_error_code() {
+        // There is no such row.
+        Some(ErrorCode::Unknown) => missing(),
+        _ => error,
+    })?;
+    let mut bytes = vec![0; contents.len()];
+    contents.read_at_exact(&mut bytes, 0)?;
+    Ok(Block::read(host_id, codec, bytes)?)
 }
 
 impl From<Damaged> for HistoryError {
