@@ -1,12 +1,13 @@
 // Makes short TCP connections between processes of its own, as fast as it is told to, and says whose they were.
 //
-// usage: connections MODE COUNT RATE
+// usage: connections MODE COUNT RATE BARE
 //
 // Prints one JSON object: the port, the processes that connected and those that served, and the rate that was reached.
-// In C, because a program must be small for thousands of fork(2) and execve(2) in a second.
+// What is forked for each connection and what is executed is BARE, a program that is small enough for that: bare.c.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <err.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,13 +24,18 @@
 #define HELD 65536
 // Connections that a program makes in exec.
 #define EACH 5
+// Seconds after which nobody connects any more.
+#define PATIENCE 30
 
 static const char *mode;
 static struct sockaddr_storage server;
 static socklen_t server_length;
-static char *own, port_text[8];
+static char *bare, port_text[8];
 
 static int is(const char *name) { return strcmp(mode, name) == 0; }
+
+// Connections that are made by each program that is executed for them; 0 where none is.
+static int each_program(void) { return is("exec-one") ? 1 : is("exec") ? EACH : 0; }
 
 static int check(int result, const char *what) {
     if (result < 0) err(1, "%s", what);
@@ -80,6 +86,8 @@ static int listener(void) {
     }
     check(bind(socket_, (void *)&address, server_length), "bind");
     check(listen(socket_, 4096), "listen");
+    struct timeval patience = {PATIENCE, 0};
+    check(setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience), "SO_RCVTIMEO");
     check(getsockname(socket_, (void *)&address, &server_length), "getsockname");
     int port = ntohs(((struct sockaddr_in *)&address)->sin_port);
     snprintf(port_text, sizeof port_text, "%d", port);
@@ -121,27 +129,23 @@ static void serve_all(int listener_, int count) {
     }
 }
 
-static void serve_count(int listener_, int count, pid_t *children) {
+// Becomes a program that forks for each connection, and writes down the processes.
+static void become_forking(int listener_, int count, int processes) {
+    char count_text[12];
+    snprintf(count_text, sizeof count_text, "%d", count);
+    check(dup2(listener_, STDIN_FILENO), "dup2");
+    check(dup2(processes, STDOUT_FILENO), "dup2");
+    signal(SIGCHLD, SIG_IGN);
+    execl(bare, bare, "serve", count_text, NULL);
+    err(1, "%s", bare);
+}
+
+static void serve_count(int listener_, int count) {
     if (is("hold")) {
         serve_all(listener_, count);
         return;
     }
-    for (int number = 0; number < count; number++) {
-        int connection = check(accept(listener_, NULL, NULL), "accept");
-        if (!is("fork")) {
-            serve(connection);
-            continue;
-        }
-        pid_t child = check(fork(), "fork");
-        if (child == 0) {
-            serve(connection);
-            _exit(0);
-        }
-        children[number] = child;
-        close(connection);
-    }
-    // They are reaped as they end (SIGCHLD is ignored): this waits for the last.
-    while (wait(NULL) > 0) continue;
+    while (count-- > 0) serve(check(accept(listener_, NULL, NULL), "accept"));
 }
 
 static int connected(void) {
@@ -165,7 +169,7 @@ static pid_t execute(int connections) {
     snprintf(count_text, sizeof count_text, "%d", connections);
     pid_t child = check(vfork(), "vfork");
     if (child == 0) {
-        execl(own, own, "connect", port_text, count_text, NULL);
+        execl(bare, bare, "connect", port_text, count_text, NULL);
         _exit(127);
     }
     return child;
@@ -180,17 +184,15 @@ static int let_go(int first, int after, const int *held, const double *since, do
 static void connect_count(int count, double rate, pid_t *clients) {
     static int held[HELD];
     static double since[HELD];
-    int first = 0;
+    int first = 0, each = each_program();
     double begun = now();
     for (int number = 0; number < count; number++) {
         if (is("hold")) {
             held[number % HELD] = connected();
             since[number % HELD] = now();
             first = let_go(first, number + 1, held, since, now());
-        } else if (is("exec-one")) {
-            clients[number] = execute(1);
-        } else if (is("exec")) {
-            int each = count - number < EACH ? count - number : EACH;
+        } else if (each > 0) {
+            if (each > count - number) each = count - number;
             clients[number] = execute(each);
             number += each - 1;
         } else {
@@ -202,48 +204,82 @@ static void connect_count(int count, double rate, pid_t *clients) {
             if (is("hold")) first = let_go(first, number + 1, held, since, now());
         }
     }
-    while (first < count) first = let_go(first, count, held, since, now());
-    while (wait(NULL) > 0) continue;
+    while (is("hold") && first < count) first = let_go(first, count, held, since, now());
 }
 
-static void print_pids(const char *name, const pid_t *pids, int count, pid_t also) {
+static void wait_for_one(void) {
+    int status;
+    check(wait(&status), "wait");
+    if (status != 0) errx(1, "a process failed");
+}
+
+// On each processor a process executes its part. What it executes stays there: to be moved would take as long as to begin.
+static void connect_on_each_processor(int count, double rate, pid_t *clients) {
+    cpu_set_t all, own;
+    check(sched_getaffinity(0, sizeof all, &all), "sched_getaffinity");
+    int parts = CPU_COUNT(&all);
+    for (int part = 0, processor = 0, begun = 0; part < parts; part++, processor++) {
+        while (!CPU_ISSET(processor, &all)) processor++;
+        int after = (part + 1L) * count / parts;
+        if (check(fork(), "fork") == 0) {
+            CPU_ZERO(&own);
+            CPU_SET(processor, &own);
+            check(sched_setaffinity(0, sizeof own, &own), "sched_setaffinity");
+            signal(SIGCHLD, SIG_IGN);
+            connect_count(after - begun, rate / parts, clients + begun);
+            // They are reaped as they end: this waits for the last.
+            while (wait(NULL) > 0) continue;
+            _exit(0);
+        }
+        begun = after;
+    }
+    while (parts-- > 0) wait_for_one();
+}
+
+static void print_pids(const char *name, const pid_t *pids, int count) {
     printf("\"%s\": [", name);
-    for (int number = 0; number < count; number++)
-        if (pids[number]) printf("%d, ", pids[number]);
-    printf("%d]", also);
+    const char *before = "";
+    for (int number = 0; number < count; number++) {
+        if (pids[number] == 0) continue;
+        printf("%s%d", before, pids[number]);
+        before = ", ";
+    }
+    printf("], ");
 }
 
 int main(int argc, char **argv) {
-    if (argc == 4 && strcmp(argv[1], "connect") == 0) {
-        mode = "exec";
-        place(atoi(argv[2]));
-        for (int left = atoi(argv[3]); left > 0; left--) connect_once();
-        return 0;
-    }
-    if (argc != 4) errx(2, "usage: %s MODE COUNT RATE", argv[0]);
+    if (argc != 5) errx(2, "usage: %s MODE COUNT RATE BARE", argv[0]);
     mode = argv[1];
-    own = argv[0];
+    bare = argv[4];
     int count = atoi(argv[2]);
-    // Shared with the server, which is a child.
+    double rate = atof(argv[3]);
     size_t size = count * sizeof(pid_t);
-    pid_t *children = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    // Shared with those that execute.
     pid_t *clients = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (children == MAP_FAILED || clients == MAP_FAILED) err(1, "mmap");
-    signal(SIGCHLD, SIG_IGN);
+    // One more than there are children: who forks them is the last to close where a child is faster than it.
+    pid_t *servers = calloc(count + 1, sizeof *servers);
+    if (clients == MAP_FAILED || servers == NULL) err(1, "memory");
+    int children = check(memfd_create("children", 0), "memfd_create");
 
     int listener_ = listener();
-    pid_t serving = check(fork(), "fork");
-    if (serving == 0) {
-        serve_count(listener_, count, children);
+    servers[count] = check(fork(), "fork");
+    if (servers[count] == 0) {
+        if (is("fork")) become_forking(listener_, count, children);
+        serve_count(listener_, count);
         _exit(0);
     }
     double begun = now();
-    connect_count(count, atof(argv[3]), clients);
+    if (each_program() > 0) {
+        connect_on_each_processor(count, rate, clients);
+    } else {
+        clients[0] = getpid();
+        connect_count(count, rate, clients);
+    }
+    wait_for_one();
     double took = now() - begun;
+    check(pread(children, servers, size, 0), "pread");
     printf("{\"port\": %s, ", port_text);
-    print_pids("clients", clients, count, getpid());
-    printf(", ");
-    // A child that is faster than its parent is not the last to close.
-    print_pids("servers", children, count, serving);
-    printf(", \"per_second\": %.0f}\n", count / took);
+    print_pids("clients", clients, count);
+    print_pids("servers", servers, count + 1);
+    printf("\"per_second\": %.0f}\n", count / took);
 }

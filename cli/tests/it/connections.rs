@@ -8,10 +8,13 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{fleet::Fleet, network::until};
+use crate::{
+    fleet::Fleet,
+    network::{Network, until},
+};
 
-/// In `exec` a program makes five connections and in `exec-one` a single one: of these, two processors start and end some
-/// 3,000 a second, whoever looks on.
+/// In `fork` each connection is served by a process of its own. In `exec` a program makes five connections, and in `exec-one`
+/// a single one.
 const MODES: [&str; 10] = [
     "client-first",
     "server-first",
@@ -24,6 +27,9 @@ const MODES: [&str; 10] = [
     "mapped",
     "hold",
 ];
+
+/// A program without a library, at a fixed place and in one piece, so that little is to be mapped and nothing to be linked.
+const BARE: [&str; 6] = ["-Os", "-nostdlib", "-no-pie", "-fno-pie", "-fno-stack-protector", "-Wl,-z,noseparate-code"];
 
 /// Connections of each mode: enough to fill rings, few enough for every day. FLEETSOCK_LONG=1 makes 40,000.
 fn count() -> usize {
@@ -38,13 +44,32 @@ fn modes() -> Vec<&'static str> {
     wanted.split(',').map(known).collect()
 }
 
-/// Builds the load, with the C compiler that SQLite is built with.
-fn load(folder: &Path) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/connections.c");
-    let load = folder.join("connections");
-    let built = Command::new("cc").args(["-O2", "-static", "-o"]).arg(&load).arg(source).status().unwrap();
-    assert!(built.success(), "cc builds the load");
-    load
+/// What makes the connections: the program that is told how many, and the one that is forked and executed for them.
+struct Load {
+    program: PathBuf,
+    bare: PathBuf,
+}
+
+impl Load {
+    /// Builds it, with the C compiler that SQLite is built with.
+    fn build(folder: &Path) -> Load {
+        let build = |name: &str, options: &[&str]| {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/it/{name}.c"));
+            let program = folder.join(name);
+            let built = Command::new("cc").arg("-static").args(options).arg("-o").args([&program, &source]).status();
+            assert!(built.unwrap().success(), "cc builds {name}");
+            program
+        };
+        Load { program: build("connections", &["-O2"]), bare: build("bare", &BARE) }
+    }
+
+    /// Makes the connections of a mode on a host, and tells of them.
+    fn run(&self, network: &Network, mode: &str, count: usize) -> Value {
+        let mut command = network.command("web1", &self.program);
+        let ran = command.args([mode, &count.to_string(), "10000"]).arg(&self.bare).output().unwrap();
+        assert!(ran.status.success(), "{mode}: {}", String::from_utf8_lossy(&ran.stderr));
+        serde_json::from_slice(&ran.stdout).unwrap()
+    }
 }
 
 fn pids(run: &Value, side: &str) -> BTreeSet<u64> {
@@ -97,12 +122,10 @@ fn every_short_connection_is_known_at_both_ends_with_its_process_and_direction()
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let load = load(folder.path());
+    let load = Load::build(folder.path());
     let count = count();
     for mode in modes() {
-        let ran = fleet.network.command("web1", &load).args([mode, &count.to_string(), "10000"]).output().unwrap();
-        assert!(ran.status.success(), "{mode}: {}", String::from_utf8_lossy(&ran.stderr));
-        let run: Value = serde_json::from_slice(&ran.stdout).unwrap();
+        let run = load.run(&fleet.network, mode, count);
         let port = run["port"].to_string();
         eprintln!("{mode}: {count} connections, {} per second", run["per_second"]);
 
