@@ -200,6 +200,74 @@ fn read_owners(column: &mut Reading<'_>) -> Result<OwnerColumns, Damaged> {
 #[cfg(test)]
 mod tests {
     use super::{packing::*, *};
+    use crate::history::sqlite::{sealed::block::Block, stored::StoredSession};
+
+    /// A block of each codec, as it was written before there was the next one.
+    const WRITTEN: [(i64, &str); 2] = [
+        (
+            APART,
+            "0411110f0f0404040408080505040404040404040409090b0b101004041d1d2323353282c9f396e0a2b00682897a8289\
+            7a82897a80897a8092f401809bee0280a4e8030202020204040404808080801e000000d20f0202020202020202040202\
+            0202040202020202bb03bb03c3b802bb03c1b802c2b802b82ac4b8028080800180808002808080038080800401030507\
+            0205040a000001110620010db800000000000000000000000100010000030504cb007109110620010db8000000000000\
+            0000000200050504cb00710a0001000228b52ffd20354d010024020302bc05f8a2a3dcd8a2b006060002bc0500061407\
+            0290bf05a8f30a060000010200010013c004",
+        ),
+        (
+            TOGETHER,
+            "f40128b52ffd20f4850500224a242b704bd301f0fe8fb9fe4b3980011af8b6a9613be2010bd2ed5c555555ac76fc2fc1\
+            744260a42dd972cb2453f5b56ca9203242c189006b522e635294a1e1107d24654470af4bd64a422f56a2417bbd36802b\
+            60cdb5cb4a0f2489b7d67ffceffff73fc0ade2a0b94db849447072a3c0092785c1c8b604ff0f59b6bd90e3e1ee68f879\
+            2cdc81ce38d0c3a46883a1b2789a150b00e372ecbcdca0fa5fdc82cc163a0195009e076e5a82b38d83fb02",
+        ),
+    ];
+
+    fn session(
+        number: i64,
+        local: &str,
+        peer: &str,
+        direction: i32,
+        (pid, more): (u32, Option<Vec<u8>>),
+    ) -> StoredSession {
+        StoredSession {
+            host_id: 7,
+            netns: 4_026_531_840,
+            cookie: 1000 + number,
+            protocol: 1,
+            family: 1 + i32::from(local.starts_with('[')),
+            direction,
+            state: 1,
+            local: local.parse().unwrap(),
+            peer: peer.parse().unwrap(),
+            owners: OwnerColumns {
+                known: 1,
+                pid,
+                started_at_us: 1_794_999_000_000_000 + i64::from(pid),
+                program_id: 3,
+                more,
+            },
+            bytes_sent: number << 20,
+            bytes_received: -number,
+            opened_at_us: 1_795_000_000_000_000 + number,
+            opened_known: 2,
+            closed: Some((1_795_000_000_000_000 + number * 1_000_001, 1)),
+        }
+    }
+
+    #[test]
+    fn blocks_that_earlier_versions_wrote_are_read() {
+        let sessions = vec![
+            session(1, "10.0.0.1:443", "203.0.113.9:40001", 1, (700, None)),
+            session(2, "[2001:db8::1]:443", "[2001:db8::2:5]:40002", 1, (700, Some(vec![7; 20]))),
+            session(3, "10.0.0.1:40003", "203.0.113.9:5432", 2, (90_000, None)),
+            session(4, "10.0.0.1:443", "203.0.113.10:40004", 1, (700, None)),
+        ];
+        for (codec, hex) in WRITTEN {
+            let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+            let bytes = (0..hex.len()).step_by(2).map(byte).collect();
+            assert_eq!(Block::read(7, codec, bytes).unwrap().all().as_ref(), Ok(&sessions), "{codec}");
+        }
+    }
 
     fn refused(codec: i64, bytes: Vec<u8>) -> Damaged {
         Earlier::read(codec, bytes).map(|block| block.sessions()).unwrap_err()
