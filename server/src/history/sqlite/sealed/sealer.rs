@@ -156,6 +156,9 @@ impl Turns {
             match self.replace(&part, place) {
                 Ok(()) => self.rest = None,
                 Err(SealError::Unwanted) => {}
+                Err(error) if !self.files.catalogue().complete.contains(&part) => {
+                    tracing::debug!(%error, file = %part.path.display(), "a file was dropped before it was sealed");
+                }
                 Err(error) => {
                     tracing::error!(%error, file = %part.path.display(), to = %place.name(part.id), "a file stays as it is");
                     self.rest = Some(Instant::now() + RETRY);
