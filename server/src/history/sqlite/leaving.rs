@@ -5,13 +5,23 @@
 //! its name first, which is quick, is kept open, and is cut down some megabytes at a time. Nobody can open it then, and
 //! none who opened it before may read it any more: those who ask are numbered, and a file waits for all that began before
 //! it lost its name. A crash leaves nothing: what has no name goes with its last descriptor.
+//!
+//! The same holds for the log of a file that is complete. It is folded into it and removed when the last connection is
+//! closed, for which the writer need not wait either.
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     fs::File,
     io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+use rusqlite::Connection;
+
+use super::parts::LOG;
 
 /// Bytes that are given back at once.
 const STEP_BYTES: u64 = 8 * 1024 * 1024;
@@ -24,6 +34,8 @@ struct State {
     asking: BTreeSet<u64>,
     /// Files, and the number from which on nobody can have opened them.
     files: Vec<(u64, File)>,
+    /// Connections that are to be closed, and to what.
+    connections: Vec<(PathBuf, Connection)>,
 }
 
 /// The files, and who may be reading them.
@@ -68,9 +80,36 @@ impl Leaving {
         Some(state.files.swap_remove(place).1)
     }
 
+    /// Takes up the connection of a file that is not written to any more.
+    pub(super) fn add_connection(&self, path: &Path, connection: Connection) {
+        self.state().connections.push((path.to_owned(), connection));
+    }
+
+    /// Closes the connections that were taken up.
+    pub(super) fn close_connections(&self) {
+        let connections = std::mem::take(&mut self.state().connections);
+        for (path, connection) in connections {
+            let log = File::options().write(true).open(log_of(&path));
+            if let Err((_, error)) = connection.close() {
+                // What is in the log is read from there.
+                tracing::warn!(%error, file = %path.display(), "a file that is complete keeps its log");
+            }
+            // One that has its name still is read by somebody, or could not be folded into the file.
+            let is_nameless = |log: &File| log.metadata().is_ok_and(|found| found.nlink() == 0);
+            self.add(log.into_iter().filter(is_nameless).collect());
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The log that SQLite keeps beside a file.
+fn log_of(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(LOG);
+    name.into()
 }
 
 /// Gives back the room of a file from its end on; `goes_on` is asked between two steps, and may rest.
@@ -91,6 +130,32 @@ mod tests {
     use std::cell::RefCell;
 
     use super::*;
+
+    fn rows(path: &Path) -> Connection {
+        let connection = Connection::open(path).unwrap();
+        connection.pragma_update(None, "journal_mode", "WAL").unwrap();
+        connection.execute_batch("CREATE TABLE IF NOT EXISTS a (b); INSERT INTO a VALUES (1)").unwrap();
+        connection
+    }
+
+    #[test]
+    fn the_log_of_a_file_is_given_back_only_when_it_is_in_the_file_and_nobody_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, leaving) = (folder.path().join("day-1.db"), Leaving::default());
+        for is_read in [true, false] {
+            leaving.add_connection(&path, rows(&path));
+            assert!(log_of(&path).exists());
+            let reader = is_read.then(|| Connection::open(&path).unwrap());
+            let count = |reader: &Connection| reader.query_row("SELECT count(*) FROM a", [], |row| row.get(0)).unwrap();
+            let before: Option<i64> = reader.as_ref().map(count);
+            leaving.close_connections();
+            assert_eq!(log_of(&path).exists(), is_read);
+            assert_eq!(leaving.take().is_some(), !is_read);
+            assert_eq!(reader.as_ref().map(count), before);
+        }
+        let count: i64 = rows(&path).query_row("SELECT count(*) FROM a", [], |row| row.get(0)).unwrap();
+        assert_eq!(count, 3);
+    }
 
     fn file() -> File {
         tempfile::tempfile().unwrap()

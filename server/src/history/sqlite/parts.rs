@@ -21,7 +21,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 const PART_ROWS: i64 = 5_000_000;
 const DAY_US: i64 = 86_400_000_000;
 /// What SQLite keeps beside a database.
-pub(super) const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
+pub(super) const COMPANIONS: [&str; 2] = [LOG, "-shm"];
+/// The log of what is committed and not yet in the database.
+pub(super) const LOG: &str = "-wal";
 /// What a sealed form is called until it is whole, in place of its own ending.
 pub(super) const UNFINISHED: &str = "unfinished";
 

@@ -128,6 +128,8 @@ impl Writer {
             self.tidy();
         }
         self.write_presence();
+        // The thread that does so otherwise has ended before.
+        self.database.files().leaving().close_connections();
         Ok(())
     }
 

@@ -154,8 +154,8 @@ impl Database {
         let before = &self.files.catalogue().hot;
         parts::turn_over(&mut self.main, before, (sessions, latest), &next).map_err(|error| self.failed(error))?;
         tracing::info!(file = %next.path.display(), sessions, "the next file of sessions begins");
-        // Closing it folds its log into it, unless a question still reads it: then the last one does.
-        self.day = day;
+        let complete = std::mem::replace(&mut self.day, day);
+        self.files.leaving.add_connection(&before.path, complete);
         self.files.catalogue.change(|catalogue| {
             let (id, path) = (catalogue.hot.id, catalogue.hot.path.clone());
             let complete = Part { id, path, latest, form: Form::Rows };

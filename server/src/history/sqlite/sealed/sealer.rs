@@ -147,6 +147,7 @@ impl Turns {
         }
         while woken.recv_timeout(self.sealing.pause) == Err(mpsc::RecvTimeoutError::Timeout) {
             self.pace.look();
+            self.files.leaving().close_connections();
             self.remove_left();
             self.give_back();
             if self.rest.is_some_and(|until| Instant::now() < until) {
@@ -165,6 +166,7 @@ impl Turns {
                 }
             }
         }
+        self.files.leaving().close_connections();
     }
 
     /// The file whose turn it is.
