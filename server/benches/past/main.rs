@@ -69,6 +69,7 @@ use fleetsock_server::history::{
     Applied, Bounds, History,
     sqlite::{Options, Sealing, SqliteHistory},
 };
+use tikv_jemallocator::Jemalloc;
 use tokio::task::JoinSet;
 
 use self::{
@@ -79,6 +80,10 @@ use self::{
     table::Table,
     watch::Watch,
 };
+
+/// The server's: what is measured is the server's.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Batches on the way at once.
 const AT_ONCE: usize = 100;
