@@ -36,6 +36,7 @@ use crate::{
 
 mod cubes;
 mod peers;
+mod placed;
 mod runs;
 
 /// Sessions of a small file.

@@ -2,7 +2,7 @@
 //!
 //! A complete file is never written to again, so that it can be kept in a form that is small and quick to search and could
 //! not be added to: the sessions of each host in packed blocks of columns, and a table of all addresses with which there
-//! were sessions, sorted, which no file could have that grows. Both are tables of an SQLite database, so that they are
+//! were sessions and where these are, sorted, which no file could have that grows. Both are tables of an SQLite database, so that they are
 //! opened, copied and checked like the others.
 //!
 //! [`seal`] writes such a file beside the first and reads it again; `sealer` is the thread that does so and then exchanges
@@ -37,7 +37,8 @@ mod layout;
 mod numbers;
 mod pace;
 mod packed;
-mod pairs;
+mod peers;
+pub(super) mod places;
 mod recurring;
 mod rows;
 mod sealer;
@@ -54,7 +55,8 @@ use self::{
     encoder::Encoder,
     hashing::Folding,
     layout::{BLOCK_SESSIONS, CODEC},
-    pairs::Pairs,
+    peers::Peers,
+    places::{Place, Telling},
     writeback::Writeback,
 };
 
@@ -87,7 +89,7 @@ pub(super) enum SealError {
     /// A block cannot be read again.
     #[error("what was written cannot be read again: {0}")]
     Damaged(#[from] Damaged),
-    /// A block of a file that was sealed cannot be read.
+    /// A file that was sealed cannot be read.
     #[error("it cannot be read: {0}")]
     Unreadable(HistoryError),
     /// The writer refused to name it.
@@ -185,7 +187,7 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
         sealed: &transaction,
         block: Vec::with_capacity(BLOCK_SESSIONS),
         encoder: Encoder::default(),
-        pairs: Pairs::new(unfinished)?,
+        peers: Peers::new(unfinished)?,
         contents: Summing::default(),
         cubes: Cubes::default(),
         host: None,
@@ -201,8 +203,8 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
         Ok(())
     })?;
     writing.end_block()?;
-    let Written { pairs, contents, cubes, .. } = writing;
-    pairs.write(&transaction, goes_on)?;
+    let Written { peers, contents, cubes, .. } = writing;
+    peers.write(&transaction, goes_on)?;
     store_cubes(&transaction, cubes.finish(), contents.sessions)?;
     transaction.commit()?;
     sealed.close().map_err(|(_, error)| error)?;
@@ -214,7 +216,7 @@ struct Written<'a> {
     sealed: &'a Connection,
     block: Vec<StoredSession>,
     encoder: Encoder,
-    pairs: Pairs,
+    peers: Peers,
     contents: Summing,
     cubes: Cubes,
     /// Whose sessions came last.
@@ -236,17 +238,19 @@ impl Written<'_> {
             self.cubes.add(&Facts::of(one));
         }
         let columns = self.encoder.encode(&self.block);
-        store(self.sealed, &self.block, columns)?;
-        self.pairs.add(&self.block, self.encoder.peers())?;
+        if let Some(id) = store(self.sealed, &self.block, columns)? {
+            self.peers.add(id, self.encoder.peers())?;
+        }
         self.block.clear();
         Ok(())
     }
 }
 
-fn store(sealed: &Connection, block: &[StoredSession], columns: &[u8]) -> Result<(), SealError> {
+/// Stores a block and gives its number; none is stored of no sessions.
+fn store(sealed: &Connection, block: &[StoredSession], columns: &[u8]) -> Result<Option<i64>, SealError> {
     let closed = || block.iter().filter_map(|one| one.closed).map(|(at, _)| at);
     let (Some(first), Some(min_closed), Some(max_closed)) = (block.first(), closed().min(), closed().max()) else {
-        return Ok(());
+        return Ok(None);
     };
     let min_opened = block.iter().map(|one| one.opened_at_us).min();
     let row = params![first.host_id, count(block), min_opened, min_closed, max_closed, CODEC];
@@ -258,7 +262,7 @@ fn store(sealed: &Connection, block: &[StoredSession], columns: &[u8]) -> Result
         .execute(row)?;
     let id = sealed.last_insert_rowid();
     sealed.prepare_cached("INSERT INTO contents (block_id, columns) VALUES (?1, ?2)")?.execute(params![id, columns])?;
-    Ok(())
+    Ok(Some(id))
 }
 
 /// Stores the sums of all sessions, which are so many.
@@ -311,9 +315,9 @@ impl From<Damaged> for HistoryError {
 /// Reads every session of a sealed file.
 fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError> {
     let sealed = Connection::open_with_flags(unfinished, ALONE)?;
-    let mut contents = Summing::default();
+    let (mut contents, mut met) = (Summing::default(), Telling::default());
     let mut statement = sealed.prepare(
-        "SELECT blocks.host_id, blocks.sessions, contents.columns, blocks.codec FROM blocks
+        "SELECT blocks.host_id, blocks.sessions, contents.columns, blocks.codec, blocks.id FROM blocks
          JOIN contents ON contents.block_id = blocks.id ORDER BY blocks.id",
     )?;
     let mut blocks = statement.query([])?;
@@ -322,13 +326,16 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
         if count(&sessions) != row.get::<_, i64>(1)? {
             return Err(SealError::Different);
         }
-        sessions.iter().for_each(|one| contents.add(one));
+        let block = row.get(4)?;
+        for (at, one) in sessions.iter().enumerate() {
+            contents.add(one);
+            met.add(one.peer.ip(), Place { block, at }.number());
+        }
         if !goes_on() {
             return Err(SealError::Unwanted);
         }
     }
-    let paired = "SELECT coalesce(sum(sessions), 0) FROM pairs";
-    if sealed.query_row(paired, [], |row| row.get::<_, i64>(0))? != contents.sessions
+    if Telling::of(&sealed, goes_on)? != met
         || summed(&sealed)?.iter().flatten().any(|total| total.cast_signed() != contents.sessions)
     {
         return Err(SealError::Different);

@@ -15,7 +15,10 @@ use fleetsock_proto::{
 };
 use rusqlite::Connection;
 
-use self::meaning::{Meaning, Traits};
+use self::{
+    meaning::{Meaning, Traits},
+    placed::Placed,
+};
 use super::{
     Programs, Reader, coverage,
     outlet::{Outlet, Sink, Wanted},
@@ -34,6 +37,7 @@ use crate::history::{
 mod blocks;
 mod counting;
 mod meaning;
+mod placed;
 mod postings;
 mod rows;
 
@@ -128,6 +132,8 @@ enum What {
     Chapter(i64),
     /// A block of a sealed file.
     Block,
+    /// Sessions of a block that have peers that are meant.
+    Placed(Placed),
     /// A session of those of a block that are meant; those before it come later.
     InBlock { chosen: Rc<Vec<StoredSession>>, at: usize },
     /// A file that was not looked into yet.
@@ -228,6 +234,10 @@ impl<'a> Search<'a> {
                 }
                 What::Block => {
                     heap.extend(self.choose(file, id)?);
+                    None
+                }
+                What::Placed(placed) => {
+                    heap.extend(self.choose_placed(file, id, &placed)?);
                     None
                 }
                 What::File => {

@@ -1,6 +1,9 @@
 //! Finds sessions by their sockets on hosts, all of one host at once.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
 
 use fleetsock_proto::socket::Known;
 use rusqlite::{Connection, params};
@@ -13,7 +16,7 @@ use crate::history::{
         coding::{self, OwnerColumns},
         parts::Form,
         questions::Reader,
-        sealed::{self, Block},
+        sealed::{self, Block, places, places::Place},
         stored::{self, StoredSession},
     },
 };
@@ -171,32 +174,66 @@ impl Turn<'_> {
     }
 
     fn blocks(&mut self, file: &Connection) -> Result<Kept, HistoryError> {
-        if !self.met(file)? {
-            return Ok(Kept::Whole);
+        let peers: HashSet<_> = self.wanted.sockets.iter().map(|sockets| sockets.peer.ip()).collect();
+        if !places::are_told(file)? {
+            return self.blocks_with_peers(file, &peers);
         }
+        let blocks = self.within(file)?;
+        let (Some((first, _)), Some((last, _))) = (blocks.first_key_value(), blocks.last_key_value()) else {
+            return Ok(Kept::Whole);
+        };
+        let mut found = Vec::new();
+        let begin = |block| Place { block, at: 0 }.number();
+        for peer in &peers {
+            places::find_within(file, *peer, (begin(*first), begin(*last + 1) - 1), &mut found)?;
+        }
+        found.sort_unstable();
+        let found: Vec<Place> =
+            found.into_iter().map(Place::of).filter(|place| blocks.contains_key(&place.block)).collect();
+        for here in found.chunk_by(|one, next| one.block == next.block) {
+            self.reader.go_on()?;
+            let Some(Place { block, .. }) = here.first() else { continue };
+            if self.pay(here.len() as u64) == Kept::Cut {
+                return Ok(Kept::Cut);
+            }
+            let places: Vec<usize> = here.iter().map(|place| place.at).collect();
+            sealed::read_block(file, *block)?.sessions(&places)?.iter().for_each(|one| self.take(one));
+        }
+        Ok(Kept::Whole)
+    }
+
+    /// The blocks of the host in which sessions closed at the times that are meant, and how many each has.
+    fn within(&self, file: &Connection) -> Result<BTreeMap<i64, i64>, HistoryError> {
         let mut statement = file.prepare_cached(
             "SELECT id, sessions FROM blocks WHERE host_id = ?1 AND max_closed_at_us >= ?2 AND min_closed_at_us <= ?3",
         )?;
-        let mut blocks: BTreeSet<(i64, i64)> = BTreeSet::new();
+        let mut blocks = BTreeMap::new();
         for (from, to) in self.spans {
-            let found = statement.query_map(params![self.host, from, to], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            for block in found {
-                blocks.insert(block?);
+            let mut rows = statement.query(params![self.host, from, to])?;
+            while let Some(row) = rows.next()? {
+                blocks.insert(row.get(0)?, row.get(1)?);
             }
         }
-        for (id, sessions) in blocks {
+        Ok(blocks)
+    }
+
+    /// Reads blocks of a file of an earlier version, which tells only whether the host met the peers.
+    fn blocks_with_peers(&mut self, file: &Connection, peers: &HashSet<IpAddr>) -> Result<Kept, HistoryError> {
+        if !self.met(file, peers)? {
+            return Ok(Kept::Whole);
+        }
+        for (id, sessions) in self.within(file)? {
             self.reader.go_on()?;
             if self.pay(sessions.unsigned_abs()) == Kept::Cut {
                 return Ok(Kept::Cut);
             }
-            self.block(&sealed::read_block(file, id)?)?;
+            self.block(&sealed::read_block(file, id)?, peers)?;
         }
         Ok(Kept::Whole)
     }
 
     /// Takes the sessions of a block with peers that are wanted.
-    fn block(&mut self, block: &Block) -> Result<(), HistoryError> {
-        let peers: HashSet<_> = self.wanted.sockets.iter().map(|sockets| sockets.peer.ip()).collect();
+    fn block(&mut self, block: &Block, peers: &HashSet<IpAddr>) -> Result<(), HistoryError> {
         let recurring = block.peers()?;
         let wanted: Vec<bool> = recurring.values.iter().map(|peer| peers.contains(peer)).collect();
         let places: Vec<usize> = (0..block.len()).filter(|at| wanted[recurring.places[*at]]).collect();
@@ -204,12 +241,11 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Whether the host had sessions with any of the wanted peers, as the table of a sealed file tells.
-    fn met(&self, file: &Connection) -> Result<bool, HistoryError> {
-        let peers: HashSet<_> = self.wanted.sockets.iter().map(|sockets| sockets.peer.ip()).collect();
+    /// Whether the host had sessions with any of the wanted peers.
+    fn met(&self, file: &Connection, peers: &HashSet<IpAddr>) -> Result<bool, HistoryError> {
         let mut statement = file.prepare_cached("SELECT 1 FROM pairs WHERE peer_address = ?1 AND host_id = ?2")?;
         for peer in peers {
-            if statement.exists(params![coding::address_bytes(peer), self.host])? {
+            if statement.exists(params![coding::address_bytes(*peer), self.host])? {
                 return Ok(true);
             }
         }

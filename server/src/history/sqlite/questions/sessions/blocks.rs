@@ -15,15 +15,36 @@ use crate::history::{
     sqlite::{
         coding,
         parts::Form,
-        sealed::{self, Block, Column, Values},
+        sealed::{self, Block, Column, Values, places},
         stored::StoredSession,
     },
 };
 
 const US_PER_S: i64 = 1_000_000;
 
+/// Some of the blocks of a file.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Which {
+    OfHost(i64),
+    /// From one number to another, both included.
+    Numbered(i64, i64),
+}
+
+impl Which {
+    /// Each of them.
+    pub(super) const ALL: Which = Which::Numbered(i64::MIN, i64::MAX);
+}
+
+/// A block that may hold what is meant.
+pub(super) struct Found {
+    pub(super) id: i64,
+    pub(super) host: i64,
+    /// When the first of its sessions closed, and the last.
+    pub(super) closed: Span,
+}
+
 /// Between which times sessions closed, both included.
-type Span = (i64, i64);
+pub(super) type Span = (i64, i64);
 
 /// The turn of the last of the first so many sessions of a block that are meant.
 pub(super) fn turn((file, id): (InFile, i64), chosen: &Rc<Vec<StoredSession>>, of: usize) -> Option<Next> {
@@ -41,20 +62,31 @@ impl Search<'_> {
     /// Finds the blocks of a file that may hold what is meant, without reading them.
     pub(super) fn blocks(&self, file: InFile, heap: &mut BinaryHeap<Next>) -> Result<(), HistoryError> {
         let Some(sealed) = self.file(file)? else { return Ok(()) };
-        let met = if self.meaning.asks_for_peers() { Some(self.met(sealed)?) } else { None };
+        let mut met = None;
+        if self.meaning.asks_for_peers() {
+            if !places::are_told(sealed)? {
+                met = Some(self.met(sealed)?);
+            } else if self.find_places(file, sealed, heap)? {
+                return Ok(());
+            }
+        }
         let mut few: Vec<i64> = match &met {
             Some(met) => met.keys().copied().collect(),
             None => self.hosts.keys().copied().collect(),
         };
-        if few.len() > BY_HOST {
-            return self.find_blocks(file, sealed, None, met.as_ref(), heap);
-        }
         // The same question has the same answer each time, also where several sessions closed at one moment.
         few.sort_unstable();
-        few.into_iter().try_for_each(|host| self.find_blocks(file, sealed, Some(host), met.as_ref(), heap))
+        let some: Vec<Which> =
+            if few.len() > BY_HOST { vec![Which::ALL] } else { few.into_iter().map(Which::OfHost).collect() };
+        self.each_block(sealed, some, |Found { id, host, closed: (earliest, latest) }| {
+            let meets = |(first, last): &Span| *first <= latest && earliest <= *last;
+            if met.as_ref().is_none_or(|met| met.get(&host).is_some_and(meets)) {
+                heap.push(Next { latest, file, id, what: What::Block });
+            }
+        })
     }
 
-    /// Which of the hosts had sessions with the addresses that are meant, and when.
+    /// Which of the hosts had sessions with the addresses that are meant, and when, as earlier versions told it.
     fn met(&self, sealed: &Connection) -> Result<HashMap<i64, Span>, HistoryError> {
         let mut statement = sealed.prepare_cached(
             "SELECT host_id, min_closed_at_s, max_closed_at_s FROM pairs WHERE peer_address BETWEEN ?1 AND ?2",
@@ -78,30 +110,29 @@ impl Search<'_> {
         Ok(met)
     }
 
-    fn find_blocks(
+    /// Shows some of the blocks that may hold what is meant.
+    pub(super) fn each_block(
         &self,
-        file: InFile,
         sealed: &Connection,
-        host: Option<i64>,
-        met: Option<&HashMap<i64, Span>>,
-        heap: &mut BinaryHeap<Next>,
+        some: impl IntoIterator<Item = Which>,
+        mut show: impl FnMut(Found),
     ) -> Result<(), HistoryError> {
-        let of_host = if host.is_some() { "host_id = ?4" } else { "?4 IS NULL" };
-        let mut statement = sealed.prepare_cached(&format!(
-            "SELECT id, host_id, min_closed_at_us, max_closed_at_us FROM blocks
-             WHERE {of_host} AND max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND min_opened_at_us <= ?3"
-        ))?;
+        const MEANT: &str = "max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND min_opened_at_us <= ?3";
+        const COLUMNS: &str = "id, host_id, min_closed_at_us, max_closed_at_us";
+        let by = |which| format!("SELECT {COLUMNS} FROM blocks WHERE {which} AND {MEANT}");
+        let mut by_host = sealed.prepare_cached(&by("host_id = ?4"))?;
+        let mut by_number = sealed.prepare_cached(&by("id BETWEEN ?4 AND ?5"))?;
         let [after, last, until] = self.meaning.window.bounds();
-        let mut rows = statement.query(params![after, last, until, host])?;
-        while let Some(row) = rows.next()? {
-            let (id, host, earliest, latest): (i64, i64, i64, i64) =
-                (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
-            let meets = match met {
-                Some(met) => met.get(&host).is_some_and(|(first, last)| *first <= latest && earliest <= *last),
-                None => self.hosts.contains_key(&host),
+        for which in some {
+            let mut rows = match which {
+                Which::OfHost(host) => by_host.query(params![after, last, until, host])?,
+                Which::Numbered(from, to) => by_number.query(params![after, last, until, from, to])?,
             };
-            if meets {
-                heap.push(Next { latest, file, id, what: What::Block });
+            while let Some(row) = rows.next()? {
+                let host = row.get(1)?;
+                if self.hosts.contains_key(&host) {
+                    show(Found { id: row.get(0)?, host, closed: (row.get(2)?, row.get(3)?) });
+                }
             }
         }
         Ok(())
@@ -127,7 +158,7 @@ impl Search<'_> {
     }
 
     /// Where in a block the sessions are that are meant: each condition looks only at what the ones before left.
-    fn meant_in(&mut self, block: &Block) -> Result<Vec<usize>, HistoryError> {
+    pub(super) fn meant_in(&mut self, block: &Block) -> Result<Vec<usize>, HistoryError> {
         let mut places: Vec<usize> = (0..block.len()).collect();
         if self.meaning.asks_for_peers() {
             let peers = block.peers()?;

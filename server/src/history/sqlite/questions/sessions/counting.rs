@@ -10,7 +10,7 @@ use fleetsock_proto::{
 };
 
 use self::sums::{By, Read};
-use super::{Next, Search, What, blocks::Services, meaning::Traits};
+use super::{Next, Search, What, blocks::Services, meaning::Traits, placed::Chosen};
 use crate::history::{
     HistoryError,
     sqlite::{
@@ -66,6 +66,11 @@ pub(in crate::history::sqlite::questions) fn count(
                     search.add_block(&block, &meant, into)?;
                 }
             }
+            What::Placed(placed) => match search.read_placed(file, id, &placed)? {
+                Chosen::Few(sessions) => sessions.iter().try_for_each(|one| search.add_one(one, into))?,
+                Chosen::Many(block, meant) => search.add_block(&block, &meant, into)?,
+                Chosen::None => {}
+            },
             // An answer in order makes these of the others.
             What::Session(_) | What::Row | What::InBlock { .. } => {}
         }

@@ -1,0 +1,184 @@
+//! Where the sessions with each address are: gathered block by block while the sessions are written, and sorted in the end, so
+//! that the sessions are read once.
+
+use std::{io, iter::zip, net::IpAddr, path::Path};
+
+use rusqlite::Connection;
+
+use super::{
+    GoesOn, SealError,
+    column::Writing,
+    places::Place,
+    sorting::{Met, Sorting},
+};
+use crate::history::sqlite::{coding::AddressBytes, parts::UNFINISHED};
+
+/// Most places of a row: of so many its bytes are in the page itself.
+const PLACES_OF_ROW: usize = 1024;
+/// Rows that are inserted by one statement, which then knows where the table ends.
+const INSERTED_AT_ONCE: usize = 64;
+/// Statements between two looks whether it is still wanted.
+const LOOK_EVERY: usize = 64;
+const COLUMNS: usize = 3;
+
+/// The peers of a file that is being sealed.
+pub(super) struct Peers {
+    sorting: Sorting,
+}
+
+impl Peers {
+    /// None yet. What is sorted lies beside the file.
+    pub(super) fn new(unfinished: &Path) -> io::Result<Peers> {
+        // A crash before the name is gone leaves what is removed at the next start.
+        let path = unfinished.with_extension(format!("peers.{UNFINISHED}"));
+        Ok(Peers { sorting: Sorting::new(&path)? })
+    }
+
+    /// Adds the sessions of a block, whose peers these are: each once, and the place of each session's.
+    pub(super) fn add(&mut self, block: i64, (peers, of_sessions): (&[IpAddr], &[usize])) -> io::Result<()> {
+        let places = (0..).map(|at| Place { block, at }.number());
+        zip(of_sessions, places).try_for_each(|(peer, place)| self.sorting.add(Met::new(peers[*peer], place)))
+    }
+
+    /// Writes all of them, sorted.
+    pub(super) fn write(self, sealed: &Connection, goes_on: &GoesOn) -> Result<(), SealError> {
+        let mut rows = Rows::default();
+        let mut statements = 0_usize;
+        self.sorting.finish(|met| {
+            if rows.are_enough_before(&met) {
+                rows.insert(sealed)?;
+                statements += 1;
+                if statements.is_multiple_of(LOOK_EVERY) && !goes_on() {
+                    return Err(SealError::Unwanted);
+                }
+            }
+            rows.add(&met);
+            Ok(())
+        })?;
+        Ok(rows.insert(sealed)?)
+    }
+}
+
+/// Rows that are not inserted yet.
+#[derive(Default)]
+struct Rows {
+    rows: Vec<Row>,
+    bytes: Writing,
+}
+
+struct Row {
+    peer: IpAddr,
+    first: i64,
+    /// The last place so far, and how many there are.
+    last: i64,
+    places: usize,
+    /// Where its bytes begin.
+    at: usize,
+}
+
+impl Row {
+    fn has_room_for(&self, met: &Met) -> bool {
+        self.peer == met.peer() && self.places < PLACES_OF_ROW
+    }
+}
+
+impl Rows {
+    fn are_enough_before(&self, met: &Met) -> bool {
+        self.rows.len() >= INSERTED_AT_ONCE && self.rows.last().is_none_or(|last| !last.has_room_for(met))
+    }
+
+    fn add(&mut self, met: &Met) {
+        let place = met.place();
+        match self.rows.last_mut() {
+            Some(last) if last.has_room_for(met) => {
+                self.bytes.unsigned((place - last.last).cast_unsigned());
+                last.last = place;
+                last.places += 1;
+            }
+            _ => {
+                let at = self.bytes.length();
+                self.rows.push(Row { peer: met.peer(), first: place, last: place, places: 1, at });
+            }
+        }
+    }
+
+    /// Inserts them, and begins anew.
+    fn insert(&mut self, sealed: &Connection) -> Result<(), rusqlite::Error> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let values = vec!["(?, ?, ?)"; self.rows.len()].join(", ");
+        let sql = format!("INSERT INTO peers (peer_address, first_place, places) VALUES {values}");
+        let mut insert = sealed.prepare_cached(&sql)?;
+        let ends = self.rows.iter().skip(1).map(|row| row.at).chain([self.bytes.length()]);
+        for ((column, row), end) in (1_usize..).step_by(COLUMNS).zip(&self.rows).zip(ends) {
+            insert.raw_bind_parameter(column, AddressBytes::of(row.peer))?;
+            insert.raw_bind_parameter(column + 1, row.first)?;
+            insert.raw_bind_parameter(column + 2, self.bytes.bytes().get(row.at..end))?;
+        }
+        insert.raw_execute()?;
+        self.rows.clear();
+        self.bytes.clear();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::history::sqlite::sealed::{layout::BLOCK_SESSIONS, places};
+
+    fn made(sealed: &Connection) {
+        for migration in [
+            include_str!("../../../../../migrations/sqlite/sealed/V1__begin.sql"),
+            include_str!("../../../../../migrations/sqlite/sealed/V3__peers.sql"),
+        ] {
+            sealed.execute_batch(migration).unwrap();
+        }
+    }
+
+    #[test]
+    fn every_session_of_an_address_is_found_in_its_place_however_many_there_are() {
+        const BLOCKS: i64 = 40;
+        let folder = tempfile::tempdir().unwrap();
+        let sealed = Connection::open_in_memory().unwrap();
+        made(&sealed);
+        let mut peers = Peers::new(&folder.path().join("day-1.unfinished")).unwrap();
+        let busy = IpAddr::from([192, 0, 2, 9]);
+        let rare = |block: i64| IpAddr::from((block as u128 + (0x2001_0db8 << 96)).to_be_bytes());
+        for block in 1..=BLOCKS {
+            let known = [rare(block), busy, rare(7)];
+            let of_sessions: Vec<usize> = (0..BLOCK_SESSIONS).map(|at| if at == 11 { 0 } else { 1 + at % 2 }).collect();
+            peers.add(block, (&known, &of_sessions)).unwrap();
+        }
+        let goes_on: GoesOn = Arc::new(|| true);
+        peers.write(&sealed, &goes_on).unwrap();
+        let find = |from: IpAddr, to: IpAddr, most: usize| {
+            let mut found = Vec::new();
+            places::find(&sealed, (from, to), most, &mut found).unwrap().then_some(found)
+        };
+        let each = |is_meant: fn(i64, usize) -> bool| -> Vec<i64> {
+            let all = (1..=BLOCKS).flat_map(|block| (0..BLOCK_SESSIONS).map(move |at| (block, at)));
+            all.filter(|(block, at)| is_meant(*block, *at)).map(|(block, at)| Place { block, at }.number()).collect()
+        };
+        let most = 2048 * 40;
+        assert!(find(busy, busy, most) == Some(each(|_, at| at % 2 == 0)));
+        assert!(find(rare(7), rare(7), most) == Some(each(|block, at| at % 2 == 1 && (at != 11 || block == 7))));
+        assert_eq!(find(rare(8), rare(9), 2), Some(each(|block, at| at == 11 && (8..10).contains(&block))));
+        assert_eq!(find(rare(8), rare(10), 2), None, "they are too many");
+        assert_eq!(find(rare(BLOCKS + 1), rare(BLOCKS + 9), 1), Some(vec![]));
+        let within = |first: i64, last: i64| {
+            let (first, last) = (Place { block: first, at: 0 }, Place { block: last, at: BLOCK_SESSIONS - 1 });
+            let mut found = Vec::new();
+            places::find_within(&sealed, busy, (first.number(), last.number()), &mut found).unwrap();
+            found
+        };
+        assert!(within(9, 9) == each(|block, at| at % 2 == 0 && block == 9));
+        assert!(within(1, 3) == each(|block, at| at % 2 == 0 && block <= 3));
+        assert_eq!(within(BLOCKS + 1, BLOCKS + 1), []);
+        let longest: i64 = sealed.query_row("SELECT max(length(places)) FROM peers", [], |row| row.get(0)).unwrap();
+        assert!(longest < 4 * PLACES_OF_ROW as i64, "{longest}");
+    }
+}
