@@ -45,14 +45,15 @@ fn main() {
         ["hold", sockets] => hold(sockets.parse().unwrap()),
         ["snapshot"] => println!("{}", Snapshot::open(Owners::OfKernel).take().0),
         ["snapshot", "proc"] => println!("{}", Snapshot::open(Owners::OfProc).take().0),
-        ["walk", turns] => walk_for_a_profiler(turns.parse().unwrap()),
+        ["walk", turns] => walk_for_a_profiler(turns.parse().unwrap(), Walker::open().unwrap()),
+        ["walk", turns, "program"] => walk_for_a_profiler(turns.parse().unwrap(), Walker::open().unwrap().asking()),
         _ => bench(),
     }
 }
 
 /// Walks the sockets of this network namespace again and again.
-fn walk_for_a_profiler(turns: u32) {
-    let mut steady = Snapshot::open(Owners::OfProc);
+fn walk_for_a_profiler(turns: u32, walker: Walker) {
+    let mut steady = Snapshot { walker, ..Snapshot::open(Owners::OfProc) };
     println!("{}", (0..turns).map(|_| steady.walk()).last().unwrap_or_default());
 }
 
@@ -130,6 +131,9 @@ fn contenders() -> Vec<Contender> {
     agent.take();
     reader.take();
     steady.walk();
+    let mut told = Snapshot::open(Owners::OfProc);
+    told.walker = told.walker.asking();
+    told.walk();
     vec![
         Contender {
             name: "first snapshot with owners",
@@ -144,7 +148,8 @@ fn contenders() -> Vec<Contender> {
             run: Box::new(move || Some(of_thread(|| agent.take().0))),
         },
         Contender { name: "the same, owners from /proc", run: Box::new(move || Some(of_thread(|| reader.take().0))) },
-        Contender { name: "steady walk, nothing unknown", run: Box::new(move || Some(of_thread(|| steady.walk()))) },
+        Contender { name: "steady walk, nothing unknown", run: Box::new(move || Some(of_thread(|| told.walk()))) },
+        Contender { name: "the same, all dumped", run: Box::new(move || Some(of_thread(|| steady.walk()))) },
         Contender { name: "`ss -tanup`", run: Box::new(|| of_child("ss", &["-H", "-tanup"], Tells::Lines)) },
         Contender {
             name: "`netstat -tanup`",
@@ -224,6 +229,9 @@ fn bench() {
     if let Err(error) = Holdings::open() {
         println!("The kernel does not tell owners here, so that /proc is read: {error}.\n");
     }
+    if let Some(remark) = Walker::open().unwrap().asking().asking_from(0).remark() {
+        println!("The kernel does not tell connections to a program here: {remark}.\n");
+    }
     println!(
         "| CPU, median | sockets | told | ms | of `ss` | of `netstat` | of `lsof` |\n|---|---|---|---|---|---|---|"
     );
@@ -245,7 +253,7 @@ fn bench() {
             Some((mine, other)) => format!("{:.3}", mine / other),
             None => "-".to_owned(),
         };
-        let [.., ss, netstat, lsof] = medians[..] else { unreachable!("there are eight contenders") };
+        let [.., ss, netstat, lsof] = medians[..] else { unreachable!("there are nine contenders") };
         for ((contender, told), mine) in contenders.iter().zip(told).zip(&medians) {
             let ms = mine.map_or("not installed".to_owned(), |ms| format!("{ms:.2}"));
             let [ss, netstat, lsof] = [ss, netstat, lsof].map(|other| against(*mine, other));

@@ -1,10 +1,11 @@
 //! The socket table, as the kernel tells it.
 //!
-//! [`Walker`] asks by NETLINK_SOCK_DIAG; `diag` knows the questions and reads the answers, `netlink` carries them,
+//! [`Walker`] asks by NETLINK_SOCK_DIAG, and for TCP connections, where the kernel lets it, by a program (`chains`); `diag` knows the questions and reads the answers, `netlink` carries them,
 //! `message` takes datagrams apart. The two that read bytes do no I/O. [`Surveyor`] walks all network namespaces;
 //! [`Destructions`] hears of the end of sockets; `counted` are those of which only the number is told; `transports` are SCTP and DCCP; `portless` lists raw, packet and UNIX sockets.
 
 mod census;
+mod chains;
 mod counted;
 mod destroyed;
 mod diag;
@@ -26,7 +27,7 @@ pub use self::{
     netlink::NetlinkError,
     survey::{Connections, Coverage, Extent, Occasion, States, SurveyError, SurveyReport, Walked},
     surveyor::Surveyor,
-    walker::{CaptureError, WALK_ROWS_LIMIT, WalkReport, Walker},
+    walker::{CaptureError, Source, WALK_ROWS_LIMIT, WalkReport, Walker},
 };
 
 /// One socket of a walk.

@@ -2,12 +2,11 @@
 //!
 //! There is no index from a socket to its holders: every descriptor of every process is looked at, so a scan is for when
 //! something unknown appeared. The kernel does it where it lets the agent have it done: `holdings` asks it, by a `program`
-//! that is made for the kernel's own `btf`, and `told` takes what it tells. Elsewhere their links are read, 3 to 5 us each:
+//! that is made for the kernel's own BTF, and `told` takes what it tells. Elsewhere their links are read, 3 to 5 us each:
 //! `search` goes through the processes, `descriptors` finds the sockets of one. `process` reads what a process is, `holders`
 //! keeps who has which socket, `placement` tells its container and unit, `users` the name of its user, `command_line` how it
 //! was called, `known` remembers all that.
 
-mod btf;
 mod command_line;
 mod descriptors;
 mod holders;

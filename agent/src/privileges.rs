@@ -24,6 +24,20 @@ pub fn can_travel() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
+/// What the kernel asks of whoever has it run a program at what it goes through; CAP_SYS_ADMIN stands for each.
+pub(crate) const FOR_PROGRAMS: [(&str, CapabilitySet); 2] = [
+    ("CAP_BPF", CapabilitySet::BPF.union(CapabilitySet::SYS_ADMIN)),
+    ("CAP_PERFMON", CapabilitySet::PERFMON.union(CapabilitySet::SYS_ADMIN)),
+];
+
+/// The names of those of which the calling thread has none, if there are any.
+pub(crate) fn missing(wanted: impl IntoIterator<Item = (&'static str, CapabilitySet)>) -> Option<String> {
+    let has = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    let missing: Vec<&str> =
+        wanted.into_iter().filter(|(_, any)| !has.intersects(*any)).map(|(name, _)| name).collect();
+    (!missing.is_empty()).then(|| missing.join(" and no "))
+}
+
 /// Gives up every capability of the calling thread that is not needed any more. A thread has the capabilities of the one
 /// that began it, so that this comes before any other thread.
 pub fn give_up(reach: Reach) -> Result<(), Errno> {

@@ -24,6 +24,8 @@ pub enum Topic {
     Events,
     /// Owners that the kernel does not tell.
     Owners,
+    /// Connections that are dumped.
+    Connections,
 }
 
 /// The remarks, one for each topic. Made by one thread, read by another.

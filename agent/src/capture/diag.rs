@@ -35,13 +35,14 @@ const CGROUP_ID: u16 = 21;
 
 /// What a walk asks for. TIME_WAIT and SYN_RECV have no owner; bound but unused sockets cost a pass of their own in the
 /// kernel.
-const TCP_STATES: u32 = bit(SocketState::Established)
+const TCP_STATES: u32 = CONNECTED_STATES | bit(SocketState::Listen);
+/// The same without listeners.
+pub(super) const CONNECTED_STATES: u32 = bit(SocketState::Established)
     | bit(SocketState::SynSent)
     | bit(SocketState::FinWait1)
     | bit(SocketState::FinWait2)
     | bit(SocketState::CloseWait)
     | bit(SocketState::LastAck)
-    | bit(SocketState::Listen)
     | bit(SocketState::Closing);
 /// TCPF_BOUND_INACTIVE, which older kernels overlook.
 const BOUND: u32 = 1 << 13;

@@ -58,6 +58,16 @@ impl Surveyor {
         Ok(surveyor)
     }
 
+    /// The same, that has a program in the kernel tell TCP connections of its own namespace, see [`Walker::asking`].
+    pub fn asking(self) -> Surveyor {
+        Surveyor { home: self.home.asking(), ..self }
+    }
+
+    /// What is to be said when it does not, though it was to be asked.
+    pub fn remark(&self) -> Option<String> {
+        self.home.remark()
+    }
+
     /// Looks which protocols the kernel has by now.
     fn look_for_transports(&mut self) {
         match Transports::read() {

@@ -6,6 +6,7 @@ use rustix::{fs::stat, io::Errno, net::netlink::SOCK_DIAG};
 
 use super::{
     SocketRow,
+    chains::{Chains, Passed},
     counted::Counted,
     diag::{Answer, Queries, Query, Unreadable, answer},
     netlink::{Netlink, NetlinkError},
@@ -16,6 +17,13 @@ use super::{
 pub const WALK_ROWS_LIMIT: usize = 512 * 1024;
 /// How often a dump that was interrupted is tried before it is taken as it is.
 const DUMP_TRIES: u32 = 3;
+
+/// From how many sockets on the kernel's program is asked for connections: to go through the whole table costs it more than a
+/// dump, some 2 ms, and each socket less, by half a microsecond.
+const WORTH_ASKING: usize = 8 * 1024;
+/// How many walks dump connections after the program was asked in vain: new sockets are there that have no cookie, and on a
+/// host that always has new ones most walks must not do both.
+const PAUSE: u32 = 8;
 
 /// A table that could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -73,6 +81,25 @@ pub struct Walker {
     netlink: Netlink,
     queries: Queries,
     limit: usize,
+    /// Tells connections without a dump.
+    chains: Option<Chains>,
+    /// From how many sockets on it is asked.
+    worth_asking: usize,
+    /// Why it does not tell, though it was to.
+    obstacle: Option<String>,
+    /// For how many walks it is not asked.
+    pause: u32,
+    /// Sockets that the last walk told.
+    last: usize,
+}
+
+/// Who tells TCP connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The kernel's dump.
+    Dump,
+    /// A program in the kernel; what it cannot tell is dumped.
+    Program,
 }
 
 impl Walker {
@@ -80,7 +107,33 @@ impl Walker {
     pub fn open() -> Result<Walker, CaptureError> {
         let netns = stat("/proc/thread-self/ns/net").map_err(CaptureError::Namespace)?.st_ino;
         let netlink = Netlink::open(Some(SOCK_DIAG)).map_err(CaptureError::Socket)?;
-        Ok(Walker { netns, netlink, queries: Queries::new(), limit: WALK_ROWS_LIMIT })
+        let (queries, limit, worth_asking) = (Queries::new(), WALK_ROWS_LIMIT, WORTH_ASKING);
+        Ok(Walker { netns, netlink, queries, limit, chains: None, worth_asking, obstacle: None, pause: 0, last: 0 })
+    }
+
+    /// The same, that has a program in the kernel tell TCP connections where there are many, if the kernel takes one from the
+    /// calling thread; they are dumped where and as long as it does not tell them.
+    pub fn asking(mut self) -> Walker {
+        match Chains::open(self.netns) {
+            Ok(chains) => self.chains = Some(chains),
+            Err(error) => {
+                tracing::info!(%error, "connections are dumped, however many there are");
+                self.obstacle = Some(error.to_string());
+            }
+        }
+        self
+    }
+
+    /// The same, that asks it already for so many sockets.
+    pub fn asking_from(mut self, sockets: usize) -> Walker {
+        self.worth_asking = sockets;
+        self
+    }
+
+    /// What is to be said when the program does not tell connections, though it was to be asked and there are many.
+    pub fn remark(&self) -> Option<String> {
+        let why = self.obstacle.as_ref().filter(|_| self.last >= self.worth_asking)?;
+        Some(format!("connections are dumped, which takes several times the CPU ({why})"))
     }
 
     /// The same, that keeps at most `limit` sockets of a walk, and no more than [`WALK_ROWS_LIMIT`].
@@ -95,12 +148,53 @@ impl Walker {
     }
 
     /// A full walk: TCP and UDP, IPv4 and IPv6, listening and connected. Replaces the content of `rows`, which is
-    /// incomplete after an error. After an error the next walk may succeed.
+    /// incomplete after an error. After an error the next walk may succeed. The calling thread must be in the network
+    /// namespace of the walker, or connections are dumped.
     pub fn walk(&mut self, rows: &mut Vec<SocketRow>) -> Result<WalkReport, CaptureError> {
-        let Queries { tcp, udp4, udp6, .. } = &mut self.queries;
+        self.walk_by(rows).map(|(report, _)| report)
+    }
+
+    /// The same, and who told the connections.
+    pub fn walk_by(&mut self, rows: &mut Vec<SocketRow>) -> Result<(WalkReport, Source), CaptureError> {
         rows.clear();
+        let (told, source) = match self.ask(rows)? {
+            Some(told) => (told, Source::Program),
+            None => (WalkReport::default(), Source::Dump),
+        };
+        let Queries { tcp, udp4, udp6, .. } = &mut self.queries;
         let mut catch = Catch { rows, limit: self.limit, counted: Counted::default() };
-        append(&mut self.netlink, [tcp, udp4, udp6], self.netns, &mut catch)
+        let tcp = (source == Source::Dump).then_some(tcp);
+        let mut report = append(&mut self.netlink, tcp.into_iter().chain([udp4, udp6]), self.netns, &mut catch)?;
+        report += told;
+        self.last = rows.len();
+        Ok((report, source))
+    }
+
+    /// Has listeners dumped, which are in a table of their own, and the program tell connections; nothing if it does not.
+    fn ask(&mut self, rows: &mut Vec<SocketRow>) -> Result<Option<WalkReport>, CaptureError> {
+        let Some(chains) = &self.chains else { return Ok(None) };
+        if self.last < self.worth_asking || self.pause > 0 {
+            self.pause = self.pause.saturating_sub(1);
+            return Ok(None);
+        }
+        let limit = self.limit;
+        let mut catch = Catch { rows, limit, counted: Counted::default() };
+        let mut report = append(&mut self.netlink, [&mut self.queries.tcp_listeners], self.netns, &mut catch)?;
+        let passed = chains.pass(|row| match rows.len() >= limit {
+            true => report.overflow += 1,
+            false => rows.push(row),
+        });
+        let whole = matches!(passed, Ok(Passed::Whole));
+        if !whole {
+            rows.clear();
+            self.pause = PAUSE;
+        }
+        let obstacle = passed.err().map(|error| error.to_string());
+        if let Some(why) = obstacle.as_ref().filter(|_| obstacle != self.obstacle) {
+            tracing::warn!(error = why, "the kernel's program does not tell connections: they are dumped");
+        }
+        self.obstacle = obstacle;
+        Ok(whole.then_some(report))
     }
 
     /// The same that also counts TCP sockets in the states that are not followed.
@@ -109,7 +203,9 @@ impl Walker {
         rows.clear();
         let mut catch = Catch { rows, limit: self.limit, counted: Counted::default() };
         let report = append(&mut self.netlink, [tcp_all, udp4, udp6], self.netns, &mut catch)?;
-        Ok((report, catch.counted))
+        let counted = catch.counted;
+        self.last = rows.len();
+        Ok((report, counted))
     }
 
     /// A walk that leaves TCP connections out, and the kernel's large table with them: TCP in LISTEN, and all of UDP.
@@ -196,5 +292,27 @@ fn dump(
             report.interrupted = dump.interrupted.into();
             return Ok(report);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_the_program_does_not_tell_are_dumped_and_that_is_said() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut walker = Walker::open().unwrap().asking_from(0);
+        walker.chains = Some(Chains::broken());
+        let mut rows = Vec::new();
+        let (_, source) = walker.walk_by(&mut rows).unwrap();
+        assert_eq!(source, Source::Dump);
+        assert!(rows.iter().any(|row| row.local == client.local_addr().unwrap()));
+        let remark = walker.remark().unwrap();
+        assert!(
+            remark.starts_with("connections are dumped, ") && remark.contains("the kernel's iterator: "),
+            "{remark}"
+        );
     }
 }

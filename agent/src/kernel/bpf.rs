@@ -11,9 +11,11 @@ use std::{
 use rustix::io::Errno;
 
 // Numbers of include/uapi/linux/bpf.h.
+const MAP_CREATE: libc::c_int = 0;
 const PROG_LOAD: libc::c_int = 5;
 const LINK_CREATE: libc::c_int = 28;
 const ITER_CREATE: libc::c_int = 33;
+const MAP_TYPE_ARRAY: u32 = 2;
 const PROG_TYPE_TRACING: u32 = 26;
 const TRACE_ITER: u32 = 28;
 /// Bytes of what the kernel says of a program that it does not take.
@@ -80,6 +82,34 @@ struct Attach {
     flags: u32,
 }
 
+/// The same, and what the iterator goes through.
+#[repr(C)]
+#[derive(Debug)]
+struct AttachTo {
+    attach: Attach,
+    parts: u64,
+    parts_size: u32,
+    reserved: u32,
+}
+
+/// `union bpf_iter_link_info`: a map.
+#[repr(C)]
+#[derive(Debug)]
+struct Parts {
+    map: libc::c_int,
+    reserved: [u32; 3],
+}
+
+/// `union bpf_attr` for BPF_MAP_CREATE; what is left out is nought.
+#[repr(C)]
+#[derive(Debug)]
+struct Map {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+}
+
 /// The same for BPF_ITER_CREATE.
 #[repr(C)]
 #[derive(Debug)]
@@ -100,14 +130,19 @@ pub(crate) struct Refused {
 
 /// Loads a program that is run for everything that an iterator comes by, under a license of the program (some functions of
 /// the kernel are only for those that it may link with), for the function that stands for the iterator in the kernel's BTF.
-pub(crate) fn load(program: &[Instruction], license: &CStr, function: u32) -> Result<OwnedFd, Refused> {
+pub(crate) fn load(
+    name: &[u8; 16],
+    program: &[Instruction],
+    license: &CStr,
+    function: u32,
+) -> Result<OwnedFd, Refused> {
     let count = u32::try_from(program.len()).map_err(|_| Refused { errno: Errno::TOOBIG, said: String::new() })?;
     let attributes = Load {
         kind: PROG_TYPE_TRACING,
         count,
         instructions: program.as_ptr().expose_provenance() as u64,
         license: license.as_ptr().expose_provenance() as u64,
-        name: *b"fleetsock_owner\0",
+        name: *name,
         attach_type: TRACE_ITER,
         attach_btf_id: function,
         ..Load::default()
@@ -131,6 +166,25 @@ pub(crate) fn attach(program: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let attributes = Attach { program: program.as_raw_fd(), target: 0, attach_type: TRACE_ITER, flags: 0 };
     // SAFETY: there are no pointers.
     unsafe { call(LINK_CREATE, &attributes) }
+}
+
+/// Makes an iterator of a program that is to go through an array, as [`array`] makes one. The link holds both.
+pub(crate) fn attach_to(array: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let parts = Parts { map: array.as_raw_fd(), reserved: [0; 3] };
+    let attributes = AttachTo {
+        attach: Attach { program: program.as_raw_fd(), target: 0, attach_type: TRACE_ITER, flags: 0 },
+        parts: ptr::from_ref(&parts).expose_provenance() as u64,
+        parts_size: size_of::<Parts>() as u32,
+        reserved: 0,
+    };
+    // SAFETY: the kernel reads the parts, which are there and as long as it is told.
+    unsafe { call(LINK_CREATE, &attributes) }
+}
+
+/// Makes an array of so many numbers, for an iterator to go through. It takes eight bytes for each.
+pub(crate) fn array(entries: u32) -> Result<OwnedFd, Errno> {
+    // SAFETY: there are no pointers.
+    unsafe { call(MAP_CREATE, &Map { kind: MAP_TYPE_ARRAY, key_size: 4, value_size: 4, entries }) }
 }
 
 /// Begins to go through everything once; what the program writes is read from the file. Takes no capability from Linux 5.19
@@ -182,5 +236,6 @@ mod tests {
         let other = File::open("/dev/null").unwrap();
         let (attached, iterated) = (attach(other.as_fd()), iterate(other.as_fd()));
         assert!(attached.is_err() && iterated.is_err(), "{attached:?} {iterated:?}");
+        assert!(attach_to(other.as_fd(), other.as_fd()).is_err());
     }
 }

@@ -231,6 +231,7 @@ impl Round {
             false => self.observer.processes.scan(&wanted),
         };
         self.observer.remarks.make(Topic::Owners, self.observer.processes.remark());
+        self.observer.remarks.make(Topic::Connections, self.observer.surveyor.remark());
         (wanted, scan)
     }
 

@@ -5,31 +5,30 @@
 //! registered with io_uring only.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     os::fd::{AsFd, OwnedFd},
     time::Duration,
 };
 
 use rustix::{
     io::{Errno, read, retry_on_intr},
-    thread::{CapabilitySet, capabilities},
+    thread::CapabilitySet,
 };
 
-use super::{
-    btf::{Btf, InvalidBtf},
-    program::{Holding, LICENSE, Layout, RECORD_BYTES},
-};
+use super::program::{Holding, Layout, RECORD_BYTES};
 use crate::{
     cost,
     facts::{Namespace, altered_view},
-    kernel::bpf::{self, Refused},
+    kernel::{
+        assembly::LICENSE,
+        bpf::{self, Refused},
+        btf::{self, Btf, InvalidBtf, PATH},
+    },
+    privileges::{FOR_PROGRAMS, missing},
 };
 
-/// Where the kernel describes its types.
-const BTF: &str = "/sys/kernel/btf/vmlinux";
-/// Most bytes of that which are read; kernels of distributions have 4 to 8 MiB.
-const BTF_LIMIT: u64 = 64 << 20;
+/// What the program is called in lists of programs.
+const NAME: &[u8; 16] = b"fleetsock_owner\0";
 /// Bytes that are read of an iterator at once: whole records, within what the kernel has ready (eight pages).
 const CHUNK: usize = RECORD_BYTES * 1365;
 /// Most readings of one pass. One gives up to a million descriptors that are looked at and up to 1,365 sockets.
@@ -52,7 +51,7 @@ pub enum HoldingsError {
     #[error("the agent is not in the first time namespace")]
     OtherTimes,
     /// The kernel does not describe its types.
-    #[error("{BTF}: {0}")]
+    #[error("{PATH}: {0}")]
     Btf(#[source] io::Error),
     /// Its description is not understood, or it is of a kernel without what is needed.
     #[error("{0}")]
@@ -93,7 +92,7 @@ impl Holdings {
             Some(Namespace::Pid | Namespace::User) => return Err(HoldingsError::OtherNumbers),
         }
         let layout = layout()?;
-        let program = bpf::load(&layout.program(), LICENSE, layout.function.0);
+        let program = bpf::load(NAME, &layout.program(), LICENSE, layout.function.0);
         let program = program.map_err(|refused: Refused| HoldingsError::Refused(refused.to_string()))?;
         let link = bpf::attach(program.as_fd()).map_err(HoldingsError::Broken)?;
         Ok(Holdings { link, limit: PASS_LIMIT })
@@ -111,7 +110,7 @@ impl Holdings {
     /// One that is none: the kernel refuses to go through it.
     #[cfg(test)]
     pub(super) fn broken() -> Holdings {
-        Holdings { link: File::open("/dev/null").unwrap().into(), limit: PASS_LIMIT }
+        Holdings { link: std::fs::File::open("/dev/null").unwrap().into(), limit: PASS_LIMIT }
     }
 
     /// The same with another limit.
@@ -150,26 +149,16 @@ impl Holdings {
 /// What the kernel asks for, and what it takes to describe the processes of which it tells: who has not that may see less
 /// than the kernel tells, and says so (see `facts`).
 fn check_privileges() -> Result<(), HoldingsError> {
-    let has = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
-    let lacks = |wanted: CapabilitySet| !has.intersects(wanted);
-    let missing: Vec<&str> = [
-        ("CAP_BPF", CapabilitySet::BPF | CapabilitySet::SYS_ADMIN),
-        ("CAP_PERFMON", CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN),
-        ("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE),
-        ("CAP_DAC_READ_SEARCH", CapabilitySet::DAC_READ_SEARCH),
-    ]
-    .into_iter()
-    .filter(|(_, wanted)| lacks(*wanted))
-    .map(|(name, _)| name)
-    .collect();
-    if missing.is_empty() { Ok(()) } else { Err(HoldingsError::Unprivileged(missing.join(" and no "))) }
+    let describes =
+        [("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE), ("CAP_DAC_READ_SEARCH", CapabilitySet::DAC_READ_SEARCH)];
+    match missing(FOR_PROGRAMS.into_iter().chain(describes)) {
+        Some(missing) => Err(HoldingsError::Unprivileged(missing)),
+        None => Ok(()),
+    }
 }
 
-/// Where this kernel has what the program reads. The description is megabytes and is not kept.
+/// Where this kernel has what the program reads.
 fn layout() -> Result<Layout, HoldingsError> {
-    let file = File::open(BTF).map_err(HoldingsError::Btf)?;
-    let size = file.metadata().map_err(HoldingsError::Btf)?.len().min(BTF_LIMIT);
-    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-    file.take(BTF_LIMIT).read_to_end(&mut bytes).map_err(HoldingsError::Btf)?;
+    let bytes = btf::read().map_err(HoldingsError::Btf)?;
     Ok(Layout::of(&Btf::parse(&bytes)?)?)
 }

@@ -15,11 +15,12 @@
 //! }
 //! ```
 
-use std::ffi::CStr;
-
-use super::btf::{Btf, InvalidBtf, TypeId};
 use crate::kernel::{
+    assembly::{
+        Register, SEQ_WRITE, add, assemble, call, copy, end_if_zero, end_unless, load, load_word, near, set, store,
+    },
     bpf::Instruction,
+    btf::{Btf, InvalidBtf, TypeId},
     bytes::{u32_at, u64_at},
 };
 
@@ -30,17 +31,10 @@ const ARGUMENT_BYTES: usize = 8;
 /// The magic number of the file system that sockets are in (include/uapi/linux/magic.h). An S_IFSOCK would not do: that is
 /// also the name of a UNIX socket in any other file system, which can be opened with O_PATH.
 const SOCKFS_MAGIC: i32 = 0x534f_434b;
-/// `bpf_seq_write` (include/uapi/linux/bpf.h).
-const SEQ_WRITE: i32 = 127;
 /// Bytes of what is written for a socket.
 pub(super) const RECORD_BYTES: usize = 24;
 /// How many bytes of the stack that is, below its end.
 const RECORD: i16 = -24;
-/// `bpf_seq_write` is only for programs that may be linked with the GPL. This one is under the licenses of the project, MIT or
-/// Apache-2.0, and what is under the MIT license may be passed on under the GPL: this is the kernel's word for that
-/// (include/linux/license.h).
-pub(super) const LICENSE: &CStr = c"Dual MIT/GPL";
-
 /// A socket that a process holds, as the program writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Holding {
@@ -148,116 +142,11 @@ impl Layout {
     }
 }
 
-/// An offset as instructions have them.
-fn near(offset: impl TryInto<i16>, name: &'static str) -> Result<i16, InvalidBtf> {
-    offset.try_into().map_err(|_| InvalidBtf::Absent(name))
-}
-
-/// Registers of the kernel's machine for programs (Documentation/bpf/standardization/instruction-set.rst).
-#[derive(Debug, Clone, Copy)]
-enum Register {
-    Outcome = 0,
-    Argument1 = 1,
-    Argument2 = 2,
-    Argument3 = 3,
-    /// Calls leave these as they are.
-    Kept1 = 6,
-    Kept2 = 7,
-    Kept3 = 8,
-    /// The end of the stack.
-    Frame = 10,
-}
-
-/// A step of a program: an instruction, or one that jumps to its end.
-#[derive(Debug, Clone, Copy)]
-enum Step {
-    Do(Instruction),
-    End { code: u8, register: Register, compared: i32 },
-}
-
-fn on(code: u8, [to, from]: [Register; 2], offset: i16, immediate: i32) -> Step {
-    Step::Do(Instruction::new(code, [to as u8, from as u8], offset, immediate))
-}
-
-/// `to = *(u64 *)(from + offset)`
-fn load(to: Register, from: Register, offset: i16) -> Step {
-    on(0x79, [to, from], offset, 0)
-}
-
-/// `to = *(u32 *)(from + offset)`
-fn load_word(to: Register, from: Register, offset: i16) -> Step {
-    on(0x61, [to, from], offset, 0)
-}
-
-/// `*(u64 *)(to + offset) = from`
-fn store(to: Register, offset: i16, from: Register) -> Step {
-    on(0x7b, [to, from], offset, 0)
-}
-
-/// `to = from`
-fn copy(to: Register, from: Register) -> Step {
-    on(0xbf, [to, from], 0, 0)
-}
-
-/// `to = value`
-fn set(to: Register, value: i32) -> Step {
-    on(0xb7, [to, Register::Outcome], 0, value)
-}
-
-/// `to += value`
-fn add(to: Register, value: i32) -> Step {
-    on(0x07, [to, Register::Outcome], 0, value)
-}
-
-/// Calls a function of the kernel.
-fn call(function: i32) -> Step {
-    on(0x85, [Register::Outcome; 2], 0, function)
-}
-
-/// `if (!register) return 0`
-fn end_if_zero(register: Register) -> Step {
-    Step::End { code: 0x15, register, compared: 0 }
-}
-
-/// `if (register != compared) return 0`
-fn end_unless(register: Register, compared: i32) -> Step {
-    Step::End { code: 0x55, register, compared }
-}
-
-/// The steps, and the end: `return 0`.
-fn assemble(steps: &[Step]) -> Vec<Instruction> {
-    let place = |(index, step): (usize, &Step)| match *step {
-        Step::Do(instruction) => instruction,
-        Step::End { code, register, compared } => {
-            // From the next instruction to the one behind the last step.
-            let distance = i16::try_from(steps.len() - index - 1).unwrap_or(i16::MAX);
-            Instruction::new(code, [register as u8, 0], distance, compared)
-        }
-    };
-    let [outcome, none] = [Register::Outcome as u8, 0];
-    let end = [Instruction::new(0xb7, [outcome, none], 0, 0), Instruction::new(0x95, [none; 2], 0, 0)];
-    steps.iter().enumerate().map(place).chain(end).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn ends_are_jumps_to_behind_the_last_step() {
-        use Register::{Argument1, Kept1};
-        let steps = [end_if_zero(Kept1), copy(Kept1, Argument1), end_unless(Argument1, 7)];
-        let expected = [
-            Instruction::new(0x15, [6, 0], 2, 0),
-            Instruction::new(0xbf, [6, 1], 0, 0),
-            Instruction::new(0x55, [1, 0], 0, 7),
-            Instruction::new(0xb7, [0, 0], 0, 0),
-            Instruction::new(0x95, [0, 0], 0, 0),
-        ];
-        assert_eq!(assemble(&steps), expected);
-    }
 
     proptest! {
         #[test]

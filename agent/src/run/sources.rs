@@ -42,7 +42,7 @@ impl Sources {
     /// Opens what can be opened, and gives up the capabilities of the calling thread that were needed for it alone.
     pub(super) fn open(config: &Config, clock: Clock) -> Result<Sources, RunError> {
         let sockets = sockets_within(config.memory_bytes);
-        let surveyor = Surveyor::within(sockets.saturating_mul(ROWS_PER_SOCKET))?.listing(config.portless);
+        let surveyor = Surveyor::within(sockets.saturating_mul(ROWS_PER_SOCKET))?.listing(config.portless).asking();
         let events = Events::open(config.buffers.as_ref());
         let mortals = mortals(config.bytes, events.is_ok());
         let destructions = Destructions::of(mortals)

@@ -18,6 +18,7 @@ mod outage;
 mod prepared;
 mod renewal;
 mod restore;
+mod sources;
 mod spool;
 mod tellers;
 mod tiers;

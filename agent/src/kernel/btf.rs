@@ -1,7 +1,17 @@
 //! The kernel's description of its own types: BTF (Documentation/bpf/btf.rst of the kernel). Tells where the fields are of
 //! what a function of the kernel is given.
 
-use crate::kernel::bytes::{u16_at, u32_at};
+use std::{
+    fs::File,
+    io::{self, Read},
+};
+
+use super::bytes::{u16_at, u32_at};
+
+/// Where the kernel describes its types.
+pub(crate) const PATH: &str = "/sys/kernel/btf/vmlinux";
+/// Most bytes of that which are read; kernels of distributions have 4 to 8 MiB.
+const LIMIT: u64 = 64 << 20;
 
 const MAGIC: u16 = 0xeb9f;
 /// Bytes of `struct btf_type`, before what its kind adds.
@@ -38,7 +48,7 @@ const ENUM64: u32 = 19;
 
 /// Why a field is not found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum InvalidBtf {
+pub(crate) enum InvalidBtf {
     /// The bytes are cut off, or of a form that is not known here.
     #[error("the kernel's BTF is cut off or of an unknown form")]
     Unreadable,
@@ -47,9 +57,18 @@ pub(super) enum InvalidBtf {
     Absent(&'static str),
 }
 
+/// The description of the running kernel, for [`Btf::parse`]. It is megabytes, not to be kept.
+pub(crate) fn read() -> io::Result<Vec<u8>> {
+    let file = File::open(PATH)?;
+    let size = file.metadata()?.len().min(LIMIT);
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    file.take(LIMIT).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Types of a kernel. Each has a number, which counts from one.
 #[derive(Debug)]
-pub(super) struct Btf<'a> {
+pub(crate) struct Btf<'a> {
     types: &'a [u8],
     strings: &'a [u8],
     /// Where each type begins.
@@ -58,15 +77,15 @@ pub(super) struct Btf<'a> {
 
 /// A type of this number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TypeId(pub(super) u32);
+pub(crate) struct TypeId(pub(crate) u32);
 
 /// A field of a struct.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Field {
+pub(crate) struct Field {
     /// Bytes from the start of the struct.
-    pub(super) offset: u32,
+    pub(crate) offset: u32,
     /// What it is.
-    pub(super) kind: TypeId,
+    pub(crate) kind: TypeId,
 }
 
 /// `struct btf_type` and what its kind adds.
@@ -106,7 +125,7 @@ fn added(kind: u32, count: usize) -> Option<usize> {
 
 impl<'a> Btf<'a> {
     /// Finds out where each type begins.
-    pub(super) fn parse(bytes: &'a [u8]) -> Result<Btf<'a>, InvalidBtf> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Btf<'a>, InvalidBtf> {
         Btf::cut(bytes).ok_or(InvalidBtf::Unreadable)
     }
 
@@ -127,17 +146,26 @@ impl<'a> Btf<'a> {
     }
 
     /// A function of the kernel.
-    pub(super) fn function(&self, name: &'static str) -> Result<TypeId, InvalidBtf> {
+    pub(crate) fn function(&self, name: &'static str) -> Result<TypeId, InvalidBtf> {
+        self.named(FUNC, name)
+    }
+
+    /// A struct of the kernel.
+    pub(crate) fn structure(&self, name: &'static str) -> Result<TypeId, InvalidBtf> {
+        self.named(STRUCT, name)
+    }
+
+    fn named(&self, kind: u32, name: &'static str) -> Result<TypeId, InvalidBtf> {
         let is_it = |place: &u32| {
             let read = usize::try_from(*place).ok().and_then(|place| Type::read(self.types, place));
-            read.is_some_and(|found| found.kind == FUNC && self.is_called(found.name, name))
+            read.is_some_and(|found| found.kind == kind && self.is_called(found.name, name))
         };
         let index = self.places.iter().position(is_it).ok_or(InvalidBtf::Absent(name))?;
         u32::try_from(index + 1).map(TypeId).map_err(|_| InvalidBtf::Unreadable)
     }
 
     /// A parameter of a function: which, from nought, and its type.
-    pub(super) fn parameter(&self, function: TypeId, name: &'static str) -> Result<(usize, TypeId), InvalidBtf> {
+    pub(crate) fn parameter(&self, function: TypeId, name: &'static str) -> Result<(usize, TypeId), InvalidBtf> {
         let signature = self.get(function).and_then(|function| self.get(function.of));
         let signature = signature.filter(|signature| signature.kind == FUNC_PROTO).ok_or(InvalidBtf::Absent(name))?;
         let mut parameters = signature.rest.chunks_exact(PARAMETER_BYTES).enumerate();
@@ -149,7 +177,7 @@ impl<'a> Btf<'a> {
     }
 
     /// A field of a struct, or of the structs and unions without a name in it.
-    pub(super) fn field(&self, of: TypeId, name: &'static str) -> Result<Field, InvalidBtf> {
+    pub(crate) fn field(&self, of: TypeId, name: &'static str) -> Result<Field, InvalidBtf> {
         self.member(of, name).ok_or(InvalidBtf::Absent(name))
     }
 
@@ -172,8 +200,13 @@ impl<'a> Btf<'a> {
         None
     }
 
+    /// Bytes of a struct.
+    pub(crate) fn size(&self, of: TypeId) -> Option<u32> {
+        self.get(of).filter(|of| of.kind == STRUCT).map(|of| of.of.0)
+    }
+
     /// The struct that something of this type points to.
-    pub(super) fn pointee(&self, pointer: TypeId) -> Option<TypeId> {
+    pub(crate) fn pointee(&self, pointer: TypeId) -> Option<TypeId> {
         let (_, pointer) = self.bare(pointer)?;
         let (id, pointee) = self.bare((pointer.kind == PTR).then_some(pointer.of)?)?;
         (pointee.kind == STRUCT).then_some(id)
@@ -280,9 +313,14 @@ mod tests {
     fn what_is_not_there_is_told_by_its_name() {
         let bytes = written().bytes();
         let btf = Btf::parse(&bytes).unwrap();
+        assert_eq!(
+            (btf.structure("outer"), btf.structure("iterate")),
+            (Ok(TypeId(7)), Err(InvalidBtf::Absent("iterate")))
+        );
         assert_eq!(btf.function("outer"), Err(InvalidBtf::Absent("outer")));
         assert_eq!(btf.function("iter"), Err(InvalidBtf::Absent("iter")));
         assert_eq!(btf.parameter(TypeId(1), "deep"), Err(InvalidBtf::Absent("deep")));
+        assert_eq!([7, 8, 99].map(|id| btf.size(TypeId(id))), [Some(24), None, None]);
         for (of, name) in [(7, "bits"), (7, "dee"), (3, "number"), (0, "number"), (99, "number")] {
             assert_eq!(btf.field(TypeId(of), name), Err(InvalidBtf::Absent(name)), "{of}");
         }
