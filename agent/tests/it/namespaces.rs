@@ -36,7 +36,7 @@ use rustix::{
 use crate::listeners::{apart, has, skip};
 
 /// How long the kernel or a program may take for what it does in the background.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

@@ -2,10 +2,14 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    io::{ErrorKind, Write},
+    io::{BufRead, BufReader, ErrorKind, Write},
     net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    process::{Child, Command, Stdio},
+    sync::{
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -22,8 +26,8 @@ use rustix::{
 };
 
 use crate::{
-    listeners::skip,
-    namespaces::{Named, makes_namespaces, wait_until},
+    listeners::{has, skip},
+    namespaces::{Named, PATIENCE, makes_namespaces, wait_until},
 };
 
 /// Stable connections, each two sockets, and walks of the program. FLEETSOCK_LONG=1 is the full form.
@@ -170,6 +174,47 @@ fn a_socket_that_nobody_asked_for_its_cookie_is_dumped() {
         assert_eq!(rows.len(), 3);
         drop(kept);
     });
+}
+
+/// A process that is kept waiting while it sends, with its socket locked; the port of that.
+fn kept_waiting(named: &Named) -> (Child, String) {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &named.0, "python3", "-c", include_str!("kept_waiting.py")]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    (child, line.trim().to_owned())
+}
+
+#[test]
+fn a_process_that_is_kept_waiting_while_it_sends_does_not_keep_a_walk_waiting() {
+    if !makes_namespaces() || !has("python3") {
+        return;
+    }
+    let named = Named::new();
+    let (mut child, port) = kept_waiting(&named);
+    let Ok(port) = port.parse::<u16>() else {
+        child.wait().unwrap();
+        return skip(&format!("no socket can be kept locked: {port}"));
+    };
+    let (tell, told) = mpsc::channel();
+    let walking = thread::spawn(move || {
+        let rows = named.within(|| {
+            let mut walker = by_program()?;
+            let mut rows = Vec::new();
+            wait_until("the program tells", || walker.walk_by(&mut rows).unwrap().1 == Source::Program);
+            Some(rows)
+        });
+        tell.send(rows).unwrap();
+    });
+    let rows = told.recv_timeout(2 * PATIENCE);
+    // Whoever waits for the lock has it now.
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    walking.join().unwrap();
+    if let Some(rows) = rows.unwrap() {
+        assert!(rows.iter().any(|row| row.peer.is_some() && row.local.port() == port), "{port}: {rows:#?}");
+    }
 }
 
 /// Begins connections and gives them up, until told to stop: sockets come into the kernel's table and leave it, and their
