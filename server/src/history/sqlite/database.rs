@@ -22,10 +22,11 @@ use super::{
 };
 use crate::history::HistoryError;
 
+mod planning;
 mod turning;
 mod unchanging;
 
-use self::{turning::Turning, unchanging::open_unchanging};
+use self::{planning::keep_plans, turning::Turning, unchanging::open_unchanging};
 
 const MAIN_FILE: &str = "main.db";
 const LOCK_FILE: &str = "lock";
@@ -415,6 +416,7 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, rusqlite::Erro
 
 fn settled_for_reading(connection: Connection) -> Result<Connection, rusqlite::Error> {
     connection.pragma_update(None, "query_only", true)?;
+    keep_plans(&connection)?;
     connection.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(connection)
