@@ -43,10 +43,14 @@ const RING_BYTES: [usize; 4] = [2 << 20, 1 << 20, 512 << 10, 256 << 10];
 /// CLOSE (7), and is destroyed. CLOSE_WAIT (8) is seen by walks where it lasts.
 const NEEDED_STATES: &CStr = c"newstate != 3 && newstate != 5 && newstate != 8 \
     && !(newstate == 7 && (oldstate == 5 || oldstate == 9))";
-/// Bytes of one processor's ring of names.
-const NAMES_BYTES: usize = 64 << 10;
-/// How much smaller than a ring of everything one of lives alone is.
+/// How much smaller than a ring of sockets one of the lives of processes is.
 const LIVES_PART: usize = 4;
+/// Two looks that are not further apart than this are those of a time when many processes begin, each of which wakes whoever
+/// waits.
+const BUSY: Duration = Duration::from_millis(2);
+/// How long more of them are waited for then: to be woken by each took half of all that an agent did beside a server that
+/// forks for each connection.
+const GATHERED: Duration = Duration::from_micros(500);
 
 /// Why there are no events.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +79,9 @@ pub struct Events {
     buffer: Vec<u8>,
     ring_bytes: usize,
     fallback: Option<String>,
+    /// When there was the last look, by the clock of the records.
+    drained_ns: u64,
+    is_busy: bool,
 }
 
 /// What tells of sockets, and by what it knows who did something.
@@ -133,24 +140,21 @@ impl Events {
     ) -> Result<Events, EventsError> {
         let formats = Formats { state: tracefs.state_format()?, destroy: tracefs.destroy_format()? };
         let states = Source::Filtered(formats.state.id, NEEDED_STATES);
-        let everything = [states, Source::Tracepoint(formats.destroy.id), Source::Lives];
-        let (sources, part) = match &instance {
-            Ok(_) => (&everything[2..], LIVES_PART),
-            Err(_) => (&everything[..], 1),
-        };
+        let sockets = [states, Source::Tracepoint(formats.destroy.id)];
         let mut refused = Errno::PERM;
-        for ring_bytes in RING_BYTES.map(|bytes| bytes / part) {
+        for ring_bytes in RING_BYTES {
+            let of_sockets = |cpu: &u32| Ring::open(*cpu, &sockets, ring_bytes, Wake::HalfFull);
             // A process that runs another program is looked at while it is there: that is worth being woken.
-            let open = |cpu: &u32| {
-                let main = Ring::open(*cpu, sources, ring_bytes, Wake::HalfFull)?;
-                Ok([main, Ring::open(*cpu, &[Source::Names], NAMES_BYTES, Wake::AtOnce)?])
-            };
-            let rings: Result<Vec<[Ring; 2]>, Errno> = processors.iter().map(open).collect();
-            match rings.map(|rings| rings.into_iter().flatten().collect()) {
+            let of_lives = |cpu: &u32| Ring::open(*cpu, &[Source::Lives], ring_bytes / LIVES_PART, Wake::AtOnce);
+            let without = if instance.is_ok() { &[][..] } else { processors };
+            let rings: Result<Vec<Ring>, Errno> =
+                without.iter().map(of_sockets).chain(processors.iter().map(of_lives)).collect();
+            match rings {
                 Ok(rings) => {
                     let fallback = instance.as_ref().err().cloned();
-                    let instance = instance.ok();
-                    return Ok(Events { instance, rings, formats, buffer: Vec::new(), ring_bytes, fallback });
+                    let (instance, buffer) = (instance.ok(), Vec::new());
+                    let (drained_ns, is_busy) = (0, false);
+                    return Ok(Events { instance, rings, formats, buffer, ring_bytes, fallback, drained_ns, is_busy });
                 }
                 Err(errno) => refused = errno,
             }
@@ -168,17 +172,17 @@ impl Events {
         self.instance.as_ref().map_or(self.ring_bytes, Instance::bytes)
     }
 
-    /// Waits until a buffer or ring is half full, a process has another name, or `wake` can be read, at most so long.
+    /// Waits until a buffer or ring of sockets is half full, something happened to a process, or `wake` can be read, at most so
+    /// long; where much happens to processes, for some of it.
     pub fn wait(&self, patience: Duration, wake: BorrowedFd<'_>) -> Result<(), Errno> {
+        if self.is_busy {
+            wait_for(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], GATHERED.min(patience))?;
+        }
         let mut fds: Vec<PollFd<'_>> = self.rings.iter().map(|ring| PollFd::new(ring, PollFlags::IN)).collect();
         let buffers = self.instance.iter().flat_map(Instance::fds);
         fds.extend(buffers.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         fds.push(PollFd::from_borrowed_fd(wake, PollFlags::IN));
-        let patience = Timespec::try_from(patience).map_err(|_| Errno::INVAL)?;
-        match poll(&mut fds, Some(&patience)) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(errno) => Err(errno),
-        }
+        wait_for(&mut fds, patience)
     }
 
     /// Takes everything out of the buffers and rings.
@@ -187,6 +191,8 @@ impl Events {
     /// are to be read before anything is put in order. A record that was written while they were read comes next time, also
     /// when it is older than the last one here: whoever uses them holds the youngest back for a moment.
     pub fn drain(&mut self, drained: &mut Drained) {
+        let before_ns = std::mem::replace(&mut self.drained_ns, now_ns());
+        self.is_busy = self.drained_ns.saturating_sub(before_ns) <= u64::try_from(BUSY.as_nanos()).unwrap_or(u64::MAX);
         drained.records.clear();
         (drained.lost, drained.unreadable) = (0, 0);
         let threads = match &mut self.instance {
@@ -200,6 +206,14 @@ impl Events {
             ring.take(&mut self.buffer);
             reading::read(&self.buffer, &self.formats, threads, drained);
         }
+    }
+}
+
+fn wait_for(fds: &mut [PollFd<'_>], patience: Duration) -> Result<(), Errno> {
+    let patience = Timespec::try_from(patience).map_err(|_| Errno::INVAL)?;
+    match poll(fds, Some(&patience)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -316,6 +330,25 @@ mod tests {
             }
             let openers = openers(events);
             assert!(!openers.is_empty() && openers.iter().all(|opener| *opener == doer), "{doer:?}: {openers:?}");
+        }
+    }
+
+    #[test]
+    fn the_beginning_the_program_and_the_end_of_a_process_are_told_once_each() {
+        for events in [Events::open(None), Events::by_perf()] {
+            let Ok(mut events) = events else {
+                eprintln!("skipped: no events here: {}", events.unwrap_err());
+                continue;
+            };
+            let mut process = std::process::Command::new("true").spawn().unwrap();
+            process.wait().unwrap();
+            let (of, mut drained) = (process.id(), Drained::default());
+            events.drain(&mut drained);
+            let count = |is: &dyn Fn(&What) -> bool| drained.records.iter().filter(|record| is(&record.what)).count();
+            let forks = count(&|what| matches!(what, What::Forked { pid, .. } if *pid == of));
+            let programs = count(&|what| matches!(what, What::Named { pid, exec: true, .. } if *pid == of));
+            let exits = count(&|what| matches!(what, What::Exited { pid } if *pid == of));
+            assert_eq!((forks, programs, exits, drained.lost), (1, 1, 1, 0), "{:?}", drained.records);
         }
     }
 

@@ -21,10 +21,9 @@ pub(crate) enum Source {
     Tracepoint(u64),
     /// The same, without the records for which this is not true (Documentation/trace/events.rst of the kernel).
     Filtered(u64, &'static CStr),
-    /// Forks and exits of processes.
+    /// Forks, exits and names of processes; exec(3) gives names among others. What tells of names tells of forks and exits as
+    /// well (perf_event_task_match() of kernel/events/core.c).
     Lives,
-    /// Names of processes, given by exec(3) among others.
-    Names,
 }
 
 /// When whoever waits for a ring is woken.
@@ -186,8 +185,7 @@ fn last_error() -> Errno {
 fn open_event(source: Source, cpu: libc::c_int, wakeup_watermark: u32) -> Result<OwnedFd, Errno> {
     let (kind, config, period, flags) = match source {
         Source::Tracepoint(id) | Source::Filtered(id, _) => (TYPE_TRACEPOINT, id, 1, 0),
-        Source::Lives => (TYPE_SOFTWARE, SOFTWARE_DUMMY, 0, FLAG_TASK),
-        Source::Names => (TYPE_SOFTWARE, SOFTWARE_DUMMY, 0, FLAG_COMM | FLAG_COMM_EXEC),
+        Source::Lives => (TYPE_SOFTWARE, SOFTWARE_DUMMY, 0, FLAG_TASK | FLAG_COMM | FLAG_COMM_EXEC),
     };
     let attributes = Attributes {
         kind,
