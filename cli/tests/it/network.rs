@@ -14,6 +14,7 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(60);
 
 static NETWORKS: AtomicU32 = AtomicU32::new(0);
+static CLEARED: Once = Once::new();
 
 /// Network namespaces on one wire: `10.99.0.1` is the first, `10.99.0.2` the second.
 pub(crate) struct Network {
@@ -25,11 +26,31 @@ pub(crate) struct Network {
 pub(crate) struct Running {
     child: Child,
     what: String,
+    ending: Ending,
+}
+
+/// How a program ends with the test.
+enum Ending {
+    Killed,
+    /// By SIGTERM, so that it ends what it started.
+    Asked,
 }
 
 fn ip(arguments: &[&str]) {
     let done = Command::new("ip").args(arguments).output().unwrap();
     assert!(done.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// Removes the namespaces of tests that were killed: their names tell whose they are.
+fn remove_abandoned() {
+    for namespace in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = namespace.file_name().display().to_string();
+        let pid = name.strip_prefix("fs").and_then(|rest| rest.split_once('-')?.0.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            // Another test may be faster.
+            drop(Command::new("ip").args(["netns", "delete", &name]).output());
+        }
+    }
 }
 
 impl Network {
@@ -40,6 +61,7 @@ impl Network {
             eprintln!("skipped: network namespaces need root");
             return None;
         }
+        CLEARED.call_once(remove_abandoned);
         let tag = format!("fs{}-{}", std::process::id(), NETWORKS.fetch_add(1, Ordering::Relaxed));
         let network = Network { tag, hosts: hosts.to_vec() };
         for (number, host) in hosts.iter().enumerate() {
@@ -79,7 +101,7 @@ impl Network {
         let what = format!("{} on {host}", program.as_ref().display());
         let mut command = self.command(host, program);
         let child = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Running { child: child.spawn().unwrap(), what }
+        Running { child: child.spawn().unwrap(), what, ending: Ending::Killed }
     }
 
     /// Starts a Python program on a host; its text is the last argument but what follows.
@@ -99,7 +121,13 @@ impl Drop for Network {
 
 impl Running {
     pub(crate) fn of(child: Child, what: &str) -> Running {
-        Running { child, what: what.to_owned() }
+        Running { child, what: what.to_owned(), ending: Ending::Killed }
+    }
+
+    /// The same, of one whose processes would outlive it if it were killed.
+    pub(crate) fn with_its_processes(mut self) -> Running {
+        self.ending = Ending::Asked;
+        self
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -121,7 +149,10 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // It may have ended by itself.
-        drop(self.child.kill());
+        match self.ending {
+            Ending::Killed => drop(self.child.kill()),
+            Ending::Asked => drop(Command::new("kill").args(["-TERM", &self.pid().to_string()]).output()),
+        }
         drop(self.child.wait());
     }
 }

@@ -115,7 +115,9 @@ impl Programs {
             folder.display()
         );
         fs::write(&config, text).unwrap();
-        network.start(host, &self.nginx, &["-c", &config.display().to_string(), "-g", "daemon off;"])
+        network
+            .start(host, &self.nginx, &["-c", &config.display().to_string(), "-g", "daemon off;"])
+            .with_its_processes()
     }
 
     fn start_sshd(&self, network: &Network, host: &str, folder: &Path) -> Running {
