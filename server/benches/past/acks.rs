@@ -29,6 +29,9 @@ use crate::{
 
 /// How long a window is; a day is sealed in several.
 const WINDOW: Duration = Duration::from_secs(10);
+/// How often it is looked whether a day is sealed: what wakes often gives others the core sooner, and the idle windows have no
+/// such thread.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long is appended beside each window.
 const APPENDED: Duration = Duration::from_secs(3);
 /// How long it takes at the steady rate until a file is complete that is almost.
@@ -128,7 +131,7 @@ impl Measured {
             std::thread::spawn(move || {
                 let wait = |until: &dyn Fn() -> bool| {
                     while !until() {
-                        std::thread::sleep(Duration::from_millis(2));
+                        std::thread::sleep(LOOK_EVERY);
                     }
                     Instant::now()
                 };
