@@ -1,7 +1,7 @@
 //! The TCP connections of a network namespace, told by the kernel without its dump: an iterator of BPF that goes through the
 //! chains of the kernel's table of connections and writes a record of 72 bytes for each.
 //!
-//! A dump fills in a message of many attributes that nobody here asks for, and for that goes all over each socket: four times the CPU. The
+//! A dump fills in a message of many attributes that nobody here asks for, and for that goes all over each socket: several times the CPU. The
 //! kernel's own iterator of TCP sockets is no way: it locks each socket, and a process that is kept waiting while it sends
 //! (for a page of a file system that does not answer) keeps whoever wants that lock waiting too, where no signal reaches it.
 //!

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::{TcpListener, TcpStream},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     thread,
     time::Duration,
 };
@@ -15,6 +18,9 @@ use rustix::{
 };
 
 use crate::namespaces::{Named, makes_namespaces, wait_until};
+
+/// Held by a test that has so many sockets that this process may not have them twice.
+pub(crate) static MANY_SOCKETS: Mutex<()> = Mutex::new(());
 
 /// Connections that stay, each two sockets, and walks: enough that a dump takes many messages. FLEETSOCK_LONG=1 is the
 /// full form.
@@ -40,6 +46,7 @@ fn under_churn_every_socket_that_stays_is_in_every_walk_once() {
     if !makes_namespaces() {
         return;
     }
+    let _alone = MANY_SOCKETS.lock().unwrap_or_else(PoisonError::into_inner);
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
     let (connections, walks) = size();

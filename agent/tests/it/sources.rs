@@ -7,6 +7,7 @@ use std::{
     os::fd::OwnedFd,
     process::{Child, Command, Stdio},
     sync::{
+        PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
@@ -27,6 +28,7 @@ use rustix::{
 
 use crate::{
     listeners::{has, skip},
+    load_walks::MANY_SOCKETS,
     namespaces::{Named, PATIENCE, makes_namespaces, wait_until},
 };
 
@@ -242,6 +244,7 @@ fn under_churn_the_program_tells_every_socket_that_stays_once() {
     if !makes_namespaces() {
         return;
     }
+    let _alone = MANY_SOCKETS.lock().unwrap_or_else(PoisonError::into_inner);
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
     let (connections, walks) = size();
