@@ -7,7 +7,7 @@
 //! it lost its name. A crash leaves nothing: what has no name goes with its last descriptor.
 //!
 //! The same holds for the log of a file that is complete. It is folded into it and removed when the last connection is
-//! closed, for which the writer need not wait either.
+//! closed, for which the writer need not wait either; where somebody reads it then, the log loses its name with the file.
 
 use std::{
     collections::BTreeSet,

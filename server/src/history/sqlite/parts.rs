@@ -371,8 +371,9 @@ pub(super) fn remove(folder: &Path, file: &str) -> io::Result<()> {
 /// is kept.
 pub(super) fn take_names(folder: &Path, files: &[String]) -> io::Result<Vec<File>> {
     let mut nameless = Vec::new();
-    for name in files {
-        match File::options().write(true).open(folder.join(name)) {
+    // The log too: where somebody read a file when it was complete, it was not folded into it. Never "-shm", which readers map.
+    for name in files.iter().flat_map(|file| [file.clone(), format!("{file}{LOG}")]) {
+        match File::options().write(true).open(folder.join(&name)) {
             Ok(file) => nameless.push(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::debug!(%error, name, "the room of a file is given back at once"),

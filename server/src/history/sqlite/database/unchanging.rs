@@ -10,7 +10,9 @@ use crate::history::sqlite::sealed::ALONE;
 
 /// A connection to a file that has its name only since it is complete.
 pub(super) fn open_unchanging(path: &Path) -> Result<Connection, rusqlite::Error> {
-    let uri = format!("file:{}?immutable=1", escaped(path));
+    // With an empty authority, so that a path that begins with two slashes has none.
+    let authority = if path.is_absolute() { "//" } else { "" };
+    let uri = format!("file:{authority}{}?immutable=1", escaped(path));
     settled_for_reading(Connection::open_with_flags(uri, ALONE | OpenFlags::SQLITE_OPEN_URI)?)
 }
 
@@ -38,6 +40,8 @@ mod tests {
             let opened = open_unchanging(&path).unwrap();
             assert_eq!(opened.query_row("SELECT x FROM t", [], |row| row.get(0)), Ok(7), "{name}");
             assert!(opened.execute("INSERT INTO t VALUES (8)", []).is_err());
+            let with_two_slashes = format!("/{}", path.display());
+            assert!(open_unchanging(Path::new(&with_two_slashes)).is_ok(), "{with_two_slashes}");
         }
         assert_eq!(escaped(Path::new(OsStr::from_bytes(b"/\xff\n"))), "/%FF%0A");
     }

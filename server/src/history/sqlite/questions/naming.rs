@@ -35,7 +35,8 @@ impl<'a> NamespaceNames<'a> {
                 self.known.clear();
             }
             let mut statement = self.main.prepare_cached(
-                "SELECT since_us, name FROM namespace_names WHERE host_id = ?1 AND netns = ?2 ORDER BY since_us DESC",
+                "SELECT since_us, name FROM namespace_names WHERE host_id = ?1 AND netns = ?2
+                 ORDER BY until_us IS NULL DESC, since_us DESC",
             )?;
             let names = statement
                 .query_map(params![host.entry.id, coding::signed(netns)], |row| Ok((row.get(0)?, row.get(1)?)))?

@@ -22,6 +22,8 @@ use crate::{
 const AHEAD: f64 = 2.0;
 /// Sessions that are sealed in a second of work, as long as no file was.
 const ASSUMED_SPEED: f64 = 250_000.0;
+/// Sessions from which on a file tells how fast it goes: of fewer, most of the time goes into what each file takes.
+const TELLING: u64 = 100_000;
 /// The part of the time that is work at least: with it five million sessions take about a minute and a half.
 const LEAST_PART: f64 = 0.1;
 /// How long one rest is at most, so that it is soon seen when there is a hurry.
@@ -46,6 +48,11 @@ fn part(load: Load, speed: f64) -> f64 {
         Load { inflow: Some(inflow), .. } => (AHEAD * inflow / speed).clamp(LEAST_PART, 1.0),
         Load { inflow: None, .. } => LEAST_PART,
     }
+}
+
+/// Sessions that a second of work seals, as it was believed and after a file with so many of them.
+fn learned(before: f64, sessions: u64, worked: Duration) -> f64 {
+    if sessions < TELLING { before } else { sessions as f64 / worked.as_secs_f64().max(f64::EPSILON) }
 }
 
 /// How long to rest after so much work.
@@ -135,9 +142,7 @@ impl Pace {
     pub(super) fn end(&self, sessions: u64) {
         self.with(|state| {
             state.count(Instant::now());
-            if sessions > 0 {
-                state.speed = sessions as f64 / state.worked.as_secs_f64().max(f64::EPSILON);
-            }
+            state.speed = learned(state.speed, sessions, state.worked);
         });
     }
 
@@ -197,6 +202,12 @@ mod tests {
         }
         assert_eq!(part(Load { inflow: None, waiting: 1 }, SPEED), LEAST_PART);
         assert_eq!(part(Load { inflow: None, waiting: 2 }, SPEED), 1.0);
+    }
+
+    #[test]
+    fn a_small_file_does_not_tell_how_fast_a_large_one_goes() {
+        assert_eq!(learned(SPEED, 50, Duration::from_millis(30)), SPEED);
+        assert_eq!(learned(SPEED, 5_000_000, Duration::from_secs(5)), 1_000_000.0);
     }
 
     #[test]

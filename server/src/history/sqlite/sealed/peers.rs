@@ -11,7 +11,7 @@ use super::{
     places::Place,
     sorting::{Met, Sorting},
 };
-use crate::history::sqlite::{coding::AddressBytes, parts::UNFINISHED};
+use crate::history::sqlite::{coding::AddressBytes, leaving::give_back, parts::UNFINISHED};
 
 /// Most places of a row: of so many its bytes are in the page itself.
 const PLACES_OF_ROW: usize = 1024;
@@ -44,7 +44,7 @@ impl Peers {
     pub(super) fn write(self, sealed: &Connection, goes_on: &GoesOn) -> Result<(), SealError> {
         let mut rows = Rows::default();
         let mut statements = 0_usize;
-        self.sorting.finish(|met| {
+        let sorted = self.sorting.finish(|met| {
             if rows.are_enough_before(&met) {
                 rows.insert(sealed)?;
                 statements += 1;
@@ -55,7 +55,8 @@ impl Peers {
             rows.add(&met);
             Ok(())
         })?;
-        Ok(rows.insert(sealed)?)
+        rows.insert(sealed)?;
+        Ok(give_back(&sorted, || goes_on())?)
     }
 }
 
@@ -172,7 +173,10 @@ mod tests {
         let within = |first: i64, last: i64| {
             let (first, last) = (Place { block: first, at: 0 }, Place { block: last, at: BLOCK_SESSIONS - 1 });
             let mut found = Vec::new();
-            places::find_within(&sealed, busy, (first.number(), last.number()), &mut found).unwrap();
+            let mut all = |most| {
+                places::find_within(&sealed, busy, (first.number(), last.number()), (|_| true, most), &mut found)
+            };
+            assert!(all(u64::MAX).unwrap());
             found
         };
         assert!(within(9, 9) == each(|block, at| at % 2 == 0 && block == 9));

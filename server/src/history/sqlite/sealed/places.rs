@@ -19,7 +19,7 @@ use crate::history::{
 };
 
 /// Sessions of a block, as places are numbered; a part of the schema.
-const STRIDE: usize = 2048;
+pub(in crate::history::sqlite) const STRIDE: usize = 2048;
 const _: () = assert!(BLOCK_SESSIONS <= STRIDE, "places of two blocks must differ");
 
 /// Sessions between two looks whether it is still wanted.
@@ -69,13 +69,14 @@ pub(in crate::history::sqlite) fn find(
     Ok(true)
 }
 
-/// Adds where sessions with an address are, from one place to another.
+/// Adds where sessions with an address are, from one place to another, in blocks that are meant; whether there are at most so many.
 pub(in crate::history::sqlite) fn find_within(
     sealed: &Connection,
     peer: IpAddr,
     (first, last): (i64, i64),
+    (is_meant, most): (impl Fn(i64) -> bool, u64),
     into: &mut Vec<i64>,
-) -> Result<(), HistoryError> {
+) -> Result<bool, HistoryError> {
     // The row that begins before the first place may reach beyond it.
     let mut statement = sealed.prepare_cached(
         "SELECT first_place, places FROM peers
@@ -84,9 +85,15 @@ pub(in crate::history::sqlite) fn find_within(
     )?;
     let mut rows = statement.query(params![AddressBytes::of(peer), first, last])?;
     while let Some(row) = rows.next()? {
-        each_of(row, 0, |place| into.extend((first..=last).contains(&place).then_some(place)))?;
+        each_of(row, 0, |place| {
+            let is_here = (first..=last).contains(&place) && is_meant(Place::of(place).block);
+            into.extend(is_here.then_some(place));
+        })?;
+        if into.len() as u64 > most {
+            return Ok(false);
+        }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The places of a row: the first of them in a column, the others in the column after it.

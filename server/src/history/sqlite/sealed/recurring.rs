@@ -165,8 +165,10 @@ impl<'a, const BYTES: usize> Alike<'a, BYTES> {
     }
 
     fn get(&self, at: usize) -> Result<[u8; BYTES], Damaged> {
-        let row = self.rows.get(at * self.width..(at + 1) * self.width);
-        let mut row = row.filter(|_| at < self.count).ok_or(MISSING)?.iter();
+        if at >= self.count {
+            return Err(MISSING);
+        }
+        let mut row = self.rows.get(at * self.width..(at + 1) * self.width).ok_or(MISSING)?.iter();
         let mut value = self.first;
         let differs = |place: usize| self.differing >> place & 1 == 1;
         for (_, byte) in value.iter_mut().enumerate().filter(|(place, _)| differs(*place)) {

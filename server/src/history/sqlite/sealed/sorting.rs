@@ -137,8 +137,8 @@ impl Sorting {
         Ok(())
     }
 
-    /// Shows all of them in order.
-    pub(super) fn finish<E: From<io::Error>>(mut self, mut show: impl FnMut(Met) -> Result<(), E>) -> Result<(), E> {
+    /// Shows all of them in order, and gives the file that is not needed any more.
+    pub(super) fn finish<E: From<io::Error>>(mut self, mut show: impl FnMut(Met) -> Result<(), E>) -> Result<File, E> {
         self.write_out()?;
         let Sorting { held, file, ends } = self;
         drop(held);
@@ -162,7 +162,8 @@ impl Sorting {
             }
             show(met)?;
         }
-        Ok(())
+        drop(stretches);
+        Ok(file)
     }
 }
 

@@ -16,7 +16,10 @@ use crate::history::{
         coding::{self, OwnerColumns},
         parts::Form,
         questions::Reader,
-        sealed::{self, Block, places, places::Place},
+        sealed::{
+            self, Block, places,
+            places::{Place, STRIDE},
+        },
         stored::{self, StoredSession},
     },
 };
@@ -183,21 +186,22 @@ impl Turn<'_> {
             return Ok(Kept::Whole);
         };
         let mut found = Vec::new();
-        let begin = |block| Place { block, at: 0 }.number();
+        let (begin, end) = (Place { block: *first, at: 0 }, Place { block: *last, at: STRIDE - 1 });
         for peer in &peers {
-            places::find_within(file, *peer, (begin(*first), begin(*last + 1) - 1), &mut found)?;
+            let meant = (|block: i64| blocks.contains_key(&block), *self.rows);
+            if !places::find_within(file, *peer, (begin.number(), end.number()), meant, &mut found)? {
+                return Ok(Kept::Cut);
+            }
         }
         found.sort_unstable();
-        let found: Vec<Place> =
-            found.into_iter().map(Place::of).filter(|place| blocks.contains_key(&place.block)).collect();
-        for here in found.chunk_by(|one, next| one.block == next.block) {
+        for here in found.chunk_by(|one, next| Place::of(*one).block == Place::of(*next).block) {
             self.reader.go_on()?;
-            let Some(Place { block, .. }) = here.first() else { continue };
+            let Some(Place { block, .. }) = here.first().map(|place| Place::of(*place)) else { continue };
             if self.pay(here.len() as u64) == Kept::Cut {
                 return Ok(Kept::Cut);
             }
-            let places: Vec<usize> = here.iter().map(|place| place.at).collect();
-            sealed::read_block(file, *block)?.sessions(&places)?.iter().for_each(|one| self.take(one));
+            let places: Vec<usize> = here.iter().map(|place| Place::of(*place).at).collect();
+            sealed::read_block(file, block)?.sessions(&places)?.iter().for_each(|one| self.take(one));
         }
         Ok(Kept::Whole)
     }
