@@ -37,7 +37,7 @@ pub struct Listener {
     pub port: u16,
     /// Inode number of the network namespace.
     pub netns: u64,
-    /// What that was called then; empty for the host's own.
+    /// What that was called then; empty for the host's own, and where no name was told.
     pub netns_name: String,
     /// How the owners are known.
     pub owner_known: OwnerKnown,

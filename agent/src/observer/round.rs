@@ -164,7 +164,8 @@ impl Round {
     fn look_for_namespaces(&mut self, search: Search) -> BTreeSet<u64> {
         let pass = if search == Search::Referee { Pass::All } else { Pass::New };
         let Some(namespaces) = &mut self.observer.namespaces else { return BTreeSet::new() };
-        if !self.travels && pass == Pass::New {
+        // Events tell of sockets in namespaces that cannot be entered too, and these have names.
+        if !self.travels && self.observer.chronicle.is_none() && pass == Pass::New {
             return BTreeSet::new();
         }
         let vanished = match namespaces.refresh(pass) {

@@ -59,10 +59,10 @@ pub struct Naming<'a> {
 
 impl Naming<'_> {
     /// Lets batches say what was not said yet, as far as there is room in them.
-    fn name(&mut self, packed: &mut Packed) {
+    fn name(&mut self, packed: &mut Packed, now: Instant) {
         let room = packed.drafts.len().saturating_mul(BATCH_NAMESPACES_LIMIT);
         if let Some(namespaces) = self.namespaces.filter(|_| room > 0) {
-            packed.name(&self.names.news(namespaces.iter(), room));
+            packed.name(&self.names.news(namespaces.iter(), room, now));
         }
     }
 }
@@ -87,7 +87,7 @@ pub fn keep(teller: Teller<'_>, window: Window, comparison: Comparison, now: Ins
         changes.prove(window, &table.open().chain(held).collect());
         schedule.wrote_digest(now);
     }
-    naming.name(&mut changes);
+    naming.name(&mut changes, now);
     let mut appended = !changes.drafts.is_empty();
     let begins = outbox.with(|spool| {
         // Before the snapshot of a numbering nothing else can be told; the snapshot contains it.
@@ -99,7 +99,7 @@ pub fn keep(teller: Teller<'_>, window: Window, comparison: Comparison, now: Ins
         let present = before.iter().map(|socket| Change { op: Op::Present, socket: (*socket).clone() });
         let mut snapshot = pack(Content::Snapshot, window, table.snapshot().chain(present));
         naming.names.forget();
-        naming.name(&mut snapshot);
+        naming.name(&mut snapshot, now);
         snapshot.prove(window, &table.open().chain(before).collect());
         let appended = outbox.with(|spool| spool.append(Content::Snapshot, snapshot.drafts));
         if let Err(error) = appended {
@@ -112,7 +112,7 @@ pub fn keep(teller: Teller<'_>, window: Window, comparison: Comparison, now: Ins
     }
     // After the snapshot, in which none of them is but those that the server may have as open.
     let mut unseen = pack(Content::Changes, window, ends.unseen);
-    naming.name(&mut unseen);
+    naming.name(&mut unseen, now);
     appended |= !unseen.drafts.is_empty();
     outbox.losses().add(Loss::Detail, unseen.details_lost);
     if let Err(error) = outbox.with(|spool| spool.append(Content::Changes, unseen.drafts)) {

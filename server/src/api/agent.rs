@@ -241,7 +241,11 @@ impl Conversation {
             if let Some(rival) = live.heard(now) {
                 Box::pin(self.warn_of_copy(rival)).await;
             }
-            let rows = if let AgentMessage::Batch(batch) = &message { batch.changes.len() } else { 0 };
+            let rows = if let AgentMessage::Batch(batch) = &message {
+                batch.changes.len() + batch.namespaces.len()
+            } else {
+                0
+            };
             self.handle(message).await?;
             let wait = self.service.rates.report(self.host, rows, Instant::now());
             if !wait.is_zero() {

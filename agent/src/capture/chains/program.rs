@@ -17,9 +17,10 @@
 //!             if (!node)
 //!                 goto doubtful;
 //!             struct sock *sk = AS(struct sock, node - offsetof(struct sock, sk_nulls_node));
+//!             struct record record = {sk->sk_cookie};
 //!             if (!(1 << sk->sk_state & CONNECTED) || sk->sk_net.net != net)
 //!                 continue;
-//!             struct record record = {sk->sk_cookie, ...};
+//!             record.inode = sk->sk_ino, ...;
 //!             if (!record.cookie || sk->sk_cookie != record.cookie)
 //!                 goto doubtful;
 //!             bpf_seq_write(context->meta->seq, &record, sizeof(record));
@@ -37,7 +38,7 @@
 //! It takes no lock and holds no socket: the program runs in one grace period of RCU, and the memory of a TCP socket stays
 //! one for TCP sockets (SLAB_TYPESAFE_BY_RCU). A socket that ended can become another one under its eyes. So the cookie, which
 //! is never used again, is read before and after the rest, and a chain must end in its own end, which has its number: else the
-//! program was led away to another chain.
+//! program was led away to another chain. Processors that order reads weakly leave a window of nanoseconds in that.
 
 use super::{
     super::diag::{AF_INET, AF_INET6, CONNECTED_STATES},
@@ -247,6 +248,9 @@ impl Layout {
         steps.extend(self.seen_as(self.sock));
         steps.extend([
             copy(Kept1, Outcome),
+            // Before everything else: it tells whether all of it is of one socket.
+            load(Argument1, Kept1, self.cookie),
+            store(Frame, RECORD, Argument1),
             load_byte(Argument1, Kept1, self.state),
             store_word(Frame, RECORD + 32, Argument1),
             set(Argument2, 1),
@@ -264,9 +268,8 @@ impl Layout {
     fn tell(&self) -> Vec<Step> {
         use Register::{Argument1, Argument2, Frame, Kept1};
         let mut steps = vec![
-            load(Argument1, Kept1, self.cookie),
+            load(Argument1, Frame, RECORD),
             go_if(Argument1, 0, DOUBTFUL),
-            store(Frame, RECORD, Argument1),
             load(Argument1, Kept1, self.inode),
             store(Frame, RECORD + 8, Argument1),
             load(Argument1, Kept1, self.cgroup),

@@ -258,7 +258,7 @@ impl Writer {
             Admission::Hole(expected) => group.replies.push((reply, Applied::Hole { expected })),
             Admission::Next(step) => {
                 tentative.insert(entry.id, step.after.clone());
-                group.rows += batch.changes.len() + 1;
+                group.rows += batch.changes.len() + batch.namespaces.len() + 1;
                 group.told.push((host, step.after.observed_until));
                 let place = group.replies.len();
                 group.admitted.push(Admitted { host: entry.id, step, skew: entry.skew, batch, reply: place });

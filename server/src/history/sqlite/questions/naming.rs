@@ -9,8 +9,8 @@ use crate::history::sqlite::{coding, roster::Selected};
 /// Namespaces whose names are remembered, each with the times of its names.
 const REMEMBERED: usize = 4096;
 
-/// The names that a namespace had, the latest first, and since when.
-type Names = Vec<(i64, String)>;
+/// The names that a namespace had, the latest first, and between which times.
+type Names = Vec<(i64, i64, String)>;
 
 /// The names of one answer, each looked up once.
 pub(super) struct NamespaceNames<'a> {
@@ -35,16 +35,23 @@ impl<'a> NamespaceNames<'a> {
                 self.known.clear();
             }
             let mut statement = self.main.prepare_cached(
-                "SELECT since_us, name FROM namespace_names WHERE host_id = ?1 AND netns = ?2
-                 ORDER BY until_us IS NULL DESC, since_us DESC",
+                "SELECT since_us, coalesce(until_us, 9223372036854775807), name FROM namespace_names
+                 WHERE host_id = ?1 AND netns = ?2 ORDER BY until_us IS NULL DESC, since_us DESC",
             )?;
             let names = statement
-                .query_map(params![host.entry.id, coding::signed(netns)], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .query_map(params![host.entry.id, coding::signed(netns)], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                })?
                 .collect::<Result<_, _>>()?;
             self.known.insert(key, names);
         }
         let by = over.unwrap_or(i64::MAX);
-        let name = self.known.get(&key).and_then(|names| names.iter().find(|(since, _)| *since <= by));
-        Ok(name.map(|(_, name)| name.clone()).unwrap_or_default())
+        let names = self.known.get(&key).map(Vec::as_slice).unwrap_or_default();
+        Ok(match names.iter().find(|(since, until, _)| (*since..=*until).contains(&by)) {
+            Some((.., name)) => name.clone(),
+            None if names.is_empty() => String::new(),
+            // Another namespace for certain, whatever it was called then: never as if it were the host's own.
+            None => format!("net:[{netns}]"),
+        })
     }
 }

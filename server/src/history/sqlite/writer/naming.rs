@@ -10,6 +10,8 @@ use crate::history::sqlite::coding;
 
 /// Most namespaces of one host whose names are kept at a time; what it tells of beyond that is not. Agents follow 1,024.
 const NAMES_OF_HOST: usize = 4096;
+/// Most names that are held; those of a host are read again when it tells of some.
+const HELD: usize = 1 << 16;
 
 /// What namespaces are called now, by host and inode number.
 #[derive(Debug, Default)]
@@ -26,13 +28,18 @@ impl Naming {
         admitted: &'a [Admitted],
     ) -> Result<Vec<News<'a>>, rusqlite::Error> {
         let mut news = Vec::new();
+        if self.0.values().map(HashMap::len).sum::<usize>() > HELD {
+            // What came before these batches is committed.
+            self.0.clear();
+        }
         for one in admitted.iter().filter(|one| !one.batch.namespaces.is_empty()) {
             let named = self.of_host(main, one.host)?;
-            // Between the two walks it was found.
-            let since = one.corrected(one.batch.observed_since).as_micros();
-            news.extend(
-                one.batch.namespaces.iter().filter(|told| note(named, told)).map(|told| (one.host, since, told)),
-            );
+            // Between the two walks it was found. One that is gone was there until then.
+            let [since, until] =
+                [one.batch.observed_since, one.batch.observed_until].map(|at| one.corrected(at).as_micros());
+            let at = |told: &NamespaceName| if told.name.is_empty() { until } else { since };
+            let told = one.batch.namespaces.iter().filter(|told| note(named, told));
+            news.extend(told.map(|told| (one.host, at(told), told)));
         }
         Ok(news)
     }
@@ -53,6 +60,9 @@ impl Naming {
 
 /// Remembers what a namespace is called; whether it must be written down.
 fn note(named: &mut HashMap<u64, String>, told: &NamespaceName) -> bool {
+    if told.name.is_empty() {
+        return named.remove(&told.netns).is_some();
+    }
     let is_full = named.len() >= NAMES_OF_HOST;
     match named.entry(told.netns) {
         Entry::Occupied(known) if *known.get() == told.name => false,
@@ -81,7 +91,9 @@ pub(super) fn store(main: &Connection, news: &[News<'_>]) -> Result<(), rusqlite
     for (host, since, NamespaceName { netns, name }) in news {
         let netns = coding::signed(*netns);
         ends.execute(params![host, netns, since])?;
-        begins.execute(params![host, netns, since, name])?;
+        if !name.is_empty() {
+            begins.execute(params![host, netns, since, name])?;
+        }
     }
     Ok(())
 }
@@ -100,5 +112,8 @@ mod tests {
         let written = (2..100_000).filter(|netns| note(&mut named, &told(*netns, "made up"))).count();
         assert_eq!((written, named.len()), (NAMES_OF_HOST - 1, NAMES_OF_HOST));
         assert!(note(&mut named, &told(1, "blue")));
+        assert!(note(&mut named, &told(1, "")), "it is gone");
+        assert!(!note(&mut named, &told(1, "")));
+        assert!(note(&mut named, &told(100_000, "there is room")));
     }
 }
