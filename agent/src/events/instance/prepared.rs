@@ -85,7 +85,12 @@ pub fn remove_buffers(name: &BuffersName) -> Result<(), EventsError> {
 #[cfg(test)]
 #[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::{
+        fmt::Display,
+        net::{TcpListener, TcpStream},
+        thread,
+        time::{Duration, Instant},
+    };
 
     use super::*;
     use crate::events::{
@@ -95,6 +100,9 @@ mod tests {
         reading::Formats,
         record::{SocketEvent, What},
     };
+
+    /// How long others may hold the buffers.
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     /// Buffers that are removed at the end.
     struct Made {
@@ -119,17 +127,35 @@ mod tests {
         }
 
         fn take(&self) -> Result<Instance, InstanceError> {
+            when_free(|| self.take_now())
+        }
+
+        fn take_now(&self) -> Result<Instance, InstanceError> {
             Instance::take(&self.tracefs, &online().unwrap(), &self.name, &NEEDED_STATES.to_string_lossy())
         }
 
         fn refused(&self) -> String {
-            self.take().map(drop).unwrap_err().to_string()
+            self.take_now().map(drop).unwrap_err().to_string()
         }
     }
 
     impl Drop for Made {
         fn drop(&mut self) {
-            remove_buffers(&self.name).unwrap();
+            when_free(|| remove_buffers(&self.name)).unwrap();
+        }
+    }
+
+    /// What is done once nobody holds the buffers any more. A process that another test starts has this one's descriptors until
+    /// it executes its program, and with them the lock.
+    fn when_free<T, E: Display>(mut what: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+        let begun = Instant::now();
+        loop {
+            match what() {
+                Err(error) if error.to_string().contains("in use by another agent") && begun.elapsed() < PATIENCE => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                done => return done,
+            }
         }
     }
 
@@ -155,13 +181,13 @@ mod tests {
             ("events/sock/inet_sock_set_state/filter", "newstate != 3", "filter is `newstate != 3` and not `newstate"),
         ] {
             made.name.folder(&made.tracefs).set(setting, value).unwrap();
-            let refused = made.refused();
+            let refused = made.take().map(drop).unwrap_err().to_string();
             assert!(refused.contains(found) && refused.contains("not prepared by this version"), "{refused}");
             // Made anew, they are good.
-            make_buffers(&made.name).unwrap();
+            when_free(|| make_buffers(&made.name)).unwrap();
         }
         drop(made.take().unwrap());
-        remove_buffers(&made.name).unwrap();
+        when_free(|| remove_buffers(&made.name)).unwrap();
         let refused = made.refused();
         assert!(refused.contains("nobody prepared it (fleetsock-agent buffers make)"), "{refused}");
     }
@@ -180,7 +206,7 @@ mod tests {
         }
         drop(taken);
         // One that is about to read has none of its files open.
-        let held = made.name.folder(&made.tracefs).hold().unwrap();
+        let held = when_free(|| made.name.folder(&made.tracefs).hold()).unwrap();
         for refused in [make_buffers(&made.name).map(drop), remove_buffers(&made.name)] {
             let refused = refused.unwrap_err().to_string();
             assert!(refused.ends_with("is in use by another agent"), "{refused}");
