@@ -10,10 +10,11 @@
 
 use std::{
     fs, io,
+    ops::ControlFlow,
     os::fd::{AsFd, OwnedFd},
 };
 
-use rustix::io::{Errno, read, retry_on_intr};
+use rustix::io::Errno;
 
 use self::{
     program::{GROUP, Layout},
@@ -26,6 +27,7 @@ use crate::{
         assembly::LICENSE,
         bpf::{self, Refused},
         btf::{self, Btf, InvalidBtf},
+        iterator::Readings,
     },
     privileges::{FOR_PROGRAMS, missing},
 };
@@ -39,8 +41,6 @@ const NAME: &[u8; 16] = b"fleetsock_chain\0";
 const ENTRIES: &str = "/proc/sys/net/ipv4/tcp_ehash_entries";
 /// Most chains of a table; kernels make 524,288 unless they are told to make more.
 const ENTRIES_LIMIT: u32 = 16 << 20;
-/// Bytes that are read of an iterator at once: whole records, within what the kernel has ready (eight pages).
-const CHUNK: usize = RECORD_BYTES * 455;
 /// Most readings of one pass: of so many sockets that most are not kept.
 const READINGS_LIMIT: usize = 1 << 16;
 
@@ -71,6 +71,12 @@ pub(super) enum ChainsError {
     /// The kernel does not begin to tell, or does not go on.
     #[error("the kernel's iterator: {0}")]
     Broken(#[source] Errno),
+}
+
+impl From<Errno> for ChainsError {
+    fn from(errno: Errno) -> ChainsError {
+        ChainsError::Broken(errno)
+    }
 }
 
 impl From<InvalidBtf> for ChainsError {
@@ -115,8 +121,8 @@ impl Chains {
         drop(bytes);
         let program = bpf::load(NAME, &layout.program(entries.cast_signed(), inode), LICENSE, layout.function.0);
         let program = program.map_err(|refused: Refused| ChainsError::Refused(refused.to_string()))?;
-        let array = bpf::array(entries / GROUP).map_err(ChainsError::Broken)?;
-        let link = bpf::attach_to(array.as_fd(), program.as_fd()).map_err(ChainsError::Broken)?;
+        let array = bpf::array(entries / GROUP)?;
+        let link = bpf::attach_to(array.as_fd(), program.as_fd())?;
         Ok(Chains { link, netns })
     }
 
@@ -128,28 +134,20 @@ impl Chains {
 
     /// Goes through everything once. The calling thread must be in the network namespace.
     pub(super) fn pass(&self, mut each: impl FnMut(SocketRow)) -> Result<Passed, ChainsError> {
-        let pass = bpf::iterate(self.link.as_fd()).map_err(ChainsError::Broken)?;
-        let mut chunk = vec![0; CHUNK];
-        for _ in 0..READINGS_LIMIT {
-            let length = match retry_on_intr(|| read(&pass, &mut chunk)) {
-                Ok(0) => return Ok(Passed::Whole),
-                // Nothing was told by so many runs that the kernel takes a break (MAX_ITER_OBJECTS of kernel/bpf/bpf_iter.c).
-                Err(Errno::AGAIN) => continue,
-                // TOOBIG: one run tells more than there is room for, and will the next time: the table is small.
-                length => length.map_err(ChainsError::Broken)?,
-            };
-            let records = chunk.get(..length).unwrap_or_default().chunks_exact(RECORD_BYTES);
-            if !records.remainder().is_empty() {
-                return Err(ChainsError::Broken(Errno::PROTO));
-            }
-            for record in records {
-                match Record::read(record, self.netns) {
-                    Some(Record::Socket(row)) => each(row),
-                    Some(Record::Doubtful) | None => return Ok(Passed::InVain),
+        let readings = Readings { record: RECORD_BYTES, most: READINGS_LIMIT };
+        // A run of the program that tells more than there is room for is an error (TOOBIG): the table is small, and will be.
+        let passed = readings.pass(
+            self.link.as_fd(),
+            || Ok(()),
+            |record| match Record::read(record, self.netns) {
+                Some(Record::Socket(row)) => {
+                    each(row);
+                    ControlFlow::Continue(())
                 }
-            }
-        }
-        Err(ChainsError::Broken(Errno::OVERFLOW))
+                Some(Record::Doubtful) | None => ControlFlow::Break(()),
+            },
+        );
+        passed.map(|passed: ControlFlow<()>| if passed.is_break() { Passed::InVain } else { Passed::Whole })
     }
 }
 

@@ -6,14 +6,12 @@
 
 use std::{
     io,
+    ops::ControlFlow,
     os::fd::{AsFd, OwnedFd},
     time::Duration,
 };
 
-use rustix::{
-    io::{Errno, read, retry_on_intr},
-    thread::CapabilitySet,
-};
+use rustix::{io::Errno, thread::CapabilitySet};
 
 use super::program::{Holding, Layout, RECORD_BYTES};
 use crate::{
@@ -23,14 +21,13 @@ use crate::{
         assembly::LICENSE,
         bpf::{self, Refused},
         btf::{self, Btf, InvalidBtf, PATH},
+        iterator::Readings,
     },
     privileges::{FOR_PROGRAMS, missing},
 };
 
 /// What the program is called in lists of programs.
 const NAME: &[u8; 16] = b"fleetsock_owner\0";
-/// Bytes that are read of an iterator at once: whole records, within what the kernel has ready (eight pages).
-const CHUNK: usize = RECORD_BYTES * 1365;
 /// Most readings of one pass. One gives up to a million descriptors that are looked at and up to 1,365 sockets.
 const READINGS_LIMIT: usize = 1 << 20;
 /// Most CPU of one pass, in which a kernel goes through more than ten million descriptors. It goes through those of a process
@@ -67,6 +64,12 @@ pub enum HoldingsError {
     Slow(Duration),
 }
 
+impl From<Errno> for HoldingsError {
+    fn from(errno: Errno) -> HoldingsError {
+        HoldingsError::Broken(errno)
+    }
+}
+
 impl From<InvalidBtf> for HoldingsError {
     fn from(error: InvalidBtf) -> HoldingsError {
         HoldingsError::Unknown(error.to_string())
@@ -94,7 +97,7 @@ impl Holdings {
         let layout = layout()?;
         let program = bpf::load(NAME, &layout.program(), LICENSE, layout.function.0);
         let program = program.map_err(|refused: Refused| HoldingsError::Refused(refused.to_string()))?;
-        let link = bpf::attach(program.as_fd()).map_err(HoldingsError::Broken)?;
+        let link = bpf::attach(program.as_fd())?;
         Ok(Holdings { link, limit: PASS_LIMIT })
     }
 
@@ -122,27 +125,18 @@ impl Holdings {
     /// Goes through everything once: process by process, in the order of their numbers. A socket is told for each of its
     /// descriptors.
     pub(super) fn pass(&self, mut each: impl FnMut(Holding)) -> Result<(), HoldingsError> {
-        let pass = bpf::iterate(self.link.as_fd()).map_err(HoldingsError::Broken)?;
         let begun = cost::thread_cpu();
-        let mut chunk = [0; CHUNK];
-        for _ in 0..READINGS_LIMIT {
-            if cost::thread_cpu().saturating_sub(begun) >= self.limit {
-                return Err(HoldingsError::Slow(self.limit));
-            }
-            let length = match retry_on_intr(|| read(&pass, &mut chunk)) {
-                Ok(0) => return Ok(()),
-                // So many descriptors in a row were no sockets (MAX_ITER_OBJECTS, kernel/bpf/bpf_iter.c of the kernel): it
-                // goes on from there.
-                Err(Errno::AGAIN) => continue,
-                length => length.map_err(HoldingsError::Broken)?,
-            };
-            let records = chunk.get(..length).unwrap_or_default().chunks_exact(RECORD_BYTES);
-            if !records.remainder().is_empty() {
-                return Err(HoldingsError::Broken(Errno::PROTO));
-            }
-            records.filter_map(Holding::read).for_each(&mut each);
-        }
-        Err(HoldingsError::Broken(Errno::OVERFLOW))
+        let goes_on = || match cost::thread_cpu().saturating_sub(begun) >= self.limit {
+            true => Err(HoldingsError::Slow(self.limit)),
+            false => Ok(()),
+        };
+        let readings = Readings { record: RECORD_BYTES, most: READINGS_LIMIT };
+        readings
+            .pass(self.link.as_fd(), goes_on, |record| {
+                Holding::read(record).into_iter().for_each(&mut each);
+                ControlFlow::Continue(())
+            })
+            .map(drop)
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::{TcpListener, TcpStream},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread,
@@ -19,8 +19,14 @@ use rustix::{
 
 use crate::namespaces::{Named, makes_namespaces, wait_until};
 
-/// Held by a test that has so many sockets that this process may not have them twice.
-pub(crate) static MANY_SOCKETS: Mutex<()> = Mutex::new(());
+/// Lets a test have many sockets, one test at a time: this process may not have them twice.
+pub(crate) fn many_sockets() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    alone
+}
 
 /// Connections that stay, each two sockets, and walks: enough that a dump takes many messages. FLEETSOCK_LONG=1 is the
 /// full form.
@@ -46,9 +52,7 @@ fn under_churn_every_socket_that_stays_is_in_every_walk_once() {
     if !makes_namespaces() {
         return;
     }
-    let _alone = MANY_SOCKETS.lock().unwrap_or_else(PoisonError::into_inner);
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let _alone = many_sockets();
     let (connections, walks) = size();
     let (stop, made) = (AtomicBool::new(false), AtomicU64::new(0));
     Named::new().within(|| {

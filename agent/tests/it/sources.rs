@@ -7,7 +7,6 @@ use std::{
     os::fd::OwnedFd,
     process::{Child, Command, Stdio},
     sync::{
-        PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
@@ -23,12 +22,11 @@ use rustix::{
         AddressFamily, SocketFlags, SocketType, connect, listen, socket_with,
         sockopt::{set_socket_linger, socket_cookie},
     },
-    process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
 use crate::{
     listeners::{has, skip},
-    load_walks::MANY_SOCKETS,
+    load_walks::many_sockets,
     namespaces::{Named, PATIENCE, makes_namespaces, wait_until},
 };
 
@@ -244,9 +242,7 @@ fn under_churn_the_program_tells_every_socket_that_stays_once() {
     if !makes_namespaces() {
         return;
     }
-    let _alone = MANY_SOCKETS.lock().unwrap_or_else(PoisonError::into_inner);
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let _alone = many_sockets();
     let (connections, walks) = size();
     let (stop, made) = (AtomicBool::new(false), AtomicU64::new(0));
     Named::new().within(|| {

@@ -258,6 +258,16 @@ async fn whatever_a_crash_left_while_a_file_was_sealed_nothing_is_lost() {
     assert!(error.to_string().contains("day-1.sealed: it holds sessions that are kept, and it is missing"), "{error}");
 }
 
+/// Lives, seals, and stops; gives the sealed form of the second file.
+async fn sealed_second(world: &mut World<Hesitant<FEW>>) -> PathBuf {
+    live(world).await;
+    world.engine.pause_ms.store(1, Relaxed);
+    world.restart().await;
+    world.engine.wait_until_sealed();
+    world.stop().await;
+    world.engine.folder().join("day-2.sealed")
+}
+
 fn change(path: &Path, sql: &str) {
     Connection::open(path).unwrap().execute_batch(sql).unwrap();
 }
@@ -265,12 +275,7 @@ fn change(path: &Path, sql: &str) {
 #[tokio::test]
 async fn a_block_that_was_damaged_is_an_error_and_never_another_answer() {
     let mut world = World::<Hesitant<FEW>>::new().await;
-    live(&world).await;
-    world.engine.pause_ms.store(1, Relaxed);
-    world.restart().await;
-    world.engine.wait_until_sealed();
-    world.stop().await;
-    let sealed = world.engine.folder().join("day-2.sealed");
+    let sealed = sealed_second(&mut world).await;
     for (damage, words) in [
         ("UPDATE contents SET columns = substr(columns, 1, length(columns) - 9)", "its columns have other lengths"),
         ("UPDATE blocks SET codec = 1", "is damaged"),

@@ -157,12 +157,7 @@ async fn a_peer_is_found_in_few_places_and_in_more_than_are_held() {
 #[tokio::test]
 async fn a_place_that_leads_elsewhere_is_an_error_and_never_another_answer() {
     let mut world = World::<Hesitant<FEW>>::new().await;
-    live(&world).await;
-    world.engine.pause_ms.store(1, Relaxed);
-    world.restart().await;
-    world.engine.wait_until_sealed();
-    world.stop().await;
-    let sealed = world.engine.folder().join("day-2.sealed");
+    let sealed = sealed_second(&mut world).await;
     let address: Vec<u8> = {
         let file = Connection::open(&sealed).unwrap();
         let of_a_round = "SELECT min(peer_address) FROM peers WHERE peer_address > x'04cb007100'";
