@@ -227,6 +227,13 @@ fn what_is_over_a_limit_is_refused_before_it_is_read() {
     assert_eq!(strings.expect_err("too many").to_string(), "Batch.strings: more than 8192");
     let text = empty(|batch| batch.strings = vec!["x".repeat(BATCH_TEXT_LIMIT + 1)]);
     assert_eq!(text.expect_err("too long").to_string(), "Batch.strings: 4097 bytes are more than 4096");
+    let names = |length: usize, count| {
+        let named = wire::NamespaceName { netns: 1, name: "x".repeat(length) };
+        empty(|batch| batch.namespaces = vec![named; count]).map_err(|error| error.to_string())
+    };
+    assert!(names(NAMESPACE_NAME_LIMIT, BATCH_NAMESPACES_LIMIT).is_ok());
+    assert_eq!(names(1, BATCH_NAMESPACES_LIMIT + 1), Err("Batch.namespaces: more than 128".to_owned()));
+    assert_eq!(names(NAMESPACE_NAME_LIMIT + 1, 1), Err("Batch.namespaces: 256 bytes are more than 255".to_owned()));
 }
 
 #[test]

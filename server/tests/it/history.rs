@@ -135,6 +135,7 @@ macro_rules! conformance {
                 an_answer_counts_hosts_and_names_those_that_are_stale
                 hosts_show_what_they_said_and_what_is_open
                 rows_survive_every_value_of_every_column
+                a_namespace_is_called_what_it_was_called_then
             }
             cases! { $engine, readers:
                 a_reader_that_goes_away_ends_the_question

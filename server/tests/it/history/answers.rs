@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use fleetsock_proto::{
     batch::{
+        Batch,
         BatchKind::{Changes, SnapshotWhole},
-        Change, Op, Socket,
+        Change, NamespaceName, Op, Socket,
     },
     host::{HostSelector, HostState},
     owner::Owner,
@@ -16,11 +17,11 @@ use fleetsock_proto::{
     tcp::TcpCounts,
     time::Timestamp,
 };
-use fleetsock_server::history::{Bounds, Contact, History, Labels, Presence};
+use fleetsock_server::history::{Applied, Bounds, Contact, History, Labels, Presence};
 
 use crate::{
     engine::{Engine, Rules, World},
-    scene::{Described, at, closed, facts, listener, opened, present, session},
+    scene::{self, Described, at, closed, facts, listener, opened, present, session},
 };
 
 pub(super) async fn listeners_come_by_host_protocol_port_and_address<E: Engine>() {
@@ -222,5 +223,37 @@ pub(super) async fn rows_survive_every_value_of_every_column<E: Engine>() {
         }
         let port = ports.iter().find(|row| row.netns == socket.key.netns && row.protocol == socket.protocol).unwrap();
         assert!(sockets.iter().any(|socket| port.owners == [socket.owners[0].as_ref().clone()]));
+    }
+}
+
+pub(super) async fn a_namespace_is_called_what_it_was_called_then<E: Engine>() {
+    let mut world = World::<E>::new().await;
+    let mut web = world.host("web1").await;
+    let elsewhere = |socket: Socket| Socket { key: SocketKey { netns: 9, ..socket.key }, ..socket };
+    let session =
+        |cookie, second| elsewhere(session(cookie, "10.0.0.1:443", Direction::In, "10.0.0.9:4000")).since(second);
+    let own = scene::session(1, "10.0.0.1:80", Direction::In, "10.0.0.9:4000");
+    // The number is given again, to one that nobody found, and to another one.
+    let told = [
+        (1, SnapshotWhole, Some("blue"), vec![present(own), present(elsewhere(listener(7, "0.0.0.0:443")))]),
+        (10, Changes, None, vec![closed(session(2, 2), 8)]),
+        (20, Changes, Some(""), vec![]),
+        (24, Changes, None, vec![closed(session(3, 22), 23)]),
+        (30, Changes, Some("red"), vec![opened(session(4, 25)), closed(session(5, 24), 29)]),
+    ];
+    for (walk, kind, name, changes) in told {
+        let named = |name: &str| NamespaceName { netns: 9, name: name.to_owned() };
+        let batch = Batch { namespaces: name.map(named).into_iter().collect(), ..web.batch(kind, at(walk), changes) };
+        assert_eq!(world.store().apply(web.host, batch).await.unwrap(), Applied::Committed);
+    }
+    for _ in 0..2 {
+        let time = SessionTime::Within { since: at(0), until: None };
+        let all = SessionQuestion { time, ..SessionQuestion::default() };
+        let (sessions, _) = world.sessions(all, at(40)).await.unwrap();
+        let names: Vec<&str> = sessions.iter().map(|session| session.netns_name.as_str()).collect();
+        assert_eq!(names, ["red", "", "red", "net:[9]", "blue"]);
+        let (listeners, _) = world.ports(PortQuestion::default(), at(40)).await.unwrap();
+        assert_eq!(listeners[0].netns_name, "red", "it is still there");
+        world.restart().await;
     }
 }
