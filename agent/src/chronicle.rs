@@ -279,6 +279,10 @@ impl Look<'_> {
 }
 
 impl Insight for Look<'_> {
+    fn doubts(&self) -> bool {
+        self.0.lives.doubts()
+    }
+
     fn origin(&self, key: SocketKey, local: SocketAddr, peer: SocketAddr) -> Option<Origin> {
         let life = self.0.lives.recognise(key, local, peer)?;
         let direction = match life.purpose {

@@ -154,15 +154,16 @@ impl Lives {
         std::mem::take(self.asked.get_mut())
     }
 
-    /// When the socket with this pair was closed, if a process still holds what is left of it; whoever asks does not
-    /// see it any more, and tells its end.
+    /// When the socket with this pair was closed, if a process still holds what is left of it (or the record that it does not
+    /// is still to come); whoever asks does not see it any more, and tells its end. That is of what a walk saw, or of what had
+    /// begun before anything was followed, which a walk may have seen before records were lost; and it is told once.
     pub fn closed_ns(&self, local: SocketAddr, peer: SocketAddr) -> Option<u64> {
         let socket = self.closed_by_pair.get(Pair::new(local, peer))?;
         let followed = self.sockets.get(&socket)?;
-        if followed.walked.take().is_some() {
-            followed.told.set(true);
-        }
-        followed.life.closed_ns
+        let may_be_seen = followed.walked.take().is_some() || followed.life.opened_ns.is_none();
+        let is_told = followed.told.get();
+        followed.told.set(is_told || may_be_seen);
+        followed.life.closed_ns.filter(|_| may_be_seen && !is_told)
     }
 
     /// The states of those that changed it since the last time this was asked, by what walks know them by.

@@ -277,6 +277,8 @@ impl Table {
         let (mut fresh, mut updated) = (Vec::new(), Vec::new());
         // A dump can show a socket twice when it moves between the kernel's lists; the first row counts.
         let mut fresh_keys = HashSet::default();
+        // A walk can be ahead of the records, on a host that has no time for them: what it saw was not followed then.
+        let doubts = insight.doubts();
         for row in walk.rows {
             let Some(purpose) = purpose(row) else { continue };
             if self.endings.has_ended(row.key) {
@@ -287,15 +289,16 @@ impl Table {
                 Some(open) if same_life(&open.socket, row, purpose) => {
                     open.walk = self.walk;
                     let state = open.socket.state;
-                    if open.update(row, search, &mut comparison.owners_lost) {
-                        match purpose {
-                            Purpose::Listener => self.listeners.update(&open.socket),
-                            // From now on events can tell its state.
-                            Purpose::Session(peer) if state != row.state => {
-                                insight.origin(row.key, row.local, peer);
-                            }
-                            Purpose::Session(_) => {}
+                    let is_updated = open.update(row, search, &mut comparison.owners_lost);
+                    match purpose {
+                        Purpose::Listener if is_updated => self.listeners.update(&open.socket),
+                        // From now on events can tell its state.
+                        Purpose::Session(peer) if doubts || state != row.state => {
+                            insight.origin(row.key, row.local, peer);
                         }
+                        Purpose::Listener | Purpose::Session(_) => {}
+                    }
+                    if is_updated {
                         updated.push(Change { op: Op::Updated, socket: open.socket.clone() });
                     }
                 }

@@ -115,6 +115,11 @@ impl Queue {
         });
     }
 
+    /// Whether a walk was made that did not show some that are still there.
+    pub(super) fn was_in_vain(&self) -> bool {
+        self.has_missed() || self.waiting.iter().any(|waiting| waiting.looks > 0)
+    }
+
     /// Whether some were looked for in vain, for the last time.
     pub(super) fn has_missed(&self) -> bool {
         !self.missed.is_empty()

@@ -102,7 +102,7 @@ fn whoever_was_reset_is_known_by_the_destruction_and_keeps_the_pair_that_the_res
     scene.state(IN, Actor::Kernel, SynReceived, Established);
     scene.state(IN, Actor::Kernel, Established, None);
     let (local, peer) = (IN.1.parse().unwrap(), IN.2.parse().unwrap());
-    assert_eq!(scene.lives.closed_ns(local, peer), Some(3));
+    assert_eq!(scene.lives.closed_ns(local, peer), None, "no walk saw it: its end is told");
     assert_eq!(
         scene.lives.find(local, peer).unwrap().life.opened_ns,
         Some(1),

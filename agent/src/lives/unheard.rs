@@ -6,6 +6,11 @@ use super::{Ended, Followed, Heard, Lives, Pair, Sought};
 use crate::events::SocketEvent;
 
 impl Lives {
+    /// Whether a walk did not show something that is followed. It may have shown it before there was a record of it.
+    pub fn doubts(&self) -> bool {
+        self.queue.was_in_vain()
+    }
+
     /// Whether walks looked for something in vain: only one that shows everything can tell what became of it.
     pub fn has_missed(&self) -> bool {
         self.queue.has_missed()

@@ -76,6 +76,9 @@ pub struct Origin {
 
 /// What is known beyond the rows of a walk, by the pair of a session.
 pub trait Insight {
+    /// Whether there are sessions that should have been seen and of which nobody said here that they were: [`Insight::origin`]
+    /// is then asked for all that is open, also for what is known.
+    fn doubts(&self) -> bool;
     /// Where the open socket with this key comes from; a walk has seen it.
     fn origin(&self, key: SocketKey, local: SocketAddr, peer: SocketAddr) -> Option<Origin>;
     /// The walk does not know whose it is: who knows better tells it to [`Table::own`] later.
@@ -86,6 +89,10 @@ pub trait Insight {
 
 /// Nothing is known beyond the rows.
 impl Insight for () {
+    fn doubts(&self) -> bool {
+        false
+    }
+
     fn origin(&self, _key: SocketKey, _local: SocketAddr, _peer: SocketAddr) -> Option<Origin> {
         None
     }
@@ -98,6 +105,10 @@ impl Insight for () {
 }
 
 impl<I: Insight> Insight for Option<I> {
+    fn doubts(&self) -> bool {
+        self.as_ref().is_some_and(Insight::doubts)
+    }
+
     fn origin(&self, key: SocketKey, local: SocketAddr, peer: SocketAddr) -> Option<Origin> {
         self.as_ref().and_then(|insight| insight.origin(key, local, peer))
     }

@@ -112,6 +112,36 @@ fn an_end_that_a_walk_was_told_is_not_told_again_and_the_next_life_of_the_socket
 }
 
 #[test]
+fn what_a_walk_saw_before_records_were_lost_is_told_once_when_a_walk_misses_it_between_its_close_and_its_destruction() {
+    let mut scene = Scene::new();
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state(OUT, Actor::Kernel, SynSent, Established);
+    assert!(see(&scene, OUT));
+    scene.lives.forget();
+    scene.state(OUT, ALICE, Established, FinWait1);
+    scene.state(OUT, Actor::Kernel, FinWait1, None);
+    let (local, peer) = (OUT.1.parse().unwrap(), OUT.2.parse().unwrap());
+    assert_eq!([scene.lives.closed_ns(local, peer), scene.lives.closed_ns(local, peer)], [Some(4), None]);
+    scene.destroy(OUT, Actor::Kernel, 7);
+    scene.lives.tell_closed(9, &mut scene.ended);
+    assert_eq!((ends(&scene), scene.lives.is_empty()), (vec![], true));
+}
+
+#[test]
+fn that_a_walk_missed_something_is_doubted_until_it_is_seen() {
+    let mut scene = Scene::new();
+    scene.state(UNBOUND, ALICE, None, SynSent);
+    scene.state(OUT, Actor::Kernel, SynSent, Established);
+    assert!(!scene.lives.doubts(), "no walk looked");
+    look_twice(&mut scene);
+    assert!(scene.lives.doubts());
+    assert!(see(&scene, OUT), "it was known, and the walk had been ahead of its records");
+    scene.lives.conclude(9, &mut scene.ended);
+    assert!(!scene.lives.doubts());
+    assert_eq!((ends(&scene), missed(&mut scene)), (vec![], (0, 0)));
+}
+
+#[test]
 fn a_connection_at_the_address_of_one_that_was_looked_for_in_vain_is_not_taken_for_it() {
     let mut scene = Scene::new();
     scene.state(IN, Actor::Kernel, Listen, SynReceived);

@@ -203,17 +203,26 @@ fn an_end_without_a_cookie_is_not_that_of_a_session_elsewhere_or_later_or_whose_
     }
 }
 
-/// Notes whose owners are asked for.
+/// Notes whose owners and whose origin are asked for.
 #[derive(Default)]
-struct Asking(std::cell::RefCell<Vec<u64>>);
+struct Asking {
+    doubts: bool,
+    owners: std::cell::RefCell<Vec<u64>>,
+    origins: std::cell::RefCell<Vec<u64>>,
+}
 
 impl Insight for Asking {
-    fn origin(&self, _key: SocketKey, _local: SocketAddr, _peer: SocketAddr) -> Option<Origin> {
+    fn doubts(&self) -> bool {
+        self.doubts
+    }
+
+    fn origin(&self, key: SocketKey, _local: SocketAddr, _peer: SocketAddr) -> Option<Origin> {
+        self.origins.borrow_mut().push(key.cookie);
         None
     }
 
     fn ask_owners(&self, key: SocketKey, _local: SocketAddr, _peer: SocketAddr) {
-        self.0.borrow_mut().push(key.cookie);
+        self.owners.borrow_mut().push(key.cookie);
     }
 
     fn closed_at(&self, _local: SocketAddr, _peer: SocketAddr) -> Option<Timestamp> {
@@ -230,7 +239,7 @@ fn whose_a_socket_was_that_its_process_had_closed_is_asked_for_and_told_though_i
     let found = scan(&[(102, &[8]), (103, &[7])]);
     let wanted = table.wanted(&rows, Search::Unknown);
     table.apply(walk(1, &rows, &whole()), &wanted, &found, &asking);
-    assert_eq!(asking.0.into_inner(), [1], "the others have owners");
+    assert_eq!(asking.owners.into_inner(), [1], "the others have owners");
     let key = |cookie| SocketKey { netns: 1, cookie };
     let owned = |cookie| Owned { key: key(cookie), owners: vec![owner(5)], owner_known: OwnerKnown::Closer };
     table.own(vec![owned(1), owned(2), owned(9)]);
@@ -241,6 +250,23 @@ fn whose_a_socket_was_that_its_process_had_closed_is_asked_for_and_told_though_i
     assert_eq!(closed.unwrap().socket.owner_known, OwnerKnown::Closer);
     let other = changes.iter().find(|change| change.socket.key == key(2)).unwrap();
     assert_eq!(other.socket.owners, [owner(8)], "who holds it is known better");
+}
+
+#[test]
+fn who_follows_sessions_hears_of_a_known_one_again_when_its_state_is_new_or_something_was_looked_for_in_vain() {
+    let row = session(1, "10.0.0.1:4000", "10.0.0.9:80");
+    for (doubts, state, expected) in [
+        (false, row.state, [1].as_slice()),
+        (false, SocketState::CloseWait, &[1, 1]),
+        (true, row.state, &[1, 1]),
+    ] {
+        let mut table = Table::default();
+        let asking = Asking { doubts, ..Asking::default() };
+        for (moment, row) in [(1, row), (2, SocketRow { state, ..row })] {
+            table.apply(walk(moment, &[row], &whole()), &Wanted::default(), &OwnerScan::default(), &asking);
+        }
+        assert_eq!(asking.origins.into_inner(), expected, "{doubts}, {state}");
+    }
 }
 
 #[test]
