@@ -41,6 +41,17 @@ impl Paint {
 
     /// `text` in a tone.
     pub fn tone(self, tone: Tone, text: &str) -> String {
+        let mut toned = String::new();
+        self.add(tone, text, &mut toned);
+        toned
+    }
+
+    /// Adds `text` in a tone to a line.
+    pub fn add(self, tone: Tone, text: &str, line: &mut String) {
+        if self == Paint::Plain || tone == Tone::Plain {
+            line.push_str(text);
+            return;
+        }
         let style = match tone {
             Tone::Plain => Style::new(),
             Tone::Heading => Style::new().bold(),
@@ -49,7 +60,7 @@ impl Paint {
             Tone::Bad => AnsiColor::Red.on_default().bold(),
             Tone::Good => AnsiColor::Green.on_default(),
         };
-        if self == Paint::Plain || tone == Tone::Plain { text.to_owned() } else { format!("{style}{text}{style:#}") }
+        line.push_str(&format!("{style}{text}{style:#}"));
     }
 }
 

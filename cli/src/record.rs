@@ -2,6 +2,8 @@
 //!
 //! Field names are a contract: they may be added to, never renamed. They are the same in every machine format.
 
+use std::{borrow::Cow, fmt::Write, net::SocketAddr};
+
 use fleetsock_proto::{
     owner::Owner,
     service::{Service, ServiceSource},
@@ -153,6 +155,14 @@ impl Cell {
         Cell { text, tone: Tone::Plain }
     }
 
+    /// The same of text that was made for it.
+    pub fn of(text: String) -> Cell {
+        match sanitise(&text) {
+            Cow::Borrowed(harmless) if !harmless.is_empty() => Cell { text, tone: Tone::Plain },
+            _ => Cell::new(&text),
+        }
+    }
+
     /// The same in a tone.
     #[must_use]
     pub fn tone(mut self, tone: Tone) -> Cell {
@@ -216,10 +226,9 @@ impl View {
     /// When something opened, as an age or a moment, with its mark.
     pub fn opened(&self, at: Timestamp, known: Known) -> String {
         match (self.times, known) {
-            (Times::Relative, Known::FirstSeen) => format!("≥{}", self.clock.age(at)),
-            (Times::Relative, _) => format!("{}{}", mark(known), self.clock.age(at)),
-            (Times::Absolute, Known::FirstSeen) => format!("≤{}", self.clock.absolute(at)),
-            (Times::Absolute, _) => format!("{}{}", mark(known), self.clock.absolute(at)),
+            (_, Known::Event) => self.moment(at),
+            (Times::Absolute, Known::FirstSeen) => ["≤", &self.moment(at)].concat(),
+            (_, known) => [mark(known), &self.moment(at)].concat(),
         }
     }
 
@@ -240,6 +249,42 @@ pub fn mark(known: Known) -> &'static str {
         Known::FirstSeen => "≥",
         Known::Lost => "?",
     }
+}
+
+/// Adds a number to a text, in a fraction of the time that formatting takes.
+pub fn add_number(number: u32, text: &mut String) {
+    let mut digits = [b'0'; 10];
+    let (mut rest, mut begin) = (number, digits.len());
+    for digit in digits.iter_mut().rev() {
+        *digit += (rest % 10) as u8;
+        rest /= 10;
+        begin -= 1;
+        if rest == 0 {
+            break;
+        }
+    }
+    text.extend(digits.into_iter().skip(begin).map(char::from));
+}
+
+/// An address and a port, as `Display` writes them.
+pub fn socket(socket: SocketAddr) -> String {
+    // Longer ones than those of IPv4 are rare.
+    let mut text = String::with_capacity(24);
+    match socket {
+        SocketAddr::V4(v4) => {
+            let [first, rest @ ..] = v4.ip().octets();
+            add_number(first.into(), &mut text);
+            for octet in rest {
+                text.push('.');
+                add_number(octet.into(), &mut text);
+            }
+            text.push(':');
+            add_number(v4.port().into(), &mut text);
+        }
+        // Writing to a text does not fail.
+        SocketAddr::V6(v6) => drop(write!(text, "{v6}")),
+    }
+    text
 }
 
 /// Text, or null when there is none.
@@ -281,14 +326,18 @@ pub fn process_cell(owners: &[Owner], known: OwnerKnown) -> Cell {
             known => Cell::new(&format!("({known})")).tone(Tone::Faint),
         };
     };
-    let mut text = format!("{}[{}]", owner.process, owner.pid);
+    let mut text = String::with_capacity(owner.process.len() + 16);
+    text.push_str(&owner.process);
+    text.push('[');
+    add_number(owner.pid, &mut text);
+    text.push(']');
     if owners.len() > 1 {
         text.push_str(&format!(" +{}", owners.len() - 1));
     }
     if known != OwnerKnown::Exact {
         text.push_str(&format!(" ({known})"));
     }
-    Cell::new(&text)
+    Cell::of(text)
 }
 
 /// The name of an owner's user, or its number.

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{
     Cell, Column, Field, Marks, Record, Shown, Side, View, column, host_cell, mark, moment, moment_or_null, of_owner,
-    owners, place_cell, process_cell, service_cell, service_source, text, user,
+    owners, place_cell, process_cell, service_cell, service_source, socket, text, user,
 };
 use crate::{clock, console::Tone};
 
@@ -71,9 +71,9 @@ fn other_process(row: &Session, _: &View) -> Cell {
 
 fn peer(row: &Session, _: &View) -> Cell {
     if row.peer_host.is_empty() {
-        Cell::new(&row.peer.to_string())
+        Cell::of(socket(row.peer))
     } else {
-        Cell::new(&format!("{} ({})", row.peer, row.peer_host))
+        Cell::of([socket(row.peer).as_str(), " (", &row.peer_host, ")"].concat())
     }
 }
 
@@ -95,15 +95,16 @@ fn duration(row: &Session, view: &View) -> Cell {
         (Known::BetweenWalks, _) | (_, Known::BetweenWalks) => "~",
         _ => "",
     };
-    Cell::new(&format!("{mark}{}", clock::lapse(row.duration(view.until))))
+    let lapse = clock::lapse(row.duration(view.until));
+    Cell::of(if mark.is_empty() { lapse } else { [mark, &lapse].concat() })
 }
 
 fn closed(row: &Session, view: &View) -> Cell {
-    Cell::new(&row.closed.map_or_else(String::new, |(at, known)| format!("{}{}", mark(known), view.moment(at))))
+    Cell::of(row.closed.map_or_else(String::new, |(at, known)| [mark(known), &view.moment(at)].concat()))
 }
 
 fn bytes_cell(count: u64) -> Cell {
-    Cell::new(&if count == 0 { String::new() } else { count.to_string() })
+    Cell::of(if count == 0 { String::new() } else { count.to_string() })
 }
 
 const COLUMNS: &[Column<Session>] = &[
@@ -111,7 +112,7 @@ const COLUMNS: &[Column<Session>] = &[
     column("dir", "DIR", &["direction"], Shown::Always, Side::Left, |row, _| Cell::new(row.direction.as_str())),
     column("proto", "PROTO", &["protocol"], Shown::Always, Side::Left, |row, _| Cell::new(row.protocol.as_str())),
     column("local", "LOCAL", &["local_address", "local_port"], Shown::Always, Side::Left, |row, _| {
-        Cell::new(&row.local.to_string())
+        Cell::of(socket(row.local))
     }),
     column("peer", "PEER", &["peer_address", "peer_port", "peer_host"], Shown::Always, Side::Left, peer),
     column("class", "CLASS", &["class"], Shown::Wide, Side::Left, |row, _| Cell::new(row.class().as_str())),
@@ -130,7 +131,7 @@ const COLUMNS: &[Column<Session>] = &[
     }),
     column("state", "STATE", &["state"], Shown::Always, Side::Left, state),
     column("opened", "OPENED", &["opened_at", "opened_known"], Shown::Always, Side::Left, |row, view| {
-        Cell::new(&view.opened(row.opened_at, row.opened_known))
+        Cell::of(view.opened(row.opened_at, row.opened_known))
     }),
     column("closed", "CLOSED", &["closed_at", "closed_known"], Shown::Wide, Side::Left, closed),
     column("duration", "DURATION", &["duration_ms"], Shown::Always, Side::Left, duration),
@@ -141,7 +142,7 @@ const COLUMNS: &[Column<Session>] = &[
     column("exe", "EXE", &["exe"], Shown::Wide, Side::Left, |row, _| {
         Cell::new(row.owners.first().map_or("", |owner| &owner.exe))
     }),
-    column("host_id", "HOST-ID", &["host_id"], Shown::Wide, Side::Left, |row, _| Cell::new(&row.host_id.to_string())),
+    column("host_id", "HOST-ID", &["host_id"], Shown::Wide, Side::Left, |row, _| Cell::of(row.host_id.to_string())),
     column("command_line", "COMMAND-LINE", &["command_line"], Shown::Wide, Side::Left, |row, _| {
         Cell::new(row.owners.first().map_or("", |owner| &owner.command_line))
     }),

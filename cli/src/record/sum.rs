@@ -58,12 +58,10 @@ const COLUMNS: &[Column<Sum>] = &[
         Cell::new(row.group.process.as_deref().unwrap_or_default())
     }),
     column("peer", "PEER", &["peer_address", "peer_host"], Side::Left, peer),
-    column("listeners", "LISTENERS", &["listeners"], Side::Right, |row, _| Cell::new(&row.listeners.to_string())),
-    column("sessions", "SESSIONS", &["sessions"], Side::Right, |row, _| Cell::new(&row.sessions.to_string())),
-    column("sent", "SENT", &["bytes_sent"], Side::Right, |row, _| Cell::new(&row.bytes_sent.to_string())),
-    column("received", "RECEIVED", &["bytes_received"], Side::Right, |row, _| {
-        Cell::new(&row.bytes_received.to_string())
-    }),
+    column("listeners", "LISTENERS", &["listeners"], Side::Right, |row, _| Cell::of(row.listeners.to_string())),
+    column("sessions", "SESSIONS", &["sessions"], Side::Right, |row, _| Cell::of(row.sessions.to_string())),
+    column("sent", "SENT", &["bytes_sent"], Side::Right, |row, _| Cell::of(row.bytes_sent.to_string())),
+    column("received", "RECEIVED", &["bytes_received"], Side::Right, |row, _| Cell::of(row.bytes_received.to_string())),
 ];
 
 const fn column(

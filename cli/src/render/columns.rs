@@ -1,6 +1,7 @@
 //! Which columns or fields of a record are written.
 
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 use crate::{
     failure::Failure,
@@ -98,9 +99,23 @@ impl<T: Record> Selection<T> {
             .collect()
     }
 
+    /// The same without what comes a second time, as in an object each name is there once.
+    pub fn each_once(mut self) -> Selection<T> {
+        let mut names = Vec::new();
+        self.0.retain(|source| match source {
+            Source::Field(field) if names.contains(&field.name) => false,
+            Source::Field(field) => {
+                names.push(field.name);
+                true
+            }
+            Source::Column(_) => true,
+        });
+        self
+    }
+
     /// A row for machines.
-    pub fn object(&self, row: &T, view: &View) -> Map<String, Value> {
-        self.values(row, view).map(|(name, value)| (name.to_owned(), value)).collect()
+    pub fn object<'a>(&'a self, row: &'a T, view: &'a View) -> Object<'a, T> {
+        Object { selection: self, row, view }
     }
 
     /// A row for machines, value by value.
@@ -110,6 +125,20 @@ impl<T: Record> Selection<T> {
             // Formats for machines are made of fields alone.
             Source::Column(_) => None,
         })
+    }
+}
+
+/// A row for machines: its values by their names, one after the other.
+#[derive(Debug)]
+pub struct Object<'a, T: 'static> {
+    selection: &'a Selection<T>,
+    row: &'a T,
+    view: &'a View,
+}
+
+impl<T: Record> Serialize for Object<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.selection.values(self.row, self.view))
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) struct Json<T: 'static> {
 
 impl<T: Record> Json<T> {
     pub(super) fn new(selection: Selection<T>, view: View) -> Json<T> {
-        Json { selection, view, begun: false }
+        Json { selection: selection.each_once(), view, begun: false }
     }
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Lines<T: 'static> {
 
 impl<T: Record> Lines<T> {
     pub(super) fn new(selection: Selection<T>, view: View) -> Lines<T> {
-        Lines { selection, view }
+        Lines { selection: selection.each_once(), view }
     }
 }
 

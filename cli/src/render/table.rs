@@ -47,12 +47,21 @@ struct Aligner {
     /// The rows that are measured; `None` once they are written.
     measured: Option<Vec<Vec<Cell>>>,
     rows: usize,
+    /// The room of a line, which goes out whole.
+    line: String,
+}
+
+/// How many columns of a terminal a text takes.
+fn width(text: &str) -> usize {
+    // Cells are without control characters, so that of ASCII each character takes one.
+    if text.is_ascii() { text.len() } else { text.width() }
 }
 
 impl Aligner {
     fn new(columns: Vec<(String, Side)>, headers: Headers, paint: Paint) -> Aligner {
         let (headings, sides): (Vec<String>, Vec<Side>) = columns.into_iter().unzip();
-        let mut aligner = Aligner { widths: vec![0; sides.len()], sides, paint, measured: Some(Vec::new()), rows: 0 };
+        let (widths, measured) = (vec![0; sides.len()], Some(Vec::new()));
+        let mut aligner = Aligner { widths, sides, paint, measured, rows: 0, line: String::new() };
         if headers == Headers::Shown {
             aligner.measure(headings.into_iter().map(|text| Cell { text, tone: Tone::Heading }).collect());
         }
@@ -60,8 +69,8 @@ impl Aligner {
     }
 
     fn measure(&mut self, row: Vec<Cell>) {
-        for (width, cell) in self.widths.iter_mut().zip(&row) {
-            *width = (*width).max(cell.text.width());
+        for (widest, cell) in self.widths.iter_mut().zip(&row) {
+            *widest = (*widest).max(width(&cell.text));
         }
         if let Some(measured) = &mut self.measured {
             measured.push(row);
@@ -86,19 +95,29 @@ impl Aligner {
         self.measured.take().unwrap_or_default().iter().try_for_each(|row| self.write(row, out))
     }
 
-    fn write(&self, row: &[Cell], out: &mut dyn Write) -> io::Result<()> {
-        for (place, ((cell, width), side)) in row.iter().zip(&self.widths).zip(&self.sides).enumerate() {
-            let blanks = width.saturating_sub(cell.text.width());
-            let text = self.paint.tone(cell.tone, &cell.text);
-            let gutter = if place == 0 { "" } else { GUTTER };
+    fn write(&mut self, row: &[Cell], out: &mut dyn Write) -> io::Result<()> {
+        let Aligner { sides, widths, paint, line, .. } = self;
+        line.clear();
+        for (place, ((cell, widest), side)) in row.iter().zip(widths).zip(sides).enumerate() {
+            let blanks = widest.saturating_sub(width(&cell.text));
+            if place > 0 {
+                line.push_str(GUTTER);
+            }
             match side {
-                Side::Right => write!(out, "{gutter}{:blanks$}{text}", "")?,
+                Side::Right => {
+                    line.extend(std::iter::repeat_n(' ', blanks));
+                    paint.add(cell.tone, &cell.text, line);
+                }
                 // No blanks at the end of a line.
-                Side::Left if place + 1 == row.len() => write!(out, "{gutter}{text}")?,
-                Side::Left => write!(out, "{gutter}{text}{:blanks$}", "")?,
+                Side::Left if place + 1 == row.len() => paint.add(cell.tone, &cell.text, line),
+                Side::Left => {
+                    paint.add(cell.tone, &cell.text, line);
+                    line.extend(std::iter::repeat_n(' ', blanks));
+                }
             }
         }
-        writeln!(out)
+        line.push('\n');
+        out.write_all(line.as_bytes())
     }
 }
 

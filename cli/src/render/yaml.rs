@@ -14,7 +14,7 @@ pub(super) struct Yaml<T: 'static> {
 
 impl<T: Record> Yaml<T> {
     pub(super) fn new(selection: Selection<T>, view: View) -> Yaml<T> {
-        Yaml { selection, view, begun: false }
+        Yaml { selection: selection.each_once(), view, begun: false }
     }
 }
 
