@@ -61,27 +61,33 @@ const SPOKEN: [(&str, u16, Protocol); 13] = [
     ("pop", 110, Protocol::Tcp),
 ];
 
-struct Names {
-    by_port: HashMap<(u16, Protocol), Service>,
-    by_name: HashMap<String, Vec<(u16, Protocol)>>,
-}
+/// Each service by its port. Whoever shows ports needs only these, and not a text for each of their names.
+static BY_PORT: LazyLock<HashMap<(u16, Protocol), Service>> = LazyLock::new(|| {
+    let mut by_port = HashMap::with_capacity(12_500);
+    // The everyday name comes last and wins.
+    by_port.extend(services().map(|service| ((service.port, service.protocol), service)));
+    by_port
+});
 
-static NAMES: LazyLock<Names> = LazyLock::new(|| {
-    let mut names = Names { by_port: HashMap::with_capacity(12_500), by_name: HashMap::with_capacity(16_000) };
-    let iana = IANA.lines().filter_map(|line| row(line, ServiceSource::Iana));
-    let de_facto = DE_FACTO.lines().filter_map(|line| row(line, ServiceSource::DeFacto));
-    for service in iana.chain(de_facto) {
+static BY_NAME: LazyLock<HashMap<String, Vec<(u16, Protocol)>>> = LazyLock::new(|| {
+    let mut by_name = HashMap::with_capacity(16_000);
+    for service in services() {
+        // A registered name still finds a port that has an everyday one.
         for name in service.names() {
-            remember(&mut names.by_name, name, service.port, service.protocol);
+            remember(&mut by_name, name, service.port, service.protocol);
         }
-        // The everyday name comes last and wins; the registered one still finds the port.
-        names.by_port.insert((service.port, service.protocol), service);
     }
     for (name, port, protocol) in SPOKEN {
-        remember(&mut names.by_name, name, port, protocol);
+        remember(&mut by_name, name, port, protocol);
     }
-    names
+    by_name
 });
+
+/// Those of the registry, then those of everyday use.
+fn services() -> impl Iterator<Item = Service> {
+    let iana = IANA.lines().filter_map(|line| row(line, ServiceSource::Iana));
+    iana.chain(DE_FACTO.lines().filter_map(|line| row(line, ServiceSource::DeFacto)))
+}
 
 fn remember(by_name: &mut HashMap<String, Vec<(u16, Protocol)>>, name: &str, port: u16, protocol: Protocol) {
     let ports = by_name.entry(name.to_ascii_lowercase()).or_default();
@@ -106,19 +112,18 @@ fn row(line: &'static str, source: ServiceSource) -> Option<Service> {
 
 /// The usual service of a port.
 pub fn by_port(port: u16, protocol: Protocol) -> Option<Service> {
-    NAMES.by_port.get(&(port, protocol)).copied()
+    BY_PORT.get(&(port, protocol)).copied()
 }
 
 /// The ports that a name or alias stands for, upper or lower case; empty when nobody uses the name.
 pub fn by_name(name: &str) -> &'static [(u16, Protocol)] {
-    NAMES.by_name.get(&name.to_ascii_lowercase()).map_or(&[], Vec::as_slice)
+    BY_NAME.get(&name.to_ascii_lowercase()).map_or(&[], Vec::as_slice)
 }
 
 /// The names that resemble `name` most, for an error's hint; at most three.
 pub fn similar(name: &str) -> Vec<&'static str> {
     let wanted = name.to_ascii_lowercase();
-    let mut close: Vec<(usize, &'static str)> = NAMES
-        .by_name
+    let mut close: Vec<(usize, &'static str)> = BY_NAME
         .keys()
         .filter(|known| known.len().abs_diff(wanted.len()) <= 2)
         .map(|known| (edit_distance(known, &wanted), known.as_str()))
