@@ -255,11 +255,9 @@ fn whose_a_socket_was_that_its_process_had_closed_is_asked_for_and_told_though_i
 #[test]
 fn who_follows_sessions_hears_of_a_known_one_again_when_its_state_is_new_or_something_was_looked_for_in_vain() {
     let row = session(1, "10.0.0.1:4000", "10.0.0.9:80");
-    for (doubts, state, expected) in [
-        (false, row.state, [1].as_slice()),
-        (false, SocketState::CloseWait, &[1, 1]),
-        (true, row.state, &[1, 1]),
-    ] {
+    for (doubts, state, expected) in
+        [(false, row.state, [1].as_slice()), (false, SocketState::CloseWait, &[1, 1]), (true, row.state, &[1, 1])]
+    {
         let mut table = Table::default();
         let asking = Asking { doubts, ..Asking::default() };
         for (moment, row) in [(1, row), (2, SocketRow { state, ..row })] {
