@@ -253,17 +253,7 @@ pub fn mark(known: Known) -> &'static str {
 
 /// Adds a number to a text, in a fraction of the time that formatting takes.
 pub fn add_number(number: u32, text: &mut String) {
-    let mut digits = [b'0'; 10];
-    let (mut rest, mut begin) = (number, digits.len());
-    for digit in digits.iter_mut().rev() {
-        *digit += (rest % 10) as u8;
-        rest /= 10;
-        begin -= 1;
-        if rest == 0 {
-            break;
-        }
-    }
-    text.extend(digits.into_iter().skip(begin).map(char::from));
+    text.push_str(itoa::Buffer::new().format(number));
 }
 
 /// An address and a port, as `Display` writes them.
@@ -388,5 +378,27 @@ pub fn host_cell(name: &str, state: fleetsock_proto::host::HostState) -> Cell {
     match state {
         HostState::Online => Cell::new(name),
         state => Cell::new(&format!("{name} ({state})")).tone(Tone::Warning),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn addresses_and_numbers_are_written_as_they_are_displayed(address: SocketAddr, number: u32) {
+            prop_assert_eq!(socket(address), address.to_string());
+            let mut text = "[".to_owned();
+            add_number(number, &mut text);
+            prop_assert_eq!(text, format!("[{number}"));
+        }
+
+        #[test]
+        fn a_cell_is_the_same_of_text_that_was_made_for_it(text: String) {
+            prop_assert_eq!(Cell::of(text.clone()).text, Cell::new(&text).text);
+        }
     }
 }
