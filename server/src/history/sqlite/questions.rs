@@ -14,8 +14,10 @@ use tokio::sync::Semaphore;
 use self::{naming::NamespaceNames, outlet::Outlet};
 use super::{
     coding::{OwnerColumns, StoredOwner},
+    cubes,
     database::Files,
-    parts::{Catalogue, Part},
+    parts::{Catalogue, Form, Part},
+    sealed::places,
 };
 use crate::history::{Bounds, HistoryError, Rows, matching::OwnerNames};
 
@@ -45,8 +47,39 @@ pub(super) struct Reader {
     /// The files as they were when the question began.
     pub(super) catalogue: Arc<Catalogue>,
     /// Those that are complete, in the order of the catalogue; opened when they are needed.
-    parts: Vec<OnceCell<Option<Connection>>>,
+    parts: Vec<OnceCell<Option<OpenPart>>>,
     over: Option<Over>,
+}
+
+/// A file that is complete, and what was looked up in it: it does not change.
+struct OpenPart {
+    connection: Connection,
+    known: OnceCell<Known>,
+}
+
+/// What is known of a sealed file without looking for anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Known {
+    /// The earliest opening of its sessions, us.
+    pub(super) opened_at_us: i64,
+    /// Their earliest closing, us.
+    pub(super) closed_at_us: i64,
+    /// Whether it tells where the sessions with each address are: those of earlier versions tell which hosts had some.
+    pub(super) places: bool,
+    /// Whether it has sums.
+    pub(super) sums: bool,
+}
+
+impl Known {
+    fn of(sealed: &Connection) -> Result<Known, rusqlite::Error> {
+        let (places, sums) = (places::are_told(sealed)?, cubes::are_told(sealed)?);
+        let earliest = "SELECT min(min_opened_at_us), min(min_closed_at_us) FROM blocks";
+        sealed.query_row(earliest, [], |row| {
+            // Of no sessions all are later than anything.
+            let earliest = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.unwrap_or(i64::MAX));
+            Ok(Known { opened_at_us: earliest(0)?, closed_at_us: earliest(1)?, places, sums })
+        })
+    }
 }
 
 /// Readers, a few of them: a question waits for one.
@@ -157,14 +190,36 @@ impl Reader {
         let (Some(cell), Some(part)) = (self.parts.get(place), self.catalogue.complete.get(place)) else {
             return Ok(None);
         };
-        if let Some(opened) = cell.get() {
-            return Ok(opened.as_ref());
+        let opened = match cell.get() {
+            Some(opened) => opened,
+            None => {
+                let mut connection = self.files.open_part(part)?;
+                if let Some(connection) = &mut connection {
+                    watch(connection, self.over.as_ref())?;
+                }
+                let opened = connection.map(|connection| OpenPart { connection, known: OnceCell::new() });
+                cell.get_or_init(|| opened)
+            }
+        };
+        Ok(opened.as_ref().map(|opened| &opened.connection))
+    }
+
+    /// A sealed file, and what is known of it; none when it was dropped meanwhile, or is not sealed.
+    pub(super) fn sealed(&self, place: usize) -> Result<Option<(&Connection, Known)>, rusqlite::Error> {
+        if self.catalogue.complete.get(place).is_none_or(|part| part.form != Form::Sealed) {
+            return Ok(None);
         }
-        let mut connection = self.files.open_part(part)?;
-        if let Some(connection) = &mut connection {
-            watch(connection, self.over.as_ref())?;
-        }
-        Ok(cell.get_or_init(|| connection).as_ref())
+        self.part(place)?;
+        let opened = self.parts.get(place).and_then(|cell| cell.get()?.as_ref());
+        let Some(OpenPart { connection, known }) = opened else { return Ok(None) };
+        let known = match known.get() {
+            Some(known) => *known,
+            None => {
+                let found = Known::of(connection)?;
+                *known.get_or_init(|| found)
+            }
+        };
+        Ok(Some((connection, known)))
     }
 
     /// Fails when the question may not go on: for work that SQLite does not do.
@@ -178,7 +233,7 @@ impl Reader {
     /// Makes SQLite ask from time to time whether to go on.
     fn watch(&mut self, over: Option<Over>) -> Result<(), rusqlite::Error> {
         self.over = over;
-        let parts = self.parts.iter_mut().filter_map(|cell| cell.get_mut()?.as_mut());
+        let parts = self.parts.iter_mut().filter_map(|cell| cell.get_mut()?.as_mut().map(|part| &mut part.connection));
         [&mut self.main, &mut self.day].into_iter().chain(parts).try_for_each(|one| watch(one, self.over.as_ref()))
     }
 }

@@ -294,15 +294,15 @@ impl Roster {
 
     /// The hosts that a question means, by name. A name without wildcards that no host has is an error.
     pub(super) fn select(&self, selector: &HostSelector, now: Timestamp) -> Result<Selection, HistoryError> {
-        let globs = selector.globs.iter().map(|text| Glob::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        let named = selector.globs.iter().map(|text| Named::parse(text)).collect::<Result<Vec<_>, _>>()?;
         let hosts = self.read();
-        for glob in globs.iter().filter(|glob| glob.is_literal()) {
-            if !hosts.by_id.values().any(|entry| names(glob, entry)) {
-                return Err(unknown_host(glob.as_str(), hosts.by_id.values().map(|entry| entry.name.as_str())));
+        for one in named.iter().filter(|one| one.glob.is_literal()) {
+            if !hosts.by_id.values().any(|entry| one.means(entry)) {
+                return Err(unknown_host(one.glob.as_str(), hosts.by_id.values().map(|entry| entry.name.as_str())));
             }
         }
         let meant = |entry: &HostEntry| {
-            (globs.is_empty() || globs.iter().any(|glob| names(glob, entry)))
+            (named.is_empty() || named.iter().any(|one| one.means(entry)))
                 && selector.labels.iter().all(|(key, value)| entry.labels.get(key) == Some(value))
         };
         let selected =
@@ -318,8 +318,24 @@ impl Roster {
     }
 }
 
-fn names(glob: &Glob, entry: &HostEntry) -> bool {
-    glob.matches(&entry.name) || (glob.is_literal() && glob.as_str() == entry.host_id.to_string())
+/// By what hosts are asked for: a pattern of names, or an id.
+struct Named {
+    glob: Glob,
+    id: Option<HostId>,
+}
+
+impl Named {
+    fn parse(text: &str) -> Result<Named, HistoryError> {
+        let glob = Glob::parse(text)?;
+        let id = glob.as_str().parse().ok().filter(|_| glob.is_literal());
+        Ok(Named { glob, id })
+    }
+
+    fn means(&self, entry: &HostEntry) -> bool {
+        let is_called =
+            if self.glob.is_literal() { entry.name == self.glob.as_str() } else { self.glob.matches(&entry.name) };
+        is_called || self.id == Some(entry.host_id)
+    }
 }
 
 /// The error for a name that no host has, with the names that resemble it.

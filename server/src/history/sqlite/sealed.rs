@@ -9,6 +9,7 @@
 //! the two. `block` and `layout` say how sessions become bytes.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     hash::{Hash, Hasher},
     io,
@@ -17,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, params};
 
 use super::{
     coding,
@@ -32,6 +33,7 @@ use crate::history::HistoryError;
 mod block;
 mod column;
 mod encoder;
+mod fetching;
 mod hashing;
 mod layout;
 mod numbers;
@@ -47,6 +49,7 @@ mod writeback;
 
 pub(super) use self::block::{Block, Column, Values};
 pub(super) use self::column::{Damaged, Reading, Writing};
+pub(super) use self::fetching::{Fetching, Head};
 pub(super) use self::recurring::Recurring;
 pub(super) use self::rows::each_row;
 pub(super) use self::sealer::Sealer;
@@ -60,8 +63,8 @@ use self::{
     writeback::Writeback,
 };
 
-/// Bytes of a page: larger ones hold blocks better, and nothing is changed in them.
-const PAGE_BYTES: i64 = 16 * 1024;
+/// Bytes of a page. Of larger ones more would be read for each address and block, and less of each be used.
+const PAGE_BYTES: i64 = 4 * 1024;
 /// Page cache while a file is sealed, KiB: everything is added at the end of a table.
 const CACHE_KIB: i64 = 2 * 1024;
 
@@ -205,7 +208,7 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
     writing.end_block()?;
     let Written { peers, contents, cubes, .. } = writing;
     peers.write(&transaction, goes_on)?;
-    store_cubes(&transaction, cubes.finish(), contents.sessions)?;
+    cubes.store(&transaction, (1, contents.sessions))?;
     transaction.commit()?;
     sealed.close().map_err(|(_, error)| error)?;
     Ok(contents.finish())
@@ -231,7 +234,7 @@ impl Written<'_> {
     fn end_block(&mut self) -> Result<(), SealError> {
         let host = self.block.first().map(|first| first.host_id);
         if std::mem::replace(&mut self.host, host) != host {
-            self.cubes.end_hosts();
+            self.cubes.end_host();
         }
         for one in &self.block {
             self.contents.add(one);
@@ -265,45 +268,20 @@ fn store(sealed: &Connection, block: &[StoredSession], columns: &[u8]) -> Result
     Ok(Some(id))
 }
 
-/// Stores the sums of all sessions, which are so many.
-fn store_cubes(transaction: &Connection, stored: cubes::Stored, sessions: i64) -> Result<(), rusqlite::Error> {
-    let cubes::Stored { hosts, services, owners } = stored;
-    let row = params![sessions, hosts, services, owners];
-    let sql = "INSERT INTO cubes (first_id, last_id, hosts, services, owners) VALUES (1, ?1, ?2, ?3, ?4)";
-    transaction.execute(sql, row).map(drop)
-}
-
-/// How many sessions the sums of a sealed file tell of: those by service, and those by host and program.
-fn summed(sealed: &Connection) -> Result<[Option<u64>; 2], SealError> {
-    let mut totals = [None; 2];
-    for (total, column) in totals.iter_mut().zip(["services", "owners"]) {
-        let sums: Option<Vec<u8>> = sealed.query_row(&format!("SELECT {column} FROM cubes"), [], |row| row.get(0))?;
-        if let Some(sums) = sums {
-            let sessions = cubes::sums(&sums).map(|sum| sum.map(|(_, _, counts)| counts.sessions));
-            *total = Some(sessions.sum::<Result<u64, _>>()?);
-        }
+/// How many sessions the sums of a sealed file tell of: each time those of a kind.
+fn summed(sealed: &Connection) -> Result<Vec<u64>, SealError> {
+    let mut totals = BTreeMap::<i64, u64>::new();
+    let mut statement = sealed.prepare("SELECT kind, closed_hour, totals, earlier FROM cube_hours")?;
+    let mut hours = statement.query([])?;
+    while let Some(row) = hours.next()? {
+        let blob = |column| row.get_ref(column)?.as_blob().map_err(|error| coding::wrong("totals", error.to_string()));
+        let total = totals.entry(row.get(0)?).or_default();
+        cubes::each(row.get(1)?, (blob(2)?, blob(3)?), |_, _, counts| {
+            *total += counts.sessions;
+            Ok::<_, Damaged>(())
+        })?;
     }
-    Ok(totals)
-}
-
-/// A block of a sealed file.
-pub(super) fn read_block(sealed: &Connection, id: i64) -> Result<Block, HistoryError> {
-    let known = sealed
-        .prepare_cached("SELECT host_id, codec FROM blocks WHERE id = ?1")?
-        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let missing = || coding::wrong("columns", format!("block {id} is missing"));
-    let (host_id, codec) = known.ok_or_else(missing)?;
-    // As a column of a row its bytes would be copied twice.
-    let contents = sealed.blob_open(MAIN_DB, "contents", "columns", id, true);
-    let contents = contents.map_err(|error| match error.sqlite_error_code() {
-        // There is no such row.
-        Some(ErrorCode::Unknown) => missing(),
-        _ => error,
-    })?;
-    let mut bytes = vec![0; contents.len()];
-    contents.read_at_exact(&mut bytes, 0)?;
-    Ok(Block::read(host_id, codec, bytes)?)
+    Ok(totals.into_values().collect())
 }
 
 impl From<Damaged> for HistoryError {
@@ -336,7 +314,7 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
         }
     }
     if Telling::of(&sealed, goes_on)? != met
-        || summed(&sealed)?.iter().flatten().any(|total| total.cast_signed() != contents.sessions)
+        || summed(&sealed)?.iter().any(|total| total.cast_signed() != contents.sessions)
     {
         return Err(SealError::Different);
     }

@@ -20,7 +20,7 @@ use super::{
     coding,
     parts::{Form, Part, UNFINISHED},
     schema::make_sums,
-    sealed::{self, GoesOn, SealError},
+    sealed::{self, Fetching, GoesOn, SealError},
     stored::StoredSession,
 };
 
@@ -178,8 +178,9 @@ fn each_session(
         Form::Sealed => {
             let mut statement = source.prepare("SELECT id FROM blocks ORDER BY host_id, id")?;
             let mut rows = statement.query([])?;
+            let mut fetching = Fetching::of(&source);
             while let Some(row) = rows.next()? {
-                let block = sealed::read_block(&source, row.get(0)?).map_err(SealError::Unreadable)?;
+                let block = fetching.find(row.get(0)?).map_err(SealError::Unreadable)?;
                 let sessions = block.all().map_err(|damaged| SealError::Unreadable(damaged.into()))?;
                 sessions.iter().try_for_each(&mut show)?;
             }

@@ -116,12 +116,16 @@ async fn sums_beside_rows_say_what_the_rows_say_before_they_are_sealed_and_after
     sums_are_those_of_the_rows(&world, total).await;
     world.stop().await;
 
-    // One that an earlier version sealed has no sums.
-    change(
-        &world.engine.folder().join("day-1.sealed"),
-        "DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 1;",
+    // One that earlier versions sealed has other sums, or none.
+    let before = concat!(
+        "DROP TABLE cube_hours; DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 3;",
+        include_str!("../../../../migrations/sqlite/sealed/V2__cubes.sql"),
+        "INSERT INTO cubes VALUES (1, 5, x'01', x'0101', x'0202');"
     );
-    world.begin().await;
-    sums_are_those_of_the_rows(&world, total).await;
-    world.stop().await;
+    for made_earlier in [before, "DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 1;"] {
+        change(&world.engine.folder().join("day-1.sealed"), made_earlier);
+        world.begin().await;
+        sums_are_those_of_the_rows(&world, total).await;
+        world.stop().await;
+    }
 }

@@ -15,6 +15,7 @@ const BEFORE: &str = "ALTER TABLE zones ADD COLUMN peers BLOB;
     DROP TABLE segments;
     DROP TABLE postings;
     DROP TABLE cubes;
+    DROP TABLE cube_hours;
     DELETE FROM refinery_schema_history WHERE version > 4;";
 
 pub(super) fn peer(number: u64) -> String {

@@ -47,6 +47,7 @@ fn as_of_the_first_version(path: &Path) {
          DROP TABLE segments;
          DROP TABLE postings;
          DROP TABLE cubes;
+         DROP TABLE cube_hours;
          DELETE FROM refinery_schema_history WHERE version > 1;",
     );
 }

@@ -4,7 +4,12 @@
 //! the table. Either way it comes in pages, and a heap puts their rows into one order: a page is only read when its latest possible row is the next one. A
 //! chapter of runs is such a page too, and a file, so that those of days long ago are not even opened for the newest sessions.
 
-use std::{cmp::Ordering, collections::BinaryHeap, net::IpAddr, rc::Rc};
+use std::{
+    cmp::Ordering,
+    collections::{BinaryHeap, HashMap},
+    net::IpAddr,
+    rc::Rc,
+};
 
 use fleetsock_proto::{
     answer::AnswerMeta,
@@ -30,6 +35,7 @@ use crate::history::{
         coding,
         numbered::Numbered,
         roster::{Places, Selected, Selection},
+        sealed::{Fetching, Head},
         stored::{self, StoredSession},
     },
 };
@@ -60,8 +66,9 @@ pub(in crate::history::sqlite) fn list(
     now: Timestamp,
     outlet: &mut Outlet<Session>,
 ) -> Result<AnswerMeta, HistoryError> {
-    // One view of the file, so that a session that closes meanwhile is not shown twice.
-    let _view = reader.day.unchecked_transaction()?;
+    // One view of the file, so that a session that closes meanwhile is not shown twice. One of the names too: for each that
+    // is looked up by itself the system is asked for a lock.
+    let _views = (reader.day.unchecked_transaction()?, reader.main.unchecked_transaction()?);
     let mut paired = Paired::new(reader, selection, question.pairing, outlet);
     visit(reader, selection, places, question, &mut paired)?;
     let other_ends = Some(paired.finish()?);
@@ -100,6 +107,8 @@ struct Search<'a> {
     places: &'a Places,
     meaning: Meaning<'a>,
     programs: Programs<'a>,
+    /// Of each sealed file that blocks were read of.
+    fetching: HashMap<InFile, Fetching<'a>>,
     /// How many sessions are held.
     held: usize,
 }
@@ -131,7 +140,7 @@ enum What {
     /// A chapter of runs.
     Chapter(i64),
     /// A block of a sealed file.
-    Block,
+    Block(Head),
     /// Sessions of a block that have peers that are meant.
     Placed(Placed),
     /// A session of those of a block that are meant; those before it come later.
@@ -174,7 +183,15 @@ impl<'a> Search<'a> {
         question: &'a SessionQuestion,
     ) -> Result<Search<'a>, HistoryError> {
         let (hosts, meaning) = (selection.by_number(), Meaning::of(question)?);
-        Ok(Search { reader, hosts, places, meaning, programs: Programs::new(reader), held: 0 })
+        Ok(Search {
+            reader,
+            hosts,
+            places,
+            meaning,
+            programs: Programs::new(reader),
+            fetching: HashMap::new(),
+            held: 0,
+        })
     }
 
     /// Sends the sessions that are open.
@@ -232,12 +249,12 @@ impl<'a> Search<'a> {
                         None => None,
                     }
                 }
-                What::Block => {
-                    heap.extend(self.choose(file, id)?);
+                What::Block(head) => {
+                    heap.extend(self.choose(file, head)?);
                     None
                 }
                 What::Placed(placed) => {
-                    heap.extend(self.choose_placed(file, id, &placed)?);
+                    heap.extend(self.choose_placed(file, &placed)?);
                     None
                 }
                 What::File => {

@@ -2,7 +2,7 @@
 //!
 //! Values of one column are alike, and neighbours in time are alike, so that few bits tell one from the others: a session
 //! takes some twenty bytes. Any value is found by itself, so that a question for one session reads that one and not the
-//! 2,047 others ([`numbers`](super::numbers), [`recurring`](super::recurring)). [`Block`] is how everybody reads one,
+//! others ([`numbers`](super::numbers), [`recurring`](super::recurring)). [`Block`] is how everybody reads one,
 //! whatever its form; columns that are asked for as a whole are kept. `encoder` writes them.
 
 use std::{

@@ -72,7 +72,7 @@ impl Writing {
     }
 
     /// Forgets what is beyond so many bytes.
-    pub(in crate::history::sqlite) fn truncate(&mut self, length: usize) {
+    pub(super) fn truncate(&mut self, length: usize) {
         self.bytes.truncate(length);
     }
 
@@ -92,13 +92,6 @@ pub(in crate::history::sqlite) struct Reading<'a> {
 impl<'a> Reading<'a> {
     pub(in crate::history::sqlite) fn new(bytes: &'a [u8]) -> Reading<'a> {
         Reading { bytes, before: 0 }
-    }
-
-    /// Whether these bytes come next, which then are behind.
-    pub(in crate::history::sqlite) fn skip(&mut self, bytes: [u8; 2]) -> bool {
-        let rest = self.bytes.strip_prefix(&bytes);
-        self.bytes = rest.unwrap_or(self.bytes);
-        rest.is_some()
     }
 
     #[inline]
@@ -185,7 +178,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Whether everything was read.
-    pub(super) fn end(&self) -> Result<(), Damaged> {
+    pub(in crate::history::sqlite) fn end(&self) -> Result<(), Damaged> {
         if self.bytes.is_empty() { Ok(()) } else { Err(Damaged("there is more than there are rows")) }
     }
 }

@@ -23,8 +23,10 @@ pub(super) const PEER: usize = LOCAL + 1;
 pub(super) const OWNERS: usize = PEER + 1;
 /// Columns of a block.
 pub(super) const COLUMNS: usize = OWNERS + 1;
-/// Most sessions of a block. More share more of what comes again and are more to read for one.
-pub(in crate::history::sqlite) const BLOCK_SESSIONS: usize = 2048;
+/// Sessions of a block. More share more of what comes again and are more to read for one.
+pub(in crate::history::sqlite) const BLOCK_SESSIONS: usize = 512;
+/// Most sessions of a block, of which earlier versions wrote larger ones.
+pub(in crate::history::sqlite) const MOST_SESSIONS: usize = 2048;
 
 /// Each column by itself, none of them compressed as a whole.
 pub(in crate::history::sqlite) const CODEC: i64 = 3;
@@ -53,7 +55,7 @@ impl Layout {
         let mut head = Reading::new(&bytes);
         let first = head.narrow::<usize>()?;
         let (sessions, order) = (first / 2, if first % 2 == 1 { Order::Kept } else { Order::Unknown });
-        if sessions > BLOCK_SESSIONS {
+        if sessions > MOST_SESSIONS {
             return Err(Damaged("it has too many sessions"));
         }
         let mut columns: [Range<usize>; COLUMNS] = std::array::from_fn(|_| 0..0);
@@ -151,7 +153,7 @@ mod tests {
     fn a_block_that_is_not_as_long_as_it_says_is_refused() {
         let head = |sessions: u64, length: u64| refused(&[&[2 * sessions][..], &[length; COLUMNS]].concat());
         assert_eq!(head(1 << 40, 0), Damaged("it has too many sessions"));
-        assert_eq!(head(BLOCK_SESSIONS as u64 + 1, 0), Damaged("it has too many sessions"));
+        assert_eq!(head(MOST_SESSIONS as u64 + 1, 0), Damaged("it has too many sessions"));
         assert_eq!(head(1, 1), Damaged("its columns have other lengths"));
         assert_eq!(head(1, u64::MAX / 2), Damaged("its columns have other lengths"));
         assert_eq!(refused(&[2, 0, 0]), Damaged("a number is missing"));

@@ -129,7 +129,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::history::sqlite::sealed::{layout::BLOCK_SESSIONS, places};
+    use crate::history::sqlite::sealed::{layout::MOST_SESSIONS, places};
 
     fn made(sealed: &Connection) {
         for migration in [
@@ -151,7 +151,7 @@ mod tests {
         let rare = |block: i64| IpAddr::from((block as u128 + (0x2001_0db8 << 96)).to_be_bytes());
         for block in 1..=BLOCKS {
             let known = [rare(block), busy, rare(7)];
-            let of_sessions: Vec<usize> = (0..BLOCK_SESSIONS).map(|at| if at == 11 { 0 } else { 1 + at % 2 }).collect();
+            let of_sessions: Vec<usize> = (0..MOST_SESSIONS).map(|at| if at == 11 { 0 } else { 1 + at % 2 }).collect();
             peers.add(block, (&known, &of_sessions)).unwrap();
         }
         let goes_on: GoesOn = Arc::new(|| true);
@@ -161,7 +161,7 @@ mod tests {
             places::find(&sealed, (from, to), most, &mut found).unwrap().then_some(found)
         };
         let each = |is_meant: fn(i64, usize) -> bool| -> Vec<i64> {
-            let all = (1..=BLOCKS).flat_map(|block| (0..BLOCK_SESSIONS).map(move |at| (block, at)));
+            let all = (1..=BLOCKS).flat_map(|block| (0..MOST_SESSIONS).map(move |at| (block, at)));
             all.filter(|(block, at)| is_meant(*block, *at)).map(|(block, at)| Place { block, at }.number()).collect()
         };
         let most = 2048 * 40;
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(find(rare(8), rare(10), 2), None, "they are too many");
         assert_eq!(find(rare(BLOCKS + 1), rare(BLOCKS + 9), 1), Some(vec![]));
         let within = |first: i64, last: i64| {
-            let (first, last) = (Place { block: first, at: 0 }, Place { block: last, at: BLOCK_SESSIONS - 1 });
+            let (first, last) = (Place { block: first, at: 0 }, Place { block: last, at: MOST_SESSIONS - 1 });
             let mut found = Vec::new();
             let mut all = |most| {
                 places::find_within(&sealed, busy, (first.number(), last.number()), (|_| true, most), &mut found)

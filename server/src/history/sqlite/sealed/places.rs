@@ -11,7 +11,7 @@ use super::{
     GoesOn, SealError,
     column::{Damaged, Reading},
     hashing::Folding,
-    layout::BLOCK_SESSIONS,
+    layout::MOST_SESSIONS,
 };
 use crate::history::{
     HistoryError,
@@ -20,7 +20,7 @@ use crate::history::{
 
 /// Sessions of a block, as places are numbered; a part of the schema.
 pub(in crate::history::sqlite) const STRIDE: usize = 2048;
-const _: () = assert!(BLOCK_SESSIONS <= STRIDE, "places of two blocks must differ");
+const _: () = assert!(MOST_SESSIONS <= STRIDE, "places of two blocks must differ");
 
 /// Sessions between two looks whether it is still wanted.
 const LOOK_EVERY: u64 = 64 * 1024;

@@ -8,7 +8,7 @@ use std::{collections::BinaryHeap, iter::zip};
 
 use rusqlite::{Connection, Rows, Statement, params};
 
-use super::{GoesOn, SealError, layout::BLOCK_SESSIONS};
+use super::{GoesOn, SealError, layout::MOST_SESSIONS};
 use crate::history::sqlite::stored::{self, OVER_COLUMNS, StoredSession};
 
 /// How much is held of one host at a time.
@@ -25,7 +25,7 @@ struct Bounds {
 }
 
 /// 7 MB in all, whatever hosts told in whatever order; of a usual one as much as of a block.
-const BOUNDS: Bounds = Bounds { runs: 64 * 1024, sessions: 16 * 1024, looked_at: BLOCK_SESSIONS, places: 64 * 1024 };
+const BOUNDS: Bounds = Bounds { runs: 64 * 1024, sessions: 16 * 1024, looked_at: MOST_SESSIONS, places: 64 * 1024 };
 
 /// Rows between two looks whether sealing is still wanted, where rows are only looked at.
 const LOOKED_AT: usize = 64 * 1024;

@@ -77,6 +77,24 @@ impl Counts {
         self.bytes_received = self.bytes_received.saturating_add(other.bytes_received);
     }
 
+    /// Both together; none where that is more than can be counted.
+    pub(in crate::history::sqlite) fn plus(self, other: Counts) -> Option<Counts> {
+        Some(Counts {
+            sessions: self.sessions.checked_add(other.sessions)?,
+            bytes_sent: self.bytes_sent.checked_add(other.bytes_sent)?,
+            bytes_received: self.bytes_received.checked_add(other.bytes_received)?,
+        })
+    }
+
+    /// What is left without a part; none where that is no part of it.
+    pub(in crate::history::sqlite) fn minus(self, part: Counts) -> Option<Counts> {
+        Some(Counts {
+            sessions: self.sessions.checked_sub(part.sessions)?,
+            bytes_sent: self.bytes_sent.checked_sub(part.bytes_sent)?,
+            bytes_received: self.bytes_received.checked_sub(part.bytes_received)?,
+        })
+    }
+
     pub(in crate::history::sqlite) fn of(one: &StoredSession) -> Counts {
         Counts::one(one.bytes_sent, one.bytes_received)
     }

@@ -5,7 +5,7 @@ use rusqlite::{Connection, Transaction, params};
 use super::noting::Ended;
 use crate::history::sqlite::{
     coding,
-    cubes::{self, Cubes},
+    cubes::Cubes,
     postings::{self, Pages, Peers},
 };
 
@@ -58,7 +58,7 @@ impl Unindexed {
             let peers = std::mem::take(&mut self.peers);
             let last = first + self.sizes.rows - 1;
             store(transaction, (first, last), peers.pages())?;
-            store_cubes(transaction, (first, last), std::mem::take(&mut self.cubes).finish())?;
+            std::mem::take(&mut self.cubes).store(transaction, (first, last))?;
             forget_filters(transaction, last)?;
             self.merge(transaction)?;
             first = last + 1;
@@ -139,17 +139,6 @@ fn store(
         .map(drop)
 }
 
-fn store_cubes(
-    transaction: &Transaction<'_>,
-    (first_id, last_id): (i64, i64),
-    cubes::Stored { hosts, services, owners }: cubes::Stored,
-) -> Result<(), rusqlite::Error> {
-    transaction
-        .prepare_cached("INSERT INTO cubes (first_id, last_id, hosts, services, owners) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![first_id, last_id, hosts, services, owners])
-        .map(drop)
-}
-
 /// Forgets the filters of zones up to this row: a segment says more.
 fn forget_filters(transaction: &Transaction<'_>, last: i64) -> Result<(), rusqlite::Error> {
     transaction.prepare_cached("DELETE FROM zone_peers WHERE first_id <= ?1")?.execute([last]).map(drop)
@@ -171,13 +160,18 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::history::sqlite::{cubes::Service, schema::Kind, sums::Counts};
+    use crate::history::sqlite::{
+        cubes::{self, Kind, Service},
+        schema,
+        sealed::Damaged,
+        sums::Counts,
+    };
 
     const SMALL: Sizes = Sizes { rows: 8, merged: 3 };
 
     fn day() -> Connection {
         let mut connection = Connection::open_in_memory().unwrap();
-        Kind::Day.runner().run(&mut connection).unwrap();
+        schema::Kind::Day.runner().run(&mut connection).unwrap();
         connection
     }
 
@@ -229,13 +223,18 @@ mod tests {
     /// The sums of rows by host and program, and their number by service.
     fn summed(day: &Connection) -> (BTreeMap<cubes::What, Counts>, u64) {
         let (mut all, mut sessions) = (BTreeMap::<_, Counts>::new(), 0);
-        let mut statement = day.prepare("SELECT owners, services FROM cubes").unwrap();
-        let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Vec<u8>>(1)?));
-        for (owners, services) in statement.query_map([], read).unwrap().map(Result::unwrap) {
-            for (what, _, counts) in cubes::sums(&owners).map(Result::unwrap) {
-                all.entry(what).or_default().add(counts);
-            }
-            sessions += cubes::sums(&services).map(|sum| sum.unwrap().2.sessions).sum::<u64>();
+        let mut statement = day.prepare("SELECT kind, totals FROM cube_hours").unwrap();
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?));
+        for (kind, totals) in statement.query_map([], read).unwrap().map(Result::unwrap) {
+            let add = |what, counts: Counts| {
+                if kind == Kind::Owners.number() {
+                    all.entry(what).or_default().add(counts);
+                } else {
+                    sessions += counts.sessions;
+                }
+                Ok::<_, Damaged>(())
+            };
+            cubes::each_total(&totals, add).unwrap();
         }
         (all, sessions)
     }

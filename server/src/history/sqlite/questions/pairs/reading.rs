@@ -15,9 +15,9 @@ use crate::history::{
     sqlite::{
         coding::{self, OwnerColumns},
         parts::Form,
-        questions::Reader,
+        questions::{self, Reader},
         sealed::{
-            self, Block, places,
+            Block, Fetching, places,
             places::{Place, STRIDE},
         },
         stored::{self, StoredSession},
@@ -96,14 +96,25 @@ struct Turn<'a> {
 
 impl Turn<'_> {
     fn read(&mut self) -> Result<Kept, HistoryError> {
-        let Some((earliest, _)) = self.spans.first() else { return Ok(Kept::Whole) };
+        let (Some((earliest, _)), Some((_, last))) = (self.spans.first(), self.spans.last()) else {
+            return Ok(Kept::Whole);
+        };
         let reader = self.reader;
         if self.wanted.open && self.open()? == Kept::Cut {
             return Ok(Kept::Cut);
         }
         for (place, part) in reader.catalogue.complete.iter().enumerate().filter(|(_, part)| part.latest >= *earliest) {
-            let Some(file) = reader.part(place)? else { continue };
-            let kept = if part.form == Form::Sealed { self.blocks(file)? } else { self.rows(file)? };
+            let kept = if part.form == Form::Sealed {
+                match reader.sealed(place)? {
+                    Some((file, known)) if known.closed_at_us <= *last => self.blocks(file, known)?,
+                    Some(_) | None => Kept::Whole,
+                }
+            } else {
+                match reader.part(place)? {
+                    Some(file) => self.rows(file)?,
+                    None => Kept::Whole,
+                }
+            };
             if kept == Kept::Cut {
                 return Ok(Kept::Cut);
             }
@@ -151,6 +162,11 @@ impl Turn<'_> {
     }
 
     fn rows(&mut self, file: &Connection) -> Result<Kept, HistoryError> {
+        let mut earliest = file.prepare_cached("SELECT min(min_closed_at_us) FROM chapters")?;
+        let earliest: Option<i64> = earliest.query_row([], |row| row.get(0))?;
+        if earliest.is_none_or(|earliest| self.spans.last().is_none_or(|(_, last)| earliest > *last)) {
+            return Ok(Kept::Whole);
+        }
         let mut runs = file.prepare_cached(
             "SELECT r.first_id, r.last_id FROM chapters c CROSS JOIN runs r ON r.chapter_id = c.id AND r.host_id = ?1
              WHERE c.max_closed_at_us >= ?2 AND c.min_closed_at_us <= ?3
@@ -176,9 +192,9 @@ impl Turn<'_> {
         Ok(Kept::Whole)
     }
 
-    fn blocks(&mut self, file: &Connection) -> Result<Kept, HistoryError> {
+    fn blocks(&mut self, file: &Connection, known: questions::Known) -> Result<Kept, HistoryError> {
         let peers: HashSet<_> = self.wanted.sockets.iter().map(|sockets| sockets.peer.ip()).collect();
-        if !places::are_told(file)? {
+        if !known.places {
             return self.blocks_with_peers(file, &peers);
         }
         let blocks = self.within(file)?;
@@ -194,6 +210,7 @@ impl Turn<'_> {
             }
         }
         found.sort_unstable();
+        let mut fetching = Fetching::of(file);
         for here in found.chunk_by(|one, next| Place::of(*one).block == Place::of(*next).block) {
             self.reader.go_on()?;
             let Some(Place { block, .. }) = here.first().map(|place| Place::of(*place)) else { continue };
@@ -201,7 +218,7 @@ impl Turn<'_> {
                 return Ok(Kept::Cut);
             }
             let places: Vec<usize> = here.iter().map(|place| Place::of(*place).at).collect();
-            sealed::read_block(file, block)?.sessions(&places)?.iter().for_each(|one| self.take(one));
+            fetching.find(block)?.sessions(&places)?.iter().for_each(|one| self.take(one));
         }
         Ok(Kept::Whole)
     }
@@ -226,12 +243,13 @@ impl Turn<'_> {
         if !self.met(file, peers)? {
             return Ok(Kept::Whole);
         }
+        let mut fetching = Fetching::of(file);
         for (id, sessions) in self.within(file)? {
             self.reader.go_on()?;
             if self.pay(sessions.unsigned_abs()) == Kept::Cut {
                 return Ok(Kept::Cut);
             }
-            self.block(&sealed::read_block(file, id)?, peers)?;
+            self.block(&fetching.find(id)?, peers)?;
         }
         Ok(Kept::Whole)
     }

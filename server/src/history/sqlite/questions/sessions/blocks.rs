@@ -15,7 +15,8 @@ use crate::history::{
     sqlite::{
         coding,
         parts::Form,
-        sealed::{self, Block, Column, Values, places},
+        questions::Known,
+        sealed::{Block, Column, Fetching, Head, Values},
         stored::StoredSession,
     },
 };
@@ -37,8 +38,7 @@ impl Which {
 
 /// A block that may hold what is meant.
 pub(super) struct Found {
-    pub(super) id: i64,
-    pub(super) host: i64,
+    pub(super) head: Head,
     /// When the first of its sessions closed, and the last.
     pub(super) closed: Span,
 }
@@ -53,18 +53,25 @@ pub(super) fn turn((file, id): (InFile, i64), chosen: &Rc<Vec<StoredSession>>, o
     Some(Next { latest, file, id, what: What::InBlock { chosen: Rc::clone(chosen), at } })
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
     pub(super) fn is_sealed(&self, file: InFile) -> bool {
         let part = file.and_then(|place| self.reader.catalogue.complete.get(place));
         part.is_some_and(|part| part.form == Form::Sealed)
     }
 
+    /// A sealed file of which something may be meant, and what is known of it.
+    pub(super) fn sealed(&self, file: InFile) -> Result<Option<(&'a Connection, Known)>, rusqlite::Error> {
+        let [_, last, until] = self.meaning.window.bounds();
+        let found = file.map(|place| self.reader.sealed(place)).transpose()?.flatten();
+        Ok(found.filter(|(_, known)| known.closed_at_us <= last && known.opened_at_us <= until))
+    }
+
     /// Finds the blocks of a file that may hold what is meant, without reading them.
     pub(super) fn blocks(&self, file: InFile, heap: &mut BinaryHeap<Next>) -> Result<(), HistoryError> {
-        let Some(sealed) = self.file(file)? else { return Ok(()) };
+        let Some((sealed, known)) = self.sealed(file)? else { return Ok(()) };
         let mut met = None;
         if self.meaning.asks_for_peers() {
-            if !places::are_told(sealed)? {
+            if !known.places {
                 met = Some(self.met(sealed)?);
             } else if self.find_places(file, sealed, heap)? {
                 return Ok(());
@@ -78,10 +85,10 @@ impl Search<'_> {
         few.sort_unstable();
         let some: Vec<Which> =
             if few.len() > BY_HOST { vec![Which::ALL] } else { few.into_iter().map(Which::OfHost).collect() };
-        self.each_block(sealed, some, |Found { id, host, closed: (earliest, latest) }| {
+        self.each_block(sealed, some, |Found { head, closed: (earliest, latest) }| {
             let meets = |(first, last): &Span| *first <= latest && earliest <= *last;
-            if met.as_ref().is_none_or(|met| met.get(&host).is_some_and(meets)) {
-                heap.push(Next { latest, file, id, what: What::Block });
+            if met.as_ref().is_none_or(|met| met.get(&head.host_id).is_some_and(meets)) {
+                heap.push(Next { latest, file, id: head.id, what: What::Block(head) });
             }
         })
     }
@@ -118,7 +125,7 @@ impl Search<'_> {
         mut show: impl FnMut(Found),
     ) -> Result<(), HistoryError> {
         const MEANT: &str = "max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND min_opened_at_us <= ?3";
-        const COLUMNS: &str = "id, host_id, min_closed_at_us, max_closed_at_us";
+        const COLUMNS: &str = "id, host_id, codec, min_closed_at_us, max_closed_at_us";
         let by = |which| format!("SELECT {COLUMNS} FROM blocks WHERE {which} AND {MEANT}");
         let mut by_host = sealed.prepare_cached(&by("host_id = ?4"))?;
         let mut by_number = sealed.prepare_cached(&by("id BETWEEN ?4 AND ?5"))?;
@@ -129,9 +136,10 @@ impl Search<'_> {
                 Which::Numbered(from, to) => by_number.query(params![after, last, until, from, to])?,
             };
             while let Some(row) = rows.next()? {
-                let host = row.get(1)?;
-                if self.hosts.contains_key(&host) {
-                    show(Found { id: row.get(0)?, host, closed: (row.get(2)?, row.get(3)?) });
+                let host_id = row.get(1)?;
+                if self.hosts.contains_key(&host_id) {
+                    let head = Head { id: row.get(0)?, host_id, codec: row.get(2)? };
+                    show(Found { head, closed: (row.get(3)?, row.get(4)?) });
                 }
             }
         }
@@ -139,22 +147,27 @@ impl Search<'_> {
     }
 
     /// A block, with the places of the sessions in it that are meant; none when the file is not kept any more.
-    pub(super) fn read_block(&mut self, file: InFile, id: i64) -> Result<Option<(Block, Vec<usize>)>, HistoryError> {
-        self.reader.go_on()?;
-        let Some(sealed) = self.file(file)? else { return Ok(None) };
-        let block = sealed::read_block(sealed, id)?;
+    pub(super) fn read_block(&mut self, file: InFile, head: Head) -> Result<Option<(Block, Vec<usize>)>, HistoryError> {
+        let Some(block) = self.fetch(file, head)? else { return Ok(None) };
         let places = self.meant_in(&block)?;
         Ok(Some((block, places)))
     }
 
+    /// A block; none when the file is not kept any more.
+    pub(super) fn fetch(&mut self, file: InFile, head: Head) -> Result<Option<Block>, HistoryError> {
+        self.reader.go_on()?;
+        let Some(sealed) = self.file(file)? else { return Ok(None) };
+        self.fetching.entry(file).or_insert_with(|| Fetching::of(sealed)).read(head).map(Some)
+    }
+
     /// The sessions of a block that are meant, for an answer in order. Of the block, which is larger, nothing is held.
-    pub(super) fn choose(&mut self, file: InFile, id: i64) -> Result<Option<Next>, HistoryError> {
-        let Some((block, places)) = self.read_block(file, id)? else { return Ok(None) };
+    pub(super) fn choose(&mut self, file: InFile, head: Head) -> Result<Option<Next>, HistoryError> {
+        let Some((block, places)) = self.read_block(file, head)? else { return Ok(None) };
         if places.is_empty() {
             return Ok(None);
         }
         let chosen = Rc::new(block.sessions(&places)?);
-        Ok(turn((file, id), &chosen, chosen.len()))
+        Ok(turn((file, head.id), &chosen, chosen.len()))
     }
 
     /// Where in a block the sessions are that are meant: each condition looks only at what the ones before left.

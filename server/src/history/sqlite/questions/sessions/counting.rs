@@ -61,12 +61,12 @@ pub(in crate::history::sqlite::questions) fn count(
                 search.each_row(file, &[(first, id)], |search, _, one| search.add_one(&one, into))?;
             }
             What::Rows(runs) => search.each_row(file, &runs, |search, _, one| search.add_one(&one, into))?,
-            What::Block => {
-                if let Some((block, meant)) = search.read_block(file, id)? {
+            What::Block(head) => {
+                if let Some((block, meant)) = search.read_block(file, head)? {
                     search.add_block(&block, &meant, into)?;
                 }
             }
-            What::Placed(placed) => match search.read_placed(file, id, &placed)? {
+            What::Placed(placed) => match search.read_placed(file, &placed)? {
                 Chosen::Few(sessions) => sessions.iter().try_for_each(|one| search.add_one(one, into))?,
                 Chosen::Many(block, meant) => search.add_block(&block, &meant, into)?,
                 Chosen::None => {}

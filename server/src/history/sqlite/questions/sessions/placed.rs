@@ -13,7 +13,7 @@ use crate::history::{
     HistoryError,
     sqlite::{
         coding,
-        sealed::{self, Block, places, places::Place},
+        sealed::{Block, Head, places, places::Place},
         stored::StoredSession,
     },
 };
@@ -25,6 +25,7 @@ const FEW: usize = 8;
 
 /// The places of a block among those that are meant of a file.
 pub(super) struct Placed {
+    pub(super) head: Head,
     all: Rc<Vec<i64>>,
     here: Range<usize>,
 }
@@ -62,10 +63,10 @@ impl Search<'_> {
         all.dedup();
         let blocks = by_block(&all);
         let all = Rc::new(all);
-        self.each_block(sealed, self.looked_for(&blocks), |Found { id, closed: (_, latest), .. }| {
-            if let Ok(at) = blocks.binary_search_by_key(&id, |(block, _)| *block) {
-                let placed = Placed { all: Rc::clone(&all), here: blocks[at].1.clone() };
-                heap.push(Next { latest, file, id, what: What::Placed(placed) });
+        self.each_block(sealed, self.looked_for(&blocks), |Found { head, closed: (_, latest) }| {
+            if let Ok(at) = blocks.binary_search_by_key(&head.id, |(block, _)| *block) {
+                let placed = Placed { head, all: Rc::clone(&all), here: blocks[at].1.clone() };
+                heap.push(Next { latest, file, id: head.id, what: What::Placed(placed) });
             }
         })?;
         Ok(true)
@@ -85,10 +86,8 @@ impl Search<'_> {
     }
 
     /// The sessions of a block that are meant, of those in these places.
-    pub(super) fn read_placed(&mut self, file: InFile, id: i64, placed: &Placed) -> Result<Chosen, HistoryError> {
-        self.reader.go_on()?;
-        let Some(sealed) = self.file(file)? else { return Ok(Chosen::None) };
-        let block = sealed::read_block(sealed, id)?;
+    pub(super) fn read_placed(&mut self, file: InFile, placed: &Placed) -> Result<Chosen, HistoryError> {
+        let Some(block) = self.fetch(file, placed.head)? else { return Ok(Chosen::None) };
         let places = placed.places();
         if places.len() > block.len() / FEW {
             let meant = self.meant_in(&block)?;
@@ -99,7 +98,7 @@ impl Search<'_> {
         let mut meant = Vec::with_capacity(places.len());
         for one in block.sessions(&places)? {
             if !self.meaning.has_peer(one.peer.ip()) {
-                return Err(coding::wrong("places", format!("block {id} has another peer in one")).into());
+                return Err(coding::wrong("places", format!("block {} has another peer in one", placed.head.id)).into());
             }
             if self.is_meant(&one)? {
                 meant.push(one);
@@ -109,19 +108,14 @@ impl Search<'_> {
     }
 
     /// The same for an answer in order.
-    pub(super) fn choose_placed(
-        &mut self,
-        file: InFile,
-        id: i64,
-        placed: &Placed,
-    ) -> Result<Option<Next>, HistoryError> {
-        let sessions = match self.read_placed(file, id, placed)? {
+    pub(super) fn choose_placed(&mut self, file: InFile, placed: &Placed) -> Result<Option<Next>, HistoryError> {
+        let sessions = match self.read_placed(file, placed)? {
             Chosen::None => return Ok(None),
             Chosen::Few(sessions) => sessions,
             Chosen::Many(block, meant) => block.sessions(&meant)?,
         };
         let chosen = Rc::new(sessions);
-        Ok(turn((file, id), &chosen, chosen.len()))
+        Ok(turn((file, placed.head.id), &chosen, chosen.len()))
     }
 }
 

@@ -5,7 +5,7 @@ use std::{borrow::Cow, cell::RefCell, net::IpAddr, ops::Range};
 
 use zstd::bulk::Decompressor;
 
-use super::{BLOCK_SESSIONS, COLUMNS, LOCAL, OWNERS, PEER};
+use super::{COLUMNS, LOCAL, MOST_SESSIONS, OWNERS, PEER};
 use crate::history::sqlite::{
     coding::{self, OwnerColumns},
     sealed::{
@@ -175,7 +175,7 @@ fn decompress(bytes: &[u8], length: usize) -> Result<Vec<u8>, Damaged> {
 
 fn count(reading: &mut Reading<'_>) -> Result<usize, Damaged> {
     match reading.narrow::<usize>()? {
-        count if count > BLOCK_SESSIONS => Err(Damaged("it has too many sessions")),
+        count if count > MOST_SESSIONS => Err(Damaged("it has too many sessions")),
         count => Ok(count),
     }
 }

@@ -1,7 +1,7 @@
 //! How numbers are packed: in those widths in which they take the fewest bytes.
 
 use super::{BEGIN, CLASSES, FOUR, FRAME, TWO, WORD, length};
-use crate::history::sqlite::sealed::{column::Writing, layout::BLOCK_SESSIONS};
+use crate::history::sqlite::sealed::{column::Writing, layout::MOST_SESSIONS};
 
 /// Below this width nothing is gained by telling classes apart.
 const NARROW: usize = 3;
@@ -52,7 +52,7 @@ impl Widths {
         let count: usize = lengths.iter().sum();
         let longest = lengths.iter().rposition(|of| *of > 0).unwrap_or_default();
         let one = Widths(vec![narrow(longest)]);
-        if longest <= NARROW || count > BLOCK_SESSIONS {
+        if longest <= NARROW || count > MOST_SESSIONS {
             return one;
         }
         let least = Least::of(lengths, longest);

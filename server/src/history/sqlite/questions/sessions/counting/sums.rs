@@ -6,7 +6,7 @@ use fleetsock_proto::{
     summary::Dimension,
     time::Timestamp,
 };
-use rusqlite::{Connection, params, types::ValueRef};
+use rusqlite::{Connection, Row, params, types::ValueRef};
 
 use super::{
     super::{InFile, Search, meaning::Traits},
@@ -16,11 +16,11 @@ use crate::history::{
     HistoryError,
     sqlite::{
         coding,
-        cubes::{self, Meant, Service, Span, What},
+        cubes::{self, Hour, Kind, Meant, Service, Span, What},
         numbered::Numbered,
-        sealed::Column,
+        sealed::{Column, Head},
         stored::StoredSession,
-        sums::Counts,
+        sums::{self, Counts},
     },
     summing::Sums,
 };
@@ -53,10 +53,11 @@ impl By {
         }
     }
 
-    const fn column(self) -> &'static str {
+    /// The column that says whether they are told, and their kind.
+    const fn stored(self) -> (&'static str, Kind) {
         match self {
-            By::Services => "services",
-            By::Owners => "owners",
+            By::Services => ("services", Kind::Services),
+            By::Owners => ("owners", Kind::Owners),
         }
     }
 }
@@ -73,11 +74,20 @@ pub(super) struct Read {
     groups: Numbered<Group, Counts>,
     /// The group of the sum that was read last: sums of one group mostly follow each other.
     last: Option<(Group, Counts)>,
+    /// The host of the sum that was read last, and whether it is meant: those of a host follow each other.
+    host: Option<(i64, bool)>,
 }
 
 impl Read {
     pub(super) fn new(by: By) -> Read {
-        Read { by, groups: Numbered::default(), last: None }
+        Read { by, groups: Numbered::default(), last: None, host: None }
+    }
+
+    fn means(&mut self, host: i64, is_meant: impl FnOnce(i64) -> bool) -> bool {
+        match self.host {
+            Some((last, is_meant)) if last == host => is_meant,
+            _ => self.host.insert((host, is_meant(host))).1,
+        }
     }
 
     fn add(&mut self, group: Group, counts: Counts) {
@@ -110,16 +120,23 @@ fn covers(covered: &Covered, id: i64) -> bool {
 impl Search<'_> {
     /// Counts what is meant in a file whose sums can be used; whether it has such.
     pub(super) fn add_sums(&mut self, file: InFile, read: &mut Read, into: &mut Sums) -> Result<bool, HistoryError> {
-        let Some(connection) = self.file(file)? else { return Ok(true) };
-        // An earlier version sealed files without.
-        if self.is_sealed(file) && !connection.table_exists(None, "cubes")? {
-            return Ok(false);
-        }
+        let is_sealed = self.is_sealed(file);
+        let connection = if is_sealed {
+            match self.sealed(file)? {
+                // An earlier version sealed files without.
+                Some((_, known)) if !known.sums => return Ok(false),
+                Some((sealed, _)) => sealed,
+                None => return Ok(true),
+            }
+        } else {
+            let Some(connection) = self.file(file)? else { return Ok(true) };
+            connection
+        };
         let covered = self.read_sums(connection, read, into)?;
         if covered.is_empty() {
             return Ok(false);
         }
-        if self.is_sealed(file) {
+        if is_sealed {
             self.add_unclear_blocks(file, connection, into)?;
         } else {
             self.add_other_rows(file, connection, &covered, into)?;
@@ -134,43 +151,72 @@ impl Search<'_> {
         read: &mut Read,
         into: &mut Sums,
     ) -> Result<Covered, HistoryError> {
-        let (by, window, by_hour) = (read.by, self.meaning.window.bounds(), into.are_by(Dimension::Hour));
+        let (told, kind) = read.by.stored();
         let mut covered = Covered::new();
-        let mut statement = connection.prepare_cached(&format!(
-            "SELECT first_id, last_id, hosts, {} FROM cubes ORDER BY first_id",
-            by.column()
-        ))?;
+        let mut statement = connection
+            .prepare_cached(&format!("SELECT first_id, last_id, hosts FROM cubes WHERE {told} ORDER BY first_id"))?;
+        let mut hours = connection.prepare_cached(
+            "SELECT closed_hour, min_opened_at_us, max_opened_at_us, totals, earlier FROM cube_hours
+             WHERE first_id = ?1 AND kind = ?2 AND closed_hour BETWEEN ?3 AND ?4 AND min_opened_at_us <= ?5",
+        )?;
+        let [after, last, until] = self.meaning.window.bounds();
+        let (first_hour, last_hour) = (sums::hour(after.saturating_add(1)), sums::hour(last));
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             self.reader.go_on()?;
-            // What would have been too large was not kept.
-            let ValueRef::Blob(sums) = row.get_ref(3)? else { continue };
-            if by == By::Services && !self.means_all(row.get_ref(2)?)? {
-                continue;
-            }
-            // Those of a host follow each other.
-            let mut host = None;
-            for sum in cubes::sums(sums) {
-                let (what, span, counts) = sum?;
-                let is_meant = match (by, host) {
-                    (By::Services, _) => true,
-                    (By::Owners, Some((last, is_meant))) if last == what[0] => is_meant,
-                    (By::Owners, _) => host.insert((what[0], self.hosts.contains_key(&what[0]))).1,
+            let first_id: i64 = row.get(0)?;
+            let mut hours = hours.query(params![first_id, kind.number(), first_hour, last_hour, until])?;
+            // Of services it is not told whose they are.
+            let mut answers = (read.by == By::Owners).then_some(true);
+            while let Some(hour) = hours.next()? {
+                let answers = match answers {
+                    Some(answers) => answers,
+                    None => *answers.insert(self.means_all(row.get_ref(2)?)?),
                 };
-                if !is_meant || span.is_meant(window) != Meant::Yes {
-                    continue;
+                if !answers {
+                    break;
+                }
+                self.read_hour(hour, read, into)?;
+            }
+            if answers != Some(false) {
+                covered.push((first_id, row.get(1)?));
+            }
+        }
+        Ok(covered)
+    }
+
+    /// Reads the sums of an hour.
+    fn read_hour(&mut self, row: &Row<'_>, read: &mut Read, into: &mut Sums) -> Result<(), HistoryError> {
+        let blob = |column| row.get_ref(column)?.as_blob().map_err(|error| coding::wrong("totals", error.to_string()));
+        let window = self.meaning.window.bounds();
+        let hour = Hour { closed: row.get(0)?, opened_us: (row.get(1)?, row.get(2)?) };
+        let by_hour = into.are_by(Dimension::Hour);
+        match hour.is_meant(window) {
+            Meant::No => Ok(()),
+            Meant::Yes if !by_hour => {
+                cubes::each_total(blob(3)?, |what, counts| self.add_sum(read, (what, 0), counts, into))
+            }
+            Meant::Yes | Meant::Unclear => cubes::each(hour.closed, (blob(3)?, blob(4)?), |what, span, counts| {
+                if span.is_meant(window) != Meant::Yes {
+                    return Ok(());
                 }
                 let opened_at = Timestamp::from_micros(span.opened_at_us());
                 let hour = if by_hour { into.hour_of(opened_at).as_micros() } else { 0 };
-                read.add((what, hour), counts);
-                if read.groups.len() >= HELD {
-                    self.reader.go_on()?;
-                    self.add_read(read, into)?;
-                }
-            }
-            covered.push((row.get(0)?, row.get(1)?));
+                self.add_sum(read, (what, hour), counts, into)
+            }),
         }
-        Ok(covered)
+    }
+
+    fn add_sum(&mut self, read: &mut Read, group: Group, counts: Counts, into: &mut Sums) -> Result<(), HistoryError> {
+        if read.by == By::Owners && !read.means(group.0[0], |host| self.hosts.contains_key(&host)) {
+            return Ok(());
+        }
+        read.add(group, counts);
+        if read.groups.len() >= HELD {
+            self.reader.go_on()?;
+            self.add_read(read, into)?;
+        }
+        Ok(())
     }
 
     /// Counts what was read.
@@ -230,20 +276,21 @@ impl Search<'_> {
             return Ok(());
         }
         let mut statement = connection.prepare_cached(
-            "SELECT id, host_id FROM blocks
+            "SELECT id, host_id, codec FROM blocks
              WHERE max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND min_opened_at_us <= ?3
                  AND (max_closed_at_us >= ?4 AND min_closed_at_us <= ?5
                       OR max_closed_at_us >= ?6 AND min_closed_at_us <= ?7
                       OR max_closed_at_us >= ?8 AND min_opened_at_us <= ?9)",
         )?;
         let bounds = params![after, last, until, first.0, first.1, second.0, second.1, third.0, third.1];
-        let blocks: Vec<(i64, i64)> =
-            statement.query_map(bounds, |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
-        for (id, host) in blocks {
-            if !self.hosts.contains_key(&host) {
+        let head =
+            |row: &Row<'_>| Ok(Head { id: row.get("id")?, host_id: row.get("host_id")?, codec: row.get("codec")? });
+        let blocks: Vec<Head> = statement.query_map(bounds, head)?.collect::<Result<_, _>>()?;
+        for head in blocks {
+            if !self.hosts.contains_key(&head.host_id) {
                 continue;
             }
-            let Some((block, mut places)) = self.read_block(file, id)? else { continue };
+            let Some((block, mut places)) = self.read_block(file, head)? else { continue };
             if places.is_empty() {
                 continue;
             }
@@ -271,8 +318,7 @@ impl Search<'_> {
              WHERE max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND ifnull(min_opened_at_us <= ?3, TRUE)",
         )?;
         let [after, last, until] = window;
-        let read =
-            |row: &rusqlite::Row<'_>| Ok([row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?]);
+        let read = |row: &Row<'_>| Ok([row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?]);
         let zones: Vec<[i64; 5]> =
             statement.query_map([after, last, until, i64::MIN], read)?.collect::<Result<_, _>>()?;
         for [first, last, min_closed, max_closed, min_opened] in zones {
