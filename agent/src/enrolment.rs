@@ -78,7 +78,7 @@ pub enum EnrolmentError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The host is enrolled, and the join string is still there.
-    #[error("the host is enrolled, but {} cannot be deleted: {source}; delete it", path.display())]
+    #[error("the host is enrolled; delete {} yourself, which cannot be done here", path.display())]
     Leftover {
         /// Which file.
         path: PathBuf,
@@ -132,5 +132,26 @@ fn pending_key(path: &Path) -> Result<Key, EnrolmentError> {
 }
 
 fn remove(path: &Path) -> Result<(), EnrolmentError> {
-    fs::remove_file(path).map_err(|source| EnrolmentError::Leftover { path: path.to_owned(), source })
+    match fs::remove_file(path) {
+        // Another host that was enrolled with it was quicker.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(|source| EnrolmentError::Leftover { path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_join_file_that_is_gone_is_as_good_as_deleted_and_one_that_stays_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("join");
+        fs::write(&path, "fsj1_").unwrap();
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+        // A folder is no file.
+        let error = remove(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("the host is enrolled; delete"), "{error}");
+    }
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{
     Cell, Column, Field, Marks, Record, Shown, Side, View, column, host_cell, moment, moment_or_null, of_owner, owners,
-    process_cell, service_cell, service_source, text, user,
+    place_cell, process_cell, service_cell, service_source, text, user,
 };
 use crate::{clock, console::Tone, sanitise::sanitise};
 
@@ -86,6 +86,13 @@ impl Socket<'_> {
         match self {
             Socket::Listener(listener) => listener.netns,
             Socket::Session(session) => session.netns,
+        }
+    }
+
+    fn netns_name(&self) -> &str {
+        match self {
+            Socket::Listener(listener) => &listener.netns_name,
+            Socket::Session(session) => &session.netns_name,
         }
     }
 
@@ -171,6 +178,7 @@ const FIELDS: &[Field<ChangeRecord>] = &[
         },
     },
     Field { name: "host_state", value: |row, _| row.host_state().as_str().into() },
+    Field { name: "netns_name", value: |row, _| of_socket(row, |socket| text(socket.netns_name())) },
 ];
 
 fn change(row: &ChangeRecord, _: &View) -> Cell {
@@ -256,6 +264,9 @@ const COLUMNS: &[Column<ChangeRecord>] = &[
         Side::Left,
         detail,
     ),
+    column("where", "WHERE", &["container", "netns_name", "unit"], Shown::Wide, Side::Left, |row, _| {
+        socket(row).map_or_else(|| Cell::new(""), |socket| place_cell(row.owners(), socket.netns_name()))
+    }),
     column("exe", "EXE", &["exe"], Shown::Wide, Side::Left, |row, _| {
         Cell::new(row.owners().first().map_or("", |owner| &owner.exe))
     }),

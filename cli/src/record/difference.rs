@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     Cell, Column, Field, Marks, Record, Shown, Side, View, column, host_cell, mark, moment, moment_or_null, of_owner,
-    owners, process_cell, service_cell, service_source, text, user,
+    owners, place_cell, process_cell, service_cell, service_source, text, user,
 };
 use crate::console::Tone;
 
@@ -102,6 +102,7 @@ const FIELDS: &[Field<Difference>] = &[
     },
     Field { name: "unobserved", value: |row, _| text(row.unobserved()) },
     Field { name: "host_state", value: |row, _| row.listener.host_state.as_str().into() },
+    Field { name: "netns_name", value: |row, _| text(&row.listener.netns_name) },
 ];
 
 fn difference(row: &Difference, _: &View) -> Cell {
@@ -154,6 +155,9 @@ const COLUMNS: &[Column<Difference>] = &[
     }),
     column("user", "USER", &["user"], Shown::Always, Side::Left, |row, _| {
         Cell::new(&row.listener.owners.first().map_or_else(String::new, user))
+    }),
+    column("where", "WHERE", &["container", "netns_name", "unit"], Shown::Always, Side::Left, |row, _| {
+        place_cell(&row.listener.owners, &row.listener.netns_name)
     }),
     column(
         "detail",

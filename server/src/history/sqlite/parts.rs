@@ -251,8 +251,8 @@ pub(super) fn sums_of(id: i64) -> String {
     format!("day-{id}.sums")
 }
 
-/// Names the sums of a file in its place, which is not kept any more because it was over before `horizon`; whether it was
-/// still kept.
+/// Names the sums of a file in its place, which is not kept any more because it was over before `horizon`; whether they are
+/// named now, by this attempt or one before ([`exchange`]).
 pub(super) fn exchange_for_sums(main: &mut Connection, id: i64, horizon: Timestamp) -> Result<bool, rusqlite::Error> {
     let transaction = main.transaction()?;
     let changed = transaction.execute(
@@ -262,8 +262,9 @@ pub(super) fn exchange_for_sums(main: &mut Connection, id: i64, horizon: Timesta
     if changed == 1 {
         move_horizon(&transaction, horizon)?;
     }
+    let named = is_in(&transaction, id, SUMMED)?;
     transaction.commit()?;
-    Ok(changed == 1)
+    Ok(named)
 }
 
 fn move_horizon(main: &Connection, to: Timestamp) -> Result<(), rusqlite::Error> {
@@ -271,13 +272,18 @@ fn move_horizon(main: &Connection, to: Timestamp) -> Result<(), rusqlite::Error>
     main.execute(sql, [to.as_micros()]).map(drop)
 }
 
-/// Names the sealed form of a file in its place; whether it was still kept.
+/// Names the sealed form of a file in its place; whether that is named now. It is also when an attempt before lasted whose
+/// commit was said to have failed.
 pub(super) fn exchange(main: &Connection, id: i64) -> Result<bool, rusqlite::Error> {
-    let changed = main.execute(
+    main.execute(
         "UPDATE parts SET state = ?2, file = ?3 WHERE id = ?1 AND state = ?4",
         params![id, SEALED, sealed_of(id), COMPLETE],
     )?;
-    Ok(changed == 1)
+    is_in(main, id, SEALED)
+}
+
+fn is_in(main: &Connection, id: i64, state: i64) -> Result<bool, rusqlite::Error> {
+    main.prepare("SELECT 1 FROM parts WHERE id = ?1 AND state = ?2")?.exists(params![id, state])
 }
 
 fn enter(main: &Connection, hot: &Hot) -> Result<(), rusqlite::Error> {
@@ -394,6 +400,7 @@ pub(super) fn take_names(folder: &Path, files: &[String]) -> io::Result<Vec<File
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::history::sqlite::schema::Kind;
 
     fn at(day: i64, us: i64) -> Timestamp {
         Timestamp::from_micros(day * DAY_US + us)
@@ -419,5 +426,20 @@ mod tests {
         assert_eq!(horizon(Keeping::default(), at(7, 0)), None);
         let keeping = Keeping { kept: Some(Duration::from_secs(86_400)), ..Keeping::default() };
         assert_eq!(horizon(keeping, at(7, 0)), Some(at(6, 0)));
+    }
+
+    #[test]
+    fn what_an_attempt_before_named_is_named_and_what_was_dropped_is_not() {
+        let mut main = Connection::open_in_memory().unwrap();
+        Kind::Main.runner().run(&mut main).unwrap();
+        for (id, state) in [(1, COMPLETE), (2, SEALED), (3, SUMMED), (4, DROPPING), (5, HOT)] {
+            let row = params![id, file_of(id), state];
+            main.execute("INSERT INTO parts (id, file, state, started_at_us) VALUES (?1, ?2, ?3, 0)", row).unwrap();
+        }
+        let sealed: Vec<bool> = (1..7).map(|id| exchange(&main, id).unwrap()).collect();
+        assert_eq!(sealed, [true, true, false, false, false, false]);
+        let summed: Vec<bool> = (1..7).map(|id| exchange_for_sums(&mut main, id, at(3, 0)).unwrap()).collect();
+        assert_eq!(summed, [true, true, true, false, false, false]);
+        assert_eq!(stored_horizon(&main).unwrap(), Some(at(3, 0)));
     }
 }
