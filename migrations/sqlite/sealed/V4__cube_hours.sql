@@ -27,3 +27,11 @@ CREATE TABLE cube_hours (
     earlier BLOB NOT NULL
 ) STRICT;
 CREATE INDEX cube_hours_of ON cube_hours (first_id, kind, closed_hour);
+
+-- When the first session of the file opened, and when the first closed, in one row: what is later than a question is not looked
+-- into. A file without sessions has none.
+CREATE TABLE beginnings (
+    id INTEGER PRIMARY KEY,
+    min_opened_at_us INTEGER NOT NULL,
+    min_closed_at_us INTEGER NOT NULL
+) STRICT;

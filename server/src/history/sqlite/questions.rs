@@ -73,8 +73,13 @@ pub(super) struct Known {
 impl Known {
     fn of(sealed: &Connection) -> Result<Known, rusqlite::Error> {
         let (places, sums) = (places::are_told(sealed)?, cubes::are_told(sealed)?);
-        let earliest = "SELECT min(min_opened_at_us), min(min_closed_at_us) FROM blocks";
-        sealed.query_row(earliest, [], |row| {
+        // Earlier versions noted no beginning either.
+        let beginning = if sums {
+            "SELECT min(min_opened_at_us), min(min_closed_at_us) FROM beginnings"
+        } else {
+            "SELECT min(min_opened_at_us), min(min_closed_at_us) FROM blocks"
+        };
+        sealed.query_row(beginning, [], |row| {
             // Of no sessions all are later than anything.
             let earliest = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.unwrap_or(i64::MAX));
             Ok(Known { opened_at_us: earliest(0)?, closed_at_us: earliest(1)?, places, sums })

@@ -209,6 +209,11 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
     let Written { peers, contents, cubes, .. } = writing;
     peers.write(&transaction, goes_on)?;
     cubes.store(&transaction, (1, contents.sessions))?;
+    transaction.execute(
+        "INSERT INTO beginnings (min_opened_at_us, min_closed_at_us)
+         SELECT min(min_opened_at_us), min(min_closed_at_us) FROM blocks HAVING count(*) > 0",
+        [],
+    )?;
     transaction.commit()?;
     sealed.close().map_err(|(_, error)| error)?;
     Ok(contents.finish())

@@ -118,7 +118,7 @@ async fn sums_beside_rows_say_what_the_rows_say_before_they_are_sealed_and_after
 
     // One that earlier versions sealed has other sums, or none.
     let before = concat!(
-        "DROP TABLE cube_hours; DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 3;",
+        "DROP TABLE beginnings; DROP TABLE cube_hours; DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 3;",
         include_str!("../../../../migrations/sqlite/sealed/V2__cubes.sql"),
         "INSERT INTO cubes VALUES (1, 5, x'01', x'0101', x'0202');"
     );
