@@ -54,12 +54,12 @@ pub(super) struct Reader {
 /// A file that is complete, and what was looked up in it: it does not change.
 struct OpenPart {
     connection: Connection,
-    known: OnceCell<Known>,
+    outline: OnceCell<Outline>,
 }
 
-/// What is known of a sealed file without looking for anything.
+/// What is known of a sealed file before anything is looked for in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Known {
+pub(super) struct Outline {
     /// The earliest opening of its sessions, us.
     pub(super) opened_at_us: i64,
     /// Their earliest closing, us.
@@ -70,8 +70,8 @@ pub(super) struct Known {
     pub(super) sums: bool,
 }
 
-impl Known {
-    fn of(sealed: &Connection) -> Result<Known, rusqlite::Error> {
+impl Outline {
+    fn of(sealed: &Connection) -> Result<Outline, rusqlite::Error> {
         let (places, sums) = (places::are_told(sealed)?, cubes::are_told(sealed)?);
         // Earlier versions noted no beginning either.
         let beginning = if sums {
@@ -82,7 +82,7 @@ impl Known {
         sealed.query_row(beginning, [], |row| {
             // Of no sessions all are later than anything.
             let earliest = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.unwrap_or(i64::MAX));
-            Ok(Known { opened_at_us: earliest(0)?, closed_at_us: earliest(1)?, places, sums })
+            Ok(Outline { opened_at_us: earliest(0)?, closed_at_us: earliest(1)?, places, sums })
         })
     }
 }
@@ -202,29 +202,29 @@ impl Reader {
                 if let Some(connection) = &mut connection {
                     watch(connection, self.over.as_ref())?;
                 }
-                let opened = connection.map(|connection| OpenPart { connection, known: OnceCell::new() });
+                let opened = connection.map(|connection| OpenPart { connection, outline: OnceCell::new() });
                 cell.get_or_init(|| opened)
             }
         };
         Ok(opened.as_ref().map(|opened| &opened.connection))
     }
 
-    /// A sealed file, and what is known of it; none when it was dropped meanwhile, or is not sealed.
-    pub(super) fn sealed(&self, place: usize) -> Result<Option<(&Connection, Known)>, rusqlite::Error> {
+    /// A sealed file, and its outline; none when it was dropped meanwhile, or is not sealed.
+    pub(super) fn sealed(&self, place: usize) -> Result<Option<(&Connection, Outline)>, rusqlite::Error> {
         if self.catalogue.complete.get(place).is_none_or(|part| part.form != Form::Sealed) {
             return Ok(None);
         }
         self.part(place)?;
         let opened = self.parts.get(place).and_then(|cell| cell.get()?.as_ref());
-        let Some(OpenPart { connection, known }) = opened else { return Ok(None) };
-        let known = match known.get() {
-            Some(known) => *known,
+        let Some(OpenPart { connection, outline }) = opened else { return Ok(None) };
+        let outline = match outline.get() {
+            Some(outline) => *outline,
             None => {
-                let found = Known::of(connection)?;
-                *known.get_or_init(|| found)
+                let found = Outline::of(connection)?;
+                *outline.get_or_init(|| found)
             }
         };
-        Ok(Some((connection, known)))
+        Ok(Some((connection, outline)))
     }
 
     /// Fails when the question may not go on: for work that SQLite does not do.

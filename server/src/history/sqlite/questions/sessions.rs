@@ -8,7 +8,6 @@ use std::{
     cmp::Ordering,
     collections::{BinaryHeap, HashMap},
     net::IpAddr,
-    rc::Rc,
 };
 
 use fleetsock_proto::{
@@ -21,6 +20,7 @@ use fleetsock_proto::{
 use rusqlite::Connection;
 
 use self::{
+    blocks::InBlock,
     meaning::{Meaning, Traits},
     placed::Placed,
 };
@@ -143,8 +143,8 @@ enum What {
     Block(Head),
     /// Sessions of a block that have peers that are meant.
     Placed(Placed),
-    /// A session of those of a block that are meant; those before it come later.
-    InBlock { chosen: Rc<Vec<StoredSession>>, at: usize },
+    /// Sessions of a block that are meant.
+    InBlock(InBlock),
     /// A file that was not looked into yet.
     File,
 }
@@ -166,7 +166,7 @@ impl PartialOrd for Next {
 impl Ord for Next {
     fn cmp(&self, other: &Next) -> Ordering {
         let key = |next: &Next| {
-            let is_page = !matches!(next.what, What::Session(_) | What::Row | What::InBlock { .. });
+            let is_page = !matches!(next.what, What::Session(_) | What::Row | What::InBlock(_));
             // Rows are still added to the file that is none of those that are complete. And at its last row a page comes before
             // a row: it may hold that row.
             (next.latest, next.file.unwrap_or(usize::MAX), next.id, is_page)
@@ -242,10 +242,11 @@ impl<'a> Search<'a> {
                     Some(one) => Some(self.shown(&one)?),
                     None => None,
                 },
-                What::InBlock { chosen, at } => {
-                    heap.extend(blocks::turn((file, id), &chosen, at));
-                    match chosen.get(at) {
-                        Some(one) => Some(self.shown(one)?),
+                What::InBlock(mut sessions) => {
+                    let one = sessions.take()?;
+                    heap.extend(sessions.turn((file, id)));
+                    match one {
+                        Some(one) => Some(self.shown(&one)?),
                         None => None,
                     }
                 }

@@ -15,7 +15,7 @@ use crate::history::{
     sqlite::{
         coding::{self, OwnerColumns},
         parts::Form,
-        questions::{self, Reader},
+        questions::{Outline, Reader},
         sealed::{
             Block, Fetching, places,
             places::{Place, STRIDE},
@@ -106,7 +106,7 @@ impl Turn<'_> {
         for (place, part) in reader.catalogue.complete.iter().enumerate().filter(|(_, part)| part.latest >= *earliest) {
             let kept = if part.form == Form::Sealed {
                 match reader.sealed(place)? {
-                    Some((file, known)) if known.closed_at_us <= *last => self.blocks(file, known)?,
+                    Some((file, outline)) if outline.closed_at_us <= *last => self.blocks(file, outline)?,
                     Some(_) | None => Kept::Whole,
                 }
             } else {
@@ -192,9 +192,9 @@ impl Turn<'_> {
         Ok(Kept::Whole)
     }
 
-    fn blocks(&mut self, file: &Connection, known: questions::Known) -> Result<Kept, HistoryError> {
+    fn blocks(&mut self, file: &Connection, outline: Outline) -> Result<Kept, HistoryError> {
         let peers: HashSet<_> = self.wanted.sockets.iter().map(|sockets| sockets.peer.ip()).collect();
-        if !known.places {
+        if !outline.places {
             return self.blocks_with_peers(file, &peers);
         }
         let blocks = self.within(file)?;

@@ -1,10 +1,7 @@
 //! Sessions of sealed files: which blocks a question needs, and which sessions in them. Of a block only those columns are
 //! read that decide, and the others only when a session of it is meant.
 
-use std::{
-    collections::{BinaryHeap, HashMap},
-    rc::Rc,
-};
+use std::collections::{BinaryHeap, HashMap};
 
 use fleetsock_proto::socket::{Direction, Family, Protocol, SocketState};
 use rusqlite::{Connection, params, params_from_iter};
@@ -15,7 +12,7 @@ use crate::history::{
     sqlite::{
         coding,
         parts::Form,
-        questions::Known,
+        questions::Outline,
         sealed::{Block, Column, Fetching, Head, Values},
         stored::StoredSession,
     },
@@ -46,11 +43,56 @@ pub(super) struct Found {
 /// Between which times sessions closed, both included.
 pub(super) type Span = (i64, i64);
 
-/// The turn of the last of the first so many sessions of a block that are meant.
-pub(super) fn turn((file, id): (InFile, i64), chosen: &Rc<Vec<StoredSession>>, of: usize) -> Option<Next> {
-    let at = of.checked_sub(1)?;
-    let (latest, _) = chosen.get(at)?.closed?;
-    Some(Next { latest, file, id, what: What::InBlock { chosen: Rc::clone(chosen), at } })
+/// The sessions of a block that are meant, for an answer in order: the last of them comes first.
+pub(super) struct InBlock {
+    next: Vec<StoredSession>,
+    /// Where those are that come after them.
+    rest: Option<Box<(Block, Vec<usize>)>>,
+}
+
+/// So many sessions of a block are made when its turn comes. Most answers end before the others have theirs, and of all hosts
+/// together they would be many.
+const MADE_FIRST: usize = 32;
+
+impl InBlock {
+    /// Those in these places.
+    pub(super) fn of(block: Block, places: Vec<usize>) -> Result<InBlock, HistoryError> {
+        let mut all = InBlock { next: Vec::new(), rest: Some(Box::new((block, places))) };
+        all.make(MADE_FIRST)?;
+        Ok(all)
+    }
+
+    /// Those that are made already.
+    pub(super) const fn made(sessions: Vec<StoredSession>) -> InBlock {
+        InBlock { next: sessions, rest: None }
+    }
+
+    /// Makes up to so many sessions of those that come next.
+    fn make(&mut self, most: usize) -> Result<(), HistoryError> {
+        let Some(mut rest) = self.rest.take() else { return Ok(()) };
+        let (block, places) = rest.as_mut();
+        let next = places.split_off(places.len().saturating_sub(most));
+        self.next = block.sessions(&next)?;
+        if !places.is_empty() {
+            self.rest = Some(rest);
+        }
+        Ok(())
+    }
+
+    /// The session whose turn it is.
+    pub(super) fn take(&mut self) -> Result<Option<StoredSession>, HistoryError> {
+        let taken = self.next.pop();
+        if self.next.is_empty() {
+            self.make(usize::MAX)?;
+        }
+        Ok(taken)
+    }
+
+    /// Their turn; none when there are no more.
+    pub(super) fn turn(self, (file, id): (InFile, i64)) -> Option<Next> {
+        let (latest, _) = self.next.last()?.closed?;
+        Some(Next { latest, file, id, what: What::InBlock(self) })
+    }
 }
 
 impl<'a> Search<'a> {
@@ -59,19 +101,19 @@ impl<'a> Search<'a> {
         part.is_some_and(|part| part.form == Form::Sealed)
     }
 
-    /// A sealed file of which something may be meant, and what is known of it.
-    pub(super) fn sealed(&self, file: InFile) -> Result<Option<(&'a Connection, Known)>, rusqlite::Error> {
+    /// A sealed file of which something may be meant, and its outline.
+    pub(super) fn sealed(&self, file: InFile) -> Result<Option<(&'a Connection, Outline)>, rusqlite::Error> {
         let [_, last, until] = self.meaning.window.bounds();
         let found = file.map(|place| self.reader.sealed(place)).transpose()?.flatten();
-        Ok(found.filter(|(_, known)| known.closed_at_us <= last && known.opened_at_us <= until))
+        Ok(found.filter(|(_, outline)| outline.closed_at_us <= last && outline.opened_at_us <= until))
     }
 
     /// Finds the blocks of a file that may hold what is meant, without reading them.
     pub(super) fn blocks(&self, file: InFile, heap: &mut BinaryHeap<Next>) -> Result<(), HistoryError> {
-        let Some((sealed, known)) = self.sealed(file)? else { return Ok(()) };
+        let Some((sealed, outline)) = self.sealed(file)? else { return Ok(()) };
         let mut met = None;
         if self.meaning.asks_for_peers() {
-            if !known.places {
+            if !outline.places {
                 met = Some(self.met(sealed)?);
             } else if self.find_places(file, sealed, heap)? {
                 return Ok(());
@@ -160,14 +202,13 @@ impl<'a> Search<'a> {
         self.fetching.entry(file).or_insert_with(|| Fetching::of(sealed)).read(head).map(Some)
     }
 
-    /// The sessions of a block that are meant, for an answer in order. Of the block, which is larger, nothing is held.
+    /// The sessions of a block that are meant, for an answer in order.
     pub(super) fn choose(&mut self, file: InFile, head: Head) -> Result<Option<Next>, HistoryError> {
         let Some((block, places)) = self.read_block(file, head)? else { return Ok(None) };
         if places.is_empty() {
             return Ok(None);
         }
-        let chosen = Rc::new(block.sessions(&places)?);
-        Ok(turn((file, head.id), &chosen, chosen.len()))
+        Ok(InBlock::of(block, places)?.turn((file, head.id)))
     }
 
     /// Where in a block the sessions are that are meant: each condition looks only at what the ones before left.

@@ -72,7 +72,7 @@ pub(in crate::history::sqlite::questions) fn count(
                 Chosen::None => {}
             },
             // An answer in order makes these of the others.
-            What::Session(_) | What::Row | What::InBlock { .. } => {}
+            What::Session(_) | What::Row | What::InBlock(_) => {}
         }
     }
     match &mut read {

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 
 use super::{
     BY_HOST, InFile, MANY_ROWS, Next, Search, What,
-    blocks::{Found, Which, turn},
+    blocks::{Found, InBlock, Which},
 };
 use crate::history::{
     HistoryError,
@@ -111,11 +111,10 @@ impl Search<'_> {
     pub(super) fn choose_placed(&mut self, file: InFile, placed: &Placed) -> Result<Option<Next>, HistoryError> {
         let sessions = match self.read_placed(file, placed)? {
             Chosen::None => return Ok(None),
-            Chosen::Few(sessions) => sessions,
-            Chosen::Many(block, meant) => block.sessions(&meant)?,
+            Chosen::Few(sessions) => InBlock::made(sessions),
+            Chosen::Many(block, meant) => InBlock::of(*block, meant)?,
         };
-        let chosen = Rc::new(sessions);
-        Ok(turn((file, placed.head.id), &chosen, chosen.len()))
+        Ok(sessions.turn((file, placed.head.id)))
     }
 }
 

@@ -124,7 +124,7 @@ impl Search<'_> {
         let connection = if is_sealed {
             match self.sealed(file)? {
                 // An earlier version sealed files without.
-                Some((_, known)) if !known.sums => return Ok(false),
+                Some((_, outline)) if !outline.sums => return Ok(false),
                 Some((sealed, _)) => sealed,
                 None => return Ok(true),
             }
