@@ -335,6 +335,11 @@ pub fn user(owner: &Owner) -> String {
     if owner.user.is_empty() { owner.uid.to_string() } else { owner.user.clone() }
 }
 
+/// So many bytes; none where none are known, because nobody counted them.
+pub fn bytes_cell(count: u64) -> Cell {
+    Cell::of(if count == 0 { String::new() } else { count.to_string() })
+}
+
 /// The container, the other network namespace or the unit that an owner runs in.
 pub fn place_cell(owners: &[Owner], netns_name: &str) -> Cell {
     let [container, unit] = owners.first().map_or(["", ""], |owner| [&owner.container, &owner.unit]);

@@ -4,8 +4,8 @@ use fleetsock_proto::{owner::Owner, session::Session, socket::Known};
 use serde_json::Value;
 
 use super::{
-    Cell, Column, Field, Marks, Record, Shown, Side, View, column, host_cell, mark, moment, moment_or_null, of_owner,
-    owners, place_cell, process_cell, service_cell, service_source, socket, text, user,
+    Cell, Column, Field, Marks, Record, Shown, Side, View, bytes_cell, column, host_cell, mark, moment, moment_or_null,
+    of_owner, owners, place_cell, process_cell, service_cell, service_source, socket, text, user,
 };
 use crate::{clock, console::Tone};
 
@@ -101,10 +101,6 @@ fn duration(row: &Session, view: &View) -> Cell {
 
 fn closed(row: &Session, view: &View) -> Cell {
     Cell::of(row.closed.map_or_else(String::new, |(at, known)| [mark(known), &view.moment(at)].concat()))
-}
-
-fn bytes_cell(count: u64) -> Cell {
-    Cell::of(if count == 0 { String::new() } else { count.to_string() })
 }
 
 const COLUMNS: &[Column<Session>] = &[

@@ -3,7 +3,7 @@
 use fleetsock_proto::summary::Sum;
 use serde_json::Value;
 
-use super::{Cell, Column, Field, Record, Shown, Side, Times, View, moment_or_null, text};
+use super::{Cell, Column, Field, Record, Shown, Side, Times, View, bytes_cell, moment_or_null, text};
 
 const FIELDS: &[Field<Sum>] = &[
     Field { name: "hour", value: |row, _| moment_or_null(row.group.hour) },
@@ -60,8 +60,8 @@ const COLUMNS: &[Column<Sum>] = &[
     column("peer", "PEER", &["peer_address", "peer_host"], Side::Left, peer),
     column("listeners", "LISTENERS", &["listeners"], Side::Right, |row, _| Cell::of(row.listeners.to_string())),
     column("sessions", "SESSIONS", &["sessions"], Side::Right, |row, _| Cell::of(row.sessions.to_string())),
-    column("sent", "SENT", &["bytes_sent"], Side::Right, |row, _| Cell::of(row.bytes_sent.to_string())),
-    column("received", "RECEIVED", &["bytes_received"], Side::Right, |row, _| Cell::of(row.bytes_received.to_string())),
+    column("sent", "SENT", &["bytes_sent"], Side::Right, |row, _| bytes_cell(row.bytes_sent)),
+    column("received", "RECEIVED", &["bytes_received"], Side::Right, |row, _| bytes_cell(row.bytes_received)),
 ];
 
 const fn column(
