@@ -171,19 +171,28 @@ impl Facts {
     }
 }
 
-/// Which sums.
+/// By what is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum By {
     Services,
+    /// By host and program.
     Owners,
 }
 
-impl Kind {
+impl By {
     /// As it is stored.
     pub(super) const fn number(self) -> i64 {
         match self {
-            Kind::Services => 1,
-            Kind::Owners => 2,
+            By::Services => 1,
+            By::Owners => 2,
+        }
+    }
+
+    /// The column that says whether there are such sums of some rows.
+    pub(super) const fn column(self) -> &'static str {
+        match self {
+            By::Services => "services",
+            By::Owners => "owners",
         }
     }
 }

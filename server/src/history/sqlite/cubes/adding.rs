@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rusqlite::{Connection, params};
 
 use super::{
-    Facts, Hour, Kind, Span, What,
+    By, Facts, Hour, Span, What,
     encoding::{Encoding, Summed},
 };
 use crate::history::sqlite::{numbered::Numbered, sealed::Writing, sums::Counts};
@@ -115,7 +115,7 @@ impl Cubes {
             hosts.unsigned(host.wrapping_sub(before).cast_unsigned());
             before = *host;
         }
-        let kinds = [(Kind::Services, self.services.finish()), (Kind::Owners, self.owners.finish())];
+        let kinds = [(By::Services, self.services.finish()), (By::Owners, self.owners.finish())];
         let [services, owners] = kinds.each_ref().map(|(_, sums)| sums.is_some());
         connection
             .prepare_cached(
@@ -126,11 +126,11 @@ impl Cubes {
             "INSERT INTO cube_hours (first_id, kind, closed_hour, min_opened_at_us, max_opened_at_us, totals, earlier)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?;
-        for (kind, sums) in kinds {
+        for (by, sums) in kinds {
             for Summed { hour: Hour { closed, opened_us: (first, last) }, totals, earlier } in
                 sums.into_iter().flatten()
             {
-                insert.execute(params![first_id, kind.number(), closed, first, last, totals, earlier])?;
+                insert.execute(params![first_id, by.number(), closed, first, last, totals, earlier])?;
             }
         }
         Ok(())

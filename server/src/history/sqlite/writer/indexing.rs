@@ -161,8 +161,8 @@ mod tests {
 
     use super::*;
     use crate::history::sqlite::{
-        cubes::{self, Kind, Service},
-        schema,
+        cubes::{self, By, Service},
+        schema::Kind,
         sealed::Damaged,
         sums::Counts,
     };
@@ -171,7 +171,7 @@ mod tests {
 
     fn day() -> Connection {
         let mut connection = Connection::open_in_memory().unwrap();
-        schema::Kind::Day.runner().run(&mut connection).unwrap();
+        Kind::Day.runner().run(&mut connection).unwrap();
         connection
     }
 
@@ -227,7 +227,7 @@ mod tests {
         let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?));
         for (kind, totals) in statement.query_map([], read).unwrap().map(Result::unwrap) {
             let add = |what, counts: Counts| {
-                if kind == Kind::Owners.number() {
+                if kind == By::Owners.number() {
                     all.entry(what).or_default().add(counts);
                 } else {
                     sessions += counts.sessions;

@@ -111,7 +111,7 @@ impl Turn<'_> {
                 }
             } else {
                 match reader.part(place)? {
-                    Some(file) => self.rows(file)?,
+                    Some(file) => self.rows(file, *last)?,
                     None => Kept::Whole,
                 }
             };
@@ -119,7 +119,7 @@ impl Turn<'_> {
                 return Ok(Kept::Cut);
             }
         }
-        self.rows(&reader.day)
+        self.rows(&reader.day, *last)
     }
 
     fn take(&mut self, one: &StoredSession) {
@@ -161,10 +161,11 @@ impl Turn<'_> {
         Ok(Kept::Whole)
     }
 
-    fn rows(&mut self, file: &Connection) -> Result<Kept, HistoryError> {
+    /// Those of a file in which each has a row; `last` is the latest closing that is meant.
+    fn rows(&mut self, file: &Connection, last: i64) -> Result<Kept, HistoryError> {
         let mut earliest = file.prepare_cached("SELECT min(min_closed_at_us) FROM chapters")?;
         let earliest: Option<i64> = earliest.query_row([], |row| row.get(0))?;
-        if earliest.is_none_or(|earliest| self.spans.last().is_none_or(|(_, last)| earliest > *last)) {
+        if earliest.is_none_or(|earliest| earliest > last) {
             return Ok(Kept::Whole);
         }
         let mut runs = file.prepare_cached(

@@ -9,7 +9,7 @@ use fleetsock_proto::{
     port::PortClass, question::SummaryQuestion, socket::Protocol, summary::Dimension, time::Timestamp,
 };
 
-use self::sums::{By, Read};
+use self::sums::{Read, answering};
 use super::{Next, Search, What, blocks::Services, meaning::Traits, placed::Chosen};
 use crate::history::{
     HistoryError,
@@ -43,7 +43,7 @@ pub(in crate::history::sqlite::questions) fn count(
     if !window.past {
         return Ok(());
     }
-    let mut read = By::of(question, selection.hosts.len()).map(Read::new);
+    let mut read = answering(question, selection.hosts.len()).map(Read::new);
     let mut heap: BinaryHeap<Next> = search.files();
     while let Some(Next { file, id, what, .. }) = heap.pop() {
         match what {

@@ -16,7 +16,7 @@ use crate::history::{
     HistoryError,
     sqlite::{
         coding,
-        cubes::{self, Hour, Kind, Meant, Service, Span, What},
+        cubes::{self, By, Hour, Meant, Service, Span, What},
         numbered::Numbered,
         sealed::{Column, Head},
         stored::StoredSession,
@@ -25,40 +25,23 @@ use crate::history::{
     summing::Sums,
 };
 
-/// Which of the sums answer a question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum By {
-    Services,
-    Owners,
-}
-
-impl By {
-    /// None when only rows do. The rows of one host are few.
-    pub(super) fn of(question: &SummaryQuestion, hosts: usize) -> Option<By> {
-        let SummaryQuestion { sockets: SessionQuestion { filter, directions, states, peers, .. }, by, .. } = question;
-        let told_apart =
-            !states.is_empty() || !peers.is_empty() || !filter.processes.is_empty() || !filter.users.is_empty();
-        let only = |dimensions: &[Dimension]| by.iter().all(|one| dimensions.contains(one));
-        if told_apart || hosts < 2 {
-            None
-        } else if only(&[Dimension::Host, Dimension::Process, Dimension::Hour])
-            && !filter.is_about_sockets()
-            && directions.is_empty()
-        {
-            Some(By::Owners)
-        } else if only(&[Dimension::Class, Dimension::Service, Dimension::Hour]) {
-            Some(By::Services)
-        } else {
-            None
-        }
-    }
-
-    /// The column that says whether they are told, and their kind.
-    const fn stored(self) -> (&'static str, Kind) {
-        match self {
-            By::Services => ("services", Kind::Services),
-            By::Owners => ("owners", Kind::Owners),
-        }
+/// Which of the sums answer a question; none when only rows do. The rows of one host are few.
+pub(super) fn answering(question: &SummaryQuestion, hosts: usize) -> Option<By> {
+    let SummaryQuestion { sockets: SessionQuestion { filter, directions, states, peers, .. }, by, .. } = question;
+    let told_apart =
+        !states.is_empty() || !peers.is_empty() || !filter.processes.is_empty() || !filter.users.is_empty();
+    let only = |dimensions: &[Dimension]| by.iter().all(|one| dimensions.contains(one));
+    if told_apart || hosts < 2 {
+        None
+    } else if only(&[Dimension::Host, Dimension::Process, Dimension::Hour])
+        && !filter.is_about_sockets()
+        && directions.is_empty()
+    {
+        Some(By::Owners)
+    } else if only(&[Dimension::Class, Dimension::Service, Dimension::Hour]) {
+        Some(By::Services)
+    } else {
+        None
     }
 }
 
@@ -151,10 +134,12 @@ impl Search<'_> {
         read: &mut Read,
         into: &mut Sums,
     ) -> Result<Covered, HistoryError> {
-        let (told, kind) = read.by.stored();
+        let by = read.by;
         let mut covered = Covered::new();
-        let mut statement = connection
-            .prepare_cached(&format!("SELECT first_id, last_id, hosts FROM cubes WHERE {told} ORDER BY first_id"))?;
+        let mut statement = connection.prepare_cached(&format!(
+            "SELECT first_id, last_id, hosts FROM cubes WHERE {} ORDER BY first_id",
+            by.column()
+        ))?;
         let mut hours = connection.prepare_cached(
             "SELECT closed_hour, min_opened_at_us, max_opened_at_us, totals, earlier FROM cube_hours
              WHERE first_id = ?1 AND kind = ?2 AND closed_hour BETWEEN ?3 AND ?4 AND min_opened_at_us <= ?5",
@@ -165,9 +150,9 @@ impl Search<'_> {
         while let Some(row) = rows.next()? {
             self.reader.go_on()?;
             let first_id: i64 = row.get(0)?;
-            let mut hours = hours.query(params![first_id, kind.number(), first_hour, last_hour, until])?;
+            let mut hours = hours.query(params![first_id, by.number(), first_hour, last_hour, until])?;
             // Of services it is not told whose they are.
-            let mut answers = (read.by == By::Owners).then_some(true);
+            let mut answers = (by == By::Owners).then_some(true);
             while let Some(hour) = hours.next()? {
                 let answers = match answers {
                     Some(answers) => answers,
