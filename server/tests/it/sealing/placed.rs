@@ -122,6 +122,8 @@ async fn a_peer_is_found_in_few_places_and_in_more_than_are_held() {
     all_are_found(&world, HOSTS * EACH + 1).await;
 
     let all = world.sessions(about(&[], "*"), at(10)).await.unwrap().0;
+    let closing = |one: &Session| one.closed.map(|(at, _)| at);
+    assert!(all.iter().map(closing).rev().is_sorted(), "the newest of all blocks come first, and so to the end");
     // Together these are all sessions; the second and the third are in the first.
     let everything = ["0.0.0.0/0", "10.9.9.9/32", "20.0.0.0/8", "::/0"];
     for (hosts, prefixes) in [
@@ -142,7 +144,6 @@ async fn a_peer_is_found_in_few_places_and_in_more_than_are_held() {
         found.sort();
         assert!(found == expected, "{prefixes:?}, {hosts}: {} of {}", found.len(), expected.len());
         let first = SessionQuestion { limit: Some(9), ..question.clone() };
-        let closing = |one: &Session| one.closed.map(|(at, _)| at);
         let newest: Vec<_> = world.sessions(first, at(10)).await.unwrap().0.iter().map(closing).collect();
         let mut latest: Vec<_> = all.iter().filter(is_meant).map(closing).collect();
         latest.sort();
