@@ -1,6 +1,7 @@
 //! The agent with a real kernel, real processes and a real server.
 #![allow(clippy::unwrap_used, reason = "in a test, unwrap is the assertion")]
 
+mod connecting;
 mod counted;
 mod delivery;
 mod destroyed;

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -11,10 +10,11 @@ use std::{
 use fleetsock_proto::host::Tier;
 
 use crate::{
+    connecting::Connecting,
     fleet::Fleet,
     listeners::skip,
     namespaces::makes_namespaces,
-    tellers::{BY_BUFFERS, Deafening, INSTANCES, check, over, short_connection},
+    tellers::{BY_BUFFERS, Deafening, INSTANCES, check, over},
     tiers::{Agent, DAC_READ_SEARCH, HEARING, SYS_PTRACE, has_events, makes_tiers},
 };
 
@@ -68,13 +68,11 @@ async fn an_agent_of_another_user_hears_everything_by_prepared_buffers_also_besi
     assert!(facts.tier == Tier::T2 && !facts.tier_reason.contains("by perf"), "{}", facts.tier_reason);
     assert_eq!(agent.capabilities(), BTreeSet::from([SYS_PTRACE | DAC_READ_SEARCH]));
 
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut load = Connecting::start();
     let deafening = Deafening::start();
-    for _ in 0..SHORT {
-        short_connection(listener.local_addr().unwrap(), &listener);
-    }
+    load.connect(SHORT);
     drop(deafening);
-    check(&over(&fleet, listener.local_addr().unwrap().port(), SHORT).await, SHORT);
+    check(&over(&fleet, load.port, SHORT).await, (SHORT, load.pid()));
 
     let refused = prepared.order("remove");
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();

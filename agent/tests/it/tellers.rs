@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -19,6 +19,7 @@ use fleetsock_proto::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
+    connecting::Connecting,
     fleet::{Fleet, until},
     listeners::{has, skip},
     tiers::{Agent, HEARING, has_events, makes_tiers},
@@ -63,8 +64,8 @@ pub(crate) async fn over(fleet: &Fleet, port: u16, count: usize) -> Vec<Session>
     .await
 }
 
-/// Every one has been told by events, with this process, which opened or closed it.
-pub(crate) fn check(sessions: &[Session], count: usize) {
+/// Every one has been told by events, with the process that opened or closed it.
+pub(crate) fn check(sessions: &[Session], (count, pid): (usize, u32)) {
     assert_eq!(sessions.len(), 2 * count);
     for session in sessions {
         assert_eq!((session.opened_known, session.closed.unwrap().1), (Known::Event, Known::Event), "{session:?}");
@@ -73,36 +74,19 @@ pub(crate) fn check(sessions: &[Session], count: usize) {
             _ => [OwnerKnown::Closer, OwnerKnown::Exact],
         };
         assert!(expected.contains(&session.owner_known), "{session:?}");
-        assert!(session.owners.iter().all(|owner| owner.pid == std::process::id()), "{session:?}");
+        assert!(session.owners.iter().all(|owner| owner.pid == pid), "{session:?}");
     }
-}
-
-pub(crate) fn short_connection(address: SocketAddr, listener: &TcpListener) {
-    let client = TcpStream::connect(address).unwrap();
-    let server = listener.accept().unwrap().0;
-    drop((client, server));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_threads_do_that_end_at_once_was_done_by_their_process() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    // One that was there before the agent.
-    let (go, told) = mpsc::channel::<()>();
-    let early = listener.try_clone().unwrap();
-    let early = thread::spawn(move || {
-        if told.recv().is_ok() {
-            short_connection(address, &early);
-        }
-    });
-    let Some((fleet, agent)) = with_buffers().await else { return };
-    go.send(()).unwrap();
-    early.join().unwrap();
-    for _ in 1..THREADS {
-        let listener = listener.try_clone().unwrap();
-        thread::spawn(move || short_connection(address, &listener)).join().unwrap();
+    if !has("python3") {
+        return;
     }
-    check(&over(&fleet, address.port(), THREADS).await, THREADS);
+    let mut load = Connecting::start();
+    let Some((fleet, agent)) = with_buffers().await else { return };
+    load.connect_by_threads(THREADS);
+    check(&over(&fleet, load.port, THREADS).await, (THREADS, load.pid()));
     drop(agent);
 }
 
@@ -142,7 +126,8 @@ impl Deafening {
         command.args(["-oL", "tcplife"]).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port().to_string();
+        let address = listener.local_addr().unwrap();
+        let port = address.port().to_string();
         let (told, said) = mpsc::channel();
         let output = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || {
@@ -160,7 +145,7 @@ impl Deafening {
                 skip("tcplife hears nothing here");
                 return None;
             }
-            short_connection(listener.local_addr().unwrap(), &listener);
+            drop((TcpStream::connect(address).unwrap(), listener.accept().unwrap()));
         }
         Some(deafening)
     }
@@ -183,14 +168,11 @@ async fn a_program_with_bpf_on_the_same_tracepoint_takes_nothing_from_trace_buff
     let deaf = Agent::start(&by_perf, Some(&["sys_ptrace", "dac_read_search", "perfmon"]), "walk_ms = 200").await;
     by_perf.facts().await;
     assert!(!deaf.log().contains(BY_BUFFERS), "{}", deaf.log());
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut load = Connecting::start();
     let Some(deafening) = Deafening::start() else { return };
-    for _ in 0..SHORT {
-        short_connection(listener.local_addr().unwrap(), &listener);
-    }
+    load.connect(SHORT);
     drop(deafening);
-    let port = listener.local_addr().unwrap().port();
-    check(&over(&fleet, port, SHORT).await, SHORT);
+    check(&over(&fleet, load.port, SHORT).await, (SHORT, load.pid()));
     until("the time without records is a gap", async || {
         by_perf.gaps().await.iter().any(|gap| gap.reason == GapReason::KernelLoss).then_some(())
     })

@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -20,6 +20,7 @@ use fleetsock_proto::{
 use tokio::sync::RwLock;
 
 use crate::{
+    connecting::Connecting,
     fleet::{Fleet, until},
     listeners::{has, skip},
     namespaces::{Named, makes_namespaces},
@@ -137,7 +138,7 @@ pub(crate) fn makes_tiers() -> bool {
         skip("giving up and handing out privileges takes root");
         return false;
     }
-    has("setpriv")
+    has("setpriv") && has("python3")
 }
 
 /// Whether the kernel lets an agent with the privileges of T2 hear events; mounts what describes them.
@@ -159,21 +160,11 @@ pub(crate) fn has_events() -> bool {
     has
 }
 
-/// Connections of this process that are over at once; the port of their listener.
-fn short_connections(listener: &TcpListener) -> u16 {
-    for _ in 0..SHORT {
-        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let server = listener.accept().unwrap().0;
-        drop(client);
-        drop(server);
-    }
-    listener.local_addr().unwrap().port()
-}
-
-/// Both ends of all of them, when they are known to be over.
-async fn over(fleet: &Fleet, port: u16) -> Vec<Session> {
+/// Both ends of all of its short connections, when they are known to be over.
+async fn over(fleet: &Fleet, load: &mut Connecting) -> Vec<Session> {
+    load.connect(SHORT);
     until("all short connections are known", async || {
-        let mut sessions = fleet.sessions(port).await;
+        let mut sessions = fleet.sessions(load.port).await;
         sessions.retain(|session| session.closed.is_some());
         (sessions.len() >= 2 * SHORT).then_some(sessions)
     })
@@ -184,7 +175,7 @@ struct Seen {
     facts: HostFacts,
     fleet: Fleet,
     agent: Agent,
-    listener: TcpListener,
+    load: Connecting,
     listener_known: OwnerKnown,
 }
 
@@ -193,14 +184,13 @@ async fn see(capabilities: Option<&[&str]>, settings: &str) -> Seen {
     let fleet = Fleet::start().await;
     let agent = Agent::start(&fleet, capabilities, settings).await;
     let facts = fleet.facts().await;
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let row = until("a listener of root is seen", async || fleet.listener(port).await).await;
+    let load = Connecting::start();
+    let row = until("a listener of root is seen", async || fleet.listener(load.port).await).await;
     if row.owner_known == OwnerKnown::Exact {
-        assert_eq!((row.owners[0].pid, row.owners[0].user.as_str()), (std::process::id(), "root"));
+        assert_eq!((row.owners[0].pid, row.owners[0].user.as_str()), (load.pid(), "root"));
     }
     let listener_known = row.owner_known;
-    Seen { facts, fleet, agent, listener, listener_known }
+    Seen { facts, fleet, agent, load, listener_known }
 }
 
 /// Whether this kernel refuses events to whoever lacks CAP_PERFMON.
@@ -226,7 +216,7 @@ async fn nobody_sees_all_sockets_and_their_ends_and_no_owners_but_its_own() {
     if !makes_tiers() {
         return;
     }
-    let Seen { facts, fleet, agent, listener, listener_known } = see(Some(&[]), "walk_ms = 200").await;
+    let Seen { facts, fleet, agent, mut load, listener_known } = see(Some(&[]), "walk_ms = 200").await;
     assert_eq!((facts.tier, listener_known), (Tier::T0, OwnerKnown::Denied), "{}", agent.log());
     for reason in [
         "no CAP_SYS_PTRACE and no CAP_DAC_READ_SEARCH: owners of sockets of users other than uid 65534 are not seen",
@@ -235,7 +225,7 @@ async fn nobody_sees_all_sockets_and_their_ends_and_no_owners_but_its_own() {
         assert!(facts.tier_reason.contains(reason), "{}", facts.tier_reason);
     }
     assert_eq!(agent.capabilities(), BTreeSet::from([0]));
-    let sessions = over(&fleet, short_connections(&listener)).await;
+    let sessions = over(&fleet, &mut load).await;
     check_ends(&sessions);
     assert!(sessions.iter().all(|session| session.owner_known == OwnerKnown::Unknown), "{:?}", sessions[0]);
     let pid = agent.child.id();
@@ -252,12 +242,12 @@ async fn two_capabilities_show_all_owners_and_the_ends_of_short_connections() {
         return;
     }
     let capabilities = ["sys_ptrace", "dac_read_search"];
-    let Seen { facts, fleet, agent, listener, listener_known } = see(Some(&capabilities), "walk_ms = 200").await;
+    let Seen { facts, fleet, agent, mut load, listener_known } = see(Some(&capabilities), "walk_ms = 200").await;
     assert_eq!((facts.tier, listener_known), (Tier::T1, OwnerKnown::Exact), "{}", agent.log());
     assert!(facts.tier_reason.contains("no events: of connections"), "{}", facts.tier_reason);
     assert!(!facts.tier_reason.contains("owners of"), "{}", facts.tier_reason);
     assert_eq!(agent.capabilities(), BTreeSet::from([SYS_PTRACE | DAC_READ_SEARCH]));
-    let sessions = over(&fleet, short_connections(&listener)).await;
+    let sessions = over(&fleet, &mut load).await;
     check_ends(&sessions);
     for session in &sessions {
         // Nobody saw who connected; who accepted is whoever listened.
@@ -274,7 +264,7 @@ async fn three_capabilities_show_every_connection_with_its_process() {
     let _hears = HEARING.read().await;
     let _other = Named::new();
     let capabilities = ["sys_ptrace", "dac_read_search", "perfmon"];
-    let Seen { facts, fleet, agent, listener, listener_known } = see(Some(&capabilities), "walk_ms = 200").await;
+    let Seen { facts, fleet, agent, mut load, listener_known } = see(Some(&capabilities), "walk_ms = 200").await;
     assert_eq!((facts.tier, listener_known), (Tier::T2, OwnerKnown::Exact), "{} {}", facts.tier_reason, agent.log());
     assert!(facts.tier_reason.starts_with("no CAP_SYS_ADMIN: sockets of "), "{}", facts.tier_reason);
     assert!(!facts.tier_reason.contains("no events"), "{}", facts.tier_reason);
@@ -283,7 +273,7 @@ async fn three_capabilities_show_every_connection_with_its_process() {
     assert!(facts.tier_reason.contains(by_proc) && agent.log().contains(by_proc), "{}", facts.tier_reason);
     // The third was needed to begin to listen.
     assert_eq!(agent.capabilities(), BTreeSet::from([SYS_PTRACE | DAC_READ_SEARCH]));
-    check_lives(&over(&fleet, short_connections(&listener)).await);
+    check_lives(&over(&fleet, &mut load).await, load.pid());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -305,12 +295,12 @@ async fn a_fourth_capability_has_the_kernel_tell_who_holds_sockets_and_is_given_
     assert_eq!(agent.capabilities(), BTreeSet::from([SYS_PTRACE | DAC_READ_SEARCH]));
 }
 
-fn check_lives(sessions: &[Session]) {
+fn check_lives(sessions: &[Session], pid: u32) {
     assert_eq!(sessions.len(), 2 * SHORT);
     for session in sessions {
         assert_eq!((session.opened_known, session.closed.unwrap().1), (Known::Event, Known::Event));
         assert!([OwnerKnown::Exact, OwnerKnown::Closer].contains(&session.owner_known), "{session:?}");
-        assert_eq!(session.owners[0].pid, std::process::id());
+        assert_eq!(session.owners[0].pid, pid, "{session:?}");
     }
 }
 
@@ -320,7 +310,7 @@ async fn root_keeps_what_it_needs_and_sees_other_namespaces() {
         return;
     }
     let other = Named::new();
-    let Seen { facts, fleet, agent, listener, listener_known } = see(None, "walk_ms = 200").await;
+    let Seen { facts, fleet, agent, mut load, listener_known } = see(None, "walk_ms = 200").await;
     assert_eq!((facts.tier, listener_known), (Tier::T2, OwnerKnown::Exact), "{} {}", facts.tier_reason, agent.log());
     // Not more than: a process may be out of reach even for root.
     let by_perf = if agent.log().contains(BY_BUFFERS) { "by perf" } else { "no events" };
@@ -329,7 +319,7 @@ async fn root_keeps_what_it_needs_and_sees_other_namespaces() {
     }
     assert_eq!(Holdings::open().is_err(), facts.tier_reason.contains("owners are read from /proc"));
     assert_eq!(agent.capabilities(), BTreeSet::from([SYS_PTRACE | DAC_READ_SEARCH | SYS_ADMIN]));
-    check_lives(&over(&fleet, short_connections(&listener)).await);
+    check_lives(&over(&fleet, &mut load).await, load.pid());
     let there = other.within(|| TcpListener::bind("127.0.0.1:0").unwrap());
     let port = there.local_addr().unwrap().port();
     let row = until("a listener elsewhere is seen", async || fleet.listener(port).await).await;

@@ -13,7 +13,7 @@ use std::{
 use super::{
     fleet::{HOSTS, address},
     load::BEGIN_US,
-    questions::{begin_us, host_name, nobody, v4, v6},
+    questions::{any, begin_us, host_name, nobody, v4, v6, within},
     table::{Table, digits},
 };
 
@@ -98,10 +98,8 @@ fn commands(days: i64) -> Vec<(&'static str, Words)> {
             Box::new(move |turn| format!("{} --limit {PAGE}", peer(fleet(turn).to_string()))),
         ),
         command("a peer that was never there", Box::new(move |turn| peer(nobody(turn).to_string()))),
-        command(
-            "a /24, all history",
-            Box::new(move |turn| peer(ipnet::IpNet::new(v4(turn), 24).unwrap().trunc().to_string())),
-        ),
+        command("a /24, all history", Box::new(move |turn| peer(within(any(turn), 24).to_string()))),
+        command("a /24 of a busy client, all history", Box::new(move |turn| peer(within(v4(turn), 24).to_string()))),
         command(
             "open at a moment, class well-known",
             Box::new(move |turn| {

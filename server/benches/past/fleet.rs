@@ -21,7 +21,7 @@ pub(crate) const HOSTS: usize = 1000;
 pub(crate) const DAY_SESSIONS: u64 = 5_000_000;
 pub(crate) const DAY_US: i64 = 86_400_000_000;
 /// Clients that there are.
-const CLIENTS: u64 = 4_000_000;
+pub(crate) const CLIENTS: u64 = 4_000_000;
 /// Those that a host remembers, of which most sessions are.
 const RECENT: usize = 64;
 
@@ -53,6 +53,18 @@ impl Dice {
 fn share(host: usize) -> f64 {
     let all: f64 = (0..HOSTS).map(|host| 1.0 / (host as f64 + 20.0)).sum();
     1.0 / (host as f64 + 20.0) / all
+}
+
+/// Which of so many each host reports by, so that each of these has about as much to report.
+pub(crate) fn turns(count: usize) -> Vec<usize> {
+    let mut loads = vec![0.0; count];
+    // Shares fall.
+    let turn = |host| {
+        let least = (0..count).min_by(|one, other| f64::total_cmp(&loads[*one], &loads[*other])).unwrap();
+        loads[least] += share(host);
+        least
+    };
+    (0..HOSTS).map(turn).collect()
 }
 
 /// The address of a client: 15 % of them have IPv6.
@@ -104,9 +116,9 @@ impl Reports {
         Reports { hosts, turns }
     }
 
-    /// What the hosts of all of them report after that: so many sessions of the fleet more.
-    pub(crate) fn continued(all: Vec<Reports>, sessions: u64) -> Reports {
-        let mut hosts: Vec<Reporting> = all.into_iter().flat_map(|reports| reports.hosts).collect();
+    /// What these hosts report after that: so many sessions of the fleet more.
+    pub(crate) fn continued(self, sessions: u64) -> Reports {
+        let mut hosts = self.hosts;
         for host in &mut hosts {
             host.left += (sessions as f64 * share(host.load.number)) as u64;
         }

@@ -9,6 +9,8 @@
 //! cargo bench -p fleetsock-server --bench past -- --sessions 100000000 --single-table # one table in place of our own way
 //! cargo build --release -p fleetctl                                       # also by whole commands:
 //! cargo bench -p fleetsock-server --bench past -- --fleetctl $PWD/target/release/fleetctl
+//! # one history for several builds:
+//! cargo bench -p fleetsock-server --bench past -- --sessions 100000000 --keep /var/tmp/past --only 'a /24'
 //! ```
 //!
 //! How both grow where memory is short: the same commands in a group that has 2 GiB, page cache included, for all that they
@@ -70,7 +72,7 @@ use fleetsock_server::history::{
     sqlite::{Options, Sealing, SqliteHistory},
 };
 use tikv_jemallocator::Jemalloc;
-use tokio::task::JoinSet;
+use tokio::{sync::mpsc, task::JoinSet};
 
 use self::{
     fleet::{DAY_SESSIONS, DAY_US, HOSTS, Report, Reports},
@@ -87,6 +89,8 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Batches on the way at once.
 const AT_ONCE: usize = 100;
+/// Batches that are made for each of these beforehand: more let hosts be further apart in time.
+const AHEAD: usize = 8;
 /// Sessions between two lines about the rate.
 const STEP: u64 = 10_000_000;
 /// Sessions of a day that is sealed while acknowledgements are measured: as few as take as long as the time between.
@@ -131,32 +135,44 @@ struct Arguments {
     /// Where the history is made; by default beside the build.
     #[arg(long)]
     folder: Option<std::path::PathBuf>,
+    /// Make the history in this folder and leave it there; one of as many sessions that is there already is only asked.
+    #[arg(long, conflicts_with_all = ["folder", "busy", "fleetctl", "single_table"])]
+    keep: Option<std::path::PathBuf>,
     /// Given by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// Sessions of the whole fleet, each host with its part, reported by hosts at once. The rates, and what could follow.
-async fn grow(history: &Arc<SqliteHistory>, hosts: &[HostId], sessions: u64) -> (Vec<f64>, Vec<Reports>) {
+/// Sessions of the whole fleet in the order of their time, each host with its part, reported by hosts at once. The rates, and
+/// what could follow.
+async fn grow(history: &Arc<SqliteHistory>, hosts: &[HostId], sessions: u64) -> (Vec<f64>, Reports) {
     let stored = Arc::new(AtomicU64::new(0));
-    let mut reporting = JoinSet::new();
-    for first in 0..AT_ONCE {
-        let mut mine = Reports::of((first..HOSTS).step_by(AT_ONCE), sessions);
+    let (mut reporting, mut senders) = (JoinSet::new(), Vec::new());
+    for _ in 0..AT_ONCE {
+        let (sender, mut reports) = mpsc::channel::<Report>(AHEAD);
         let (history, stored, hosts) = (Arc::clone(history), Arc::clone(&stored), hosts.to_vec());
+        senders.push(sender);
         reporting.spawn(async move {
-            for Report { host, seq, sessions } in &mut mine {
+            while let Some(Report { host, seq, sessions }) = reports.recv().await {
                 let rows = sessions.len() as u64;
                 assert_eq!(history.apply(hosts[host], batch(seq, sessions)).await.unwrap(), Applied::Committed);
                 stored.fetch_add(rows, Relaxed);
             }
-            mine
         });
     }
-    let (begun, mut rates, mut step, mut done) = (Instant::now(), Vec::new(), (0, 0.0), Vec::new());
+    let turns = fleet::turns(AT_ONCE);
+    let making = tokio::spawn(async move {
+        let mut reports = Reports::of(0..HOSTS, sessions);
+        for report in &mut reports {
+            senders[turns[report.host]].send(report).await.unwrap();
+        }
+        reports
+    });
+    let (begun, mut rates, mut step) = (Instant::now(), Vec::new(), (0, 0.0));
     while !reporting.is_empty() {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        while let Some(reports) = reporting.try_join_next() {
-            done.push(reports.unwrap());
+        while let Some(reported) = reporting.try_join_next() {
+            reported.unwrap();
         }
         let (now, at) = (stored.load(Relaxed), begun.elapsed().as_secs_f64());
         if now - step.0 >= STEP {
@@ -165,7 +181,7 @@ async fn grow(history: &Arc<SqliteHistory>, hosts: &[HostId], sessions: u64) -> 
             step = (now, at);
         }
     }
-    (rates, done)
+    (rates, making.await.unwrap())
 }
 
 /// Bytes of all files with this ending, and how many they are.
@@ -189,7 +205,8 @@ async fn run(arguments: Arguments) {
     if arguments.single_table {
         single::grow(place.path(), arguments.sessions, &mut table).await;
     } else if arguments.sessions > 0 {
-        grow_and_ask(place.path(), &arguments, &mut table).await;
+        let kept = arguments.keep.as_deref();
+        grow_and_ask(kept.unwrap_or(place.path()), &arguments, &mut table).await;
     }
     if arguments.acks {
         acks::measure(place.path(), (arguments.day, arguments.windows), &mut table).await;
@@ -200,20 +217,24 @@ async fn run(arguments: Arguments) {
     table.print();
 }
 
-async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
-    let folder = place.join("history");
+/// The history in a folder, which is begun if there is none.
+fn open(folder: &Path) -> Arc<SqliteHistory> {
     let sealing = Sealing { stays: Duration::from_secs(1), ..Sealing::default() };
     // On a machine that does other things too an answer may take long, and that is to be told.
     let bounds = Bounds { rows: u32::MAX, time: Duration::from_secs(60) };
     let options = Options { sealing, bounds, ..Options::default() };
-    let history = Arc::new(SqliteHistory::open(&folder, options).unwrap());
-    let hosts = enrol(&history, HOSTS).await;
+    Arc::new(SqliteHistory::open(folder, options).unwrap())
+}
 
+/// A history with its sessions, all of them sealed but the last; its hosts, and what could follow.
+async fn grown(folder: &Path, arguments: &Arguments, table: &mut Table) -> (Arc<SqliteHistory>, Vec<HostId>, Reports) {
+    let history = open(folder);
+    let hosts = enrol(&history, HOSTS).await;
     let watch = Watch::start();
-    let (rates, done) = grow(&history, &hosts, arguments.sessions).await;
+    let (rates, reports) = grow(&history, &hosts, arguments.sessions).await;
     let ingest = watch.took();
     // The last file is written to still; what is complete gets sealed.
-    while files(&folder, ".db").1 > 1 || files(&folder, ".unfinished").1 > 0 {
+    while files(folder, ".db").1 > 1 || files(folder, ".unfinished").1 > 0 {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let all = watch.took();
@@ -229,14 +250,23 @@ async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
     {
         table.beside("slowest ten million", (slowest / 1000.0, "k/s"), ("fastest", fastest / 1000.0));
     }
-    let (bytes, count) = files(&folder, ".sealed");
-    let sealed = sealed_sessions(&folder);
+    let (bytes, count) = files(folder, ".sealed");
+    let sealed = sealed_sessions(folder);
     if sealed > 0 {
         let each = format!("{:.1} B a session", bytes as f64 / sealed as f64);
         table.figure(&format!("{count} sealed files, peers included"), each);
     }
+    (history, hosts, reports)
+}
+
+async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
+    let folder = place.join("history");
+    let (history, hosts, reports) = match folder.exists() {
+        true => (open(&folder), Vec::new(), Reports::of(0..0, 0)),
+        false => grown(&folder, arguments, table).await,
+    };
     let idle = questions::ask_all(&history, arguments.sessions, (arguments.asked, &arguments.only)).await;
-    let busy = if arguments.busy { ask_busily(&history, &hosts, done, arguments).await } else { Vec::new() };
+    let busy = if arguments.busy { ask_busily(&history, &hosts, reports, arguments).await } else { Vec::new() };
     for one in &idle {
         table.line(one.line("question"));
     }
@@ -253,7 +283,8 @@ async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
             let days = i64::try_from(arguments.sessions / DAY_SESSIONS).unwrap().clamp(1, past.max(1));
             commands::measure(place, &folder, fleetctl, (days, arguments.asked, &arguments.only), table);
         }
-        None => fs::remove_dir_all(folder).unwrap(),
+        None if arguments.keep.is_none() => fs::remove_dir_all(folder).unwrap(),
+        None => {}
     }
 }
 
@@ -261,13 +292,13 @@ async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
 async fn ask_busily(
     history: &Arc<SqliteHistory>,
     hosts: &[HostId],
-    done: Vec<Reports>,
+    reports: Reports,
     arguments: &Arguments,
 ) -> Vec<Answered> {
     let over = Arc::new(AtomicBool::new(false));
     let load = {
         let (history, hosts, over) = (Arc::clone(history), hosts.to_vec(), Arc::clone(&over));
-        let mut reports = Reports::continued(done, arguments.sessions.max(DAY_SESSIONS));
+        let mut reports = reports.continued(arguments.sessions.max(DAY_SESSIONS));
         tokio::spawn(async move { steadily(&history, &hosts, &mut reports, |_| !over.load(Relaxed)).await })
     };
     let answered = questions::ask_all(history, arguments.sessions, (arguments.asked, &arguments.only)).await;

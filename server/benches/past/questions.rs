@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Instant};
 
 use fleetsock_proto::{
     port::PortClass,
-    question::{SessionQuestion, SessionTime, SocketFilter, SummaryQuestion},
+    question::{Pairing, SessionQuestion, SessionTime, SocketFilter, SummaryQuestion},
     summary::Dimension,
     time::Timestamp,
 };
@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use tokio::sync::mpsc;
 
 use super::{
-    fleet::{DAY_SESSIONS, DAY_US, HOSTS, address, client},
+    fleet::{CLIENTS, DAY_SESSIONS, DAY_US, HOSTS, address, client},
     load::{BEGIN_US, mixed},
     table::p50_p99,
 };
@@ -71,6 +71,11 @@ pub(crate) async fn ask_all(history: &SqliteHistory, sessions: u64, (times, only
     let all = SessionTime::Within { since: Timestamp::MIN, until: None };
     let newest = |turn| SessionQuestion { limit: Some(PAGE), ..of(host(turn), of_day(turn)) };
     told.extend(asking.sessions(("a host, a day, newest 100", Some((0.57, 1.9))), newest).await);
+    // The design's does not look for the other ends of sessions whose peers are hosts of the fleet.
+    let alone = |turn| SessionQuestion { pairing: Pairing::Never, ..newest(turn) };
+    told.extend(
+        asking.sessions(("a host, a day, newest 100 without their other ends", Some((0.57, 1.9))), alone).await,
+    );
     let whole = |turn| of(host(turn), of_day(turn));
     told.extend(asking.sessions(("a host, a day, all", Some((10.5, 200.0))), whole).await);
     let peer = |prefix: IpNet| SessionQuestion { peers: vec![prefix], ..of(SocketFilter::default(), all) };
@@ -84,10 +89,15 @@ pub(crate) async fn ask_all(history: &SqliteHistory, sessions: u64, (times, only
     told.extend(asking.sessions(("a host of the fleet as peer, all history", None), of_fleet).await);
     let what = ("a peer that was never there", Some((0.23, 0.34)));
     told.extend(asking.sessions(what, |turn| peer(nobody(turn).into())).await);
-    let within = |turn, length| peer(IpNet::new(v4(turn), length).unwrap().trunc());
-    told.extend(asking.sessions(("a /24, all history", Some((0.58, 108.0))), |turn| within(turn, 24)).await);
-    let first = |turn| SessionQuestion { limit: Some(PAGE), ..within(turn, 16) };
+    // The middle one of the design's networks costs an eighth of its middle address: they are drawn like this.
+    let of_any = |turn| peer(within(any(turn), 24));
+    told.extend(asking.sessions(("a /24, all history", Some((0.58, 108.0))), of_any).await);
+    let of_busy = |turn| peer(within(v4(turn), 24));
+    told.extend(asking.sessions(("a /24 of a busy client, all history", None), of_busy).await);
+    let first = |turn| SessionQuestion { limit: Some(PAGE), ..peer(within(any(turn), 16)) };
     told.extend(asking.sessions(("a /16, newest 100", Some((1.2, 113.0))), first).await);
+    let first = |turn| SessionQuestion { limit: Some(PAGE), ..peer(within(v4(turn), 16)) };
+    told.extend(asking.sessions(("a /16 of a busy client, newest 100", None), first).await);
     let well_known = SocketFilter { classes: vec![PortClass::WellKnown], ..SocketFilter::default() };
     let then = |turn: usize| SessionTime::At(Timestamp::from_micros(day(turn).0.as_micros() + DAY_US / 2));
     let few = Asking { times: times.min(10), ..asking };
@@ -102,8 +112,8 @@ pub(crate) async fn ask_all(history: &SqliteHistory, sessions: u64, (times, only
     };
     // A scan of a day, as the design has it too; it also has sums that are kept beside the rows, of 1 and 6 ms.
     let scan = Some((335.0, 349.0));
-    told.extend(few.sums(("a day by class and hour", scan), by(&[Dimension::Class, Dimension::Hour])).await);
-    told.extend(few.sums(("a day by host and process", scan), by(&[Dimension::Host, Dimension::Process])).await);
+    told.extend(asking.sums(("a day by class and hour", scan), by(&[Dimension::Class, Dimension::Hour])).await);
+    told.extend(asking.sums(("a day by host and process", scan), by(&[Dimension::Host, Dimension::Process])).await);
     told
 }
 
@@ -121,6 +131,16 @@ pub(crate) fn begin_us(turn: usize, days: i64) -> i64 {
 /// A client with IPv4: such as many hosts know, and such as few do.
 pub(crate) fn v4(turn: usize) -> IpAddr {
     (0..).map(|n| client(turn as u64 * 977 + n)).find(IpAddr::is_ipv4).unwrap()
+}
+
+/// One of all clients with IPv4, each of which is as likely.
+pub(crate) fn any(turn: usize) -> IpAddr {
+    (0..).map(|n| client(mixed(turn as u64 + n * 977) % CLIENTS)).find(IpAddr::is_ipv4).unwrap()
+}
+
+/// The network of an address.
+pub(crate) fn within(address: IpAddr, length: u8) -> IpNet {
+    IpNet::new(address, length).unwrap().trunc()
 }
 
 /// One with IPv6.

@@ -87,6 +87,11 @@ impl Sums {
         hour(opened_at.max(self.since))
     }
 
+    /// Makes room for so many groups more, which are about to be counted.
+    pub fn reserve(&mut self, groups: usize) {
+        self.groups.reserve(groups.min(GROUPS_LIMIT.saturating_sub(self.groups.len())));
+    }
+
     /// Counts a listener.
     pub fn add_listener(&mut self, listener: &Listener) -> Result<(), HistoryError> {
         let group = self.group(Alike {

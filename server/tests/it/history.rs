@@ -119,6 +119,7 @@ macro_rules! conformance {
             }
             cases! { $engine, sums:
                 groups_are_counted_now_then_and_within_a_window
+                listeners_of_many_hosts_are_those_of_each
                 filters_choose_what_is_counted_and_peers_are_those_of_sessions
                 the_largest_groups_come_first_and_an_answer_that_was_cut_says_so
             }

@@ -3,13 +3,15 @@
 //!
 //! Sums are kept apart for each hour of closing, so that a question reads those of its window: for each of an hour all
 //! sessions ([`each_total`]), and apart what of them opened earlier, which is little and which most questions do not need
-//! ([`each`]).
+//! ([`each`]). A sealed file also has those of all hours together; where a question means most of a file it is less work to take
+//! off these what it does not mean ([`Choice`]).
 
 use fleetsock_proto::socket::Direction;
 use rusqlite::Connection;
 
 pub(super) use self::{
-    adding::Cubes,
+    adding::{Cubes, store_totals},
+    choosing::{Choice, Told},
     encoding::{each, each_total},
 };
 use super::{
@@ -19,6 +21,7 @@ use super::{
 };
 
 mod adding;
+mod choosing;
 mod encoding;
 
 /// When sessions opened and closed, as exactly as sums tell.
@@ -95,9 +98,12 @@ impl Span {
     }
 }
 
-/// The last microsecond of an hour.
+/// The last microsecond of an hour, or of time.
 const fn end(hour: i64) -> i64 {
-    beginning(hour.saturating_add(1)).saturating_sub(1)
+    match beginning(hour.saturating_add(1)) {
+        i64::MAX => i64::MAX,
+        next => next.saturating_sub(1),
+    }
 }
 
 /// Between which times something is unclear for a window: those who closed within one of the first two, or opened within the
@@ -202,6 +208,11 @@ pub(super) fn are_told(connection: &Connection) -> Result<bool, rusqlite::Error>
     connection.table_exists(None, "cube_hours")
 }
 
+/// Whether a file has sums of all hours together.
+pub(super) fn have_totals(connection: &Connection) -> Result<bool, rusqlite::Error> {
+    connection.table_exists(None, "cube_totals")
+}
+
 /// Shows the hosts of which there are sums, by the bytes that say so.
 pub(super) fn each_host(bytes: &[u8], mut show: impl FnMut(i64)) -> Result<(), Damaged> {
     let (mut reading, mut host) = (Reading::new(bytes), 0_i64);
@@ -247,6 +258,12 @@ mod tests {
             }
             let span = Span::of(opened, closed);
             prop_assert_eq!(hour(span.opened_at_us()), hour(opened));
+        }
+
+        #[test]
+        fn of_a_window_of_whole_hours_nothing_is_unclear(begin in -4_i64..4, length in 0_i64..9, last in prop_oneof![Just(i64::MAX), Just(7 * HOUR - 1)]) {
+            let window = [begin * HOUR - 1, last, (begin + length) * HOUR];
+            prop_assert!(unclear(window).iter().all(|(begin, end)| begin > end), "{window:?}");
         }
 
         #[test]

@@ -213,13 +213,11 @@ impl Postings<'_> {
 
 /// Which pages of a segment may have addresses that are meant, by their [`Pages::firsts`].
 pub(super) fn among(firsts: &[u8], (first, last): Addresses) -> Range<usize> {
-    let firsts: Vec<u64> = firsts
-        .chunks_exact(FIRST_BYTES)
-        .map(|bytes| bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
-        .collect();
+    let (firsts, _) = firsts.as_chunks::<FIRST_BYTES>();
+    let number = |first: &[u8; FIRST_BYTES]| u64::from_be_bytes(*first);
     // What begins a page may be in the one before as well.
-    let begin = firsts.partition_point(|page| *page < beginning(first)).saturating_sub(1);
-    begin..firsts.partition_point(|page| *page <= beginning(last))
+    let begin = firsts.partition_point(|page| number(page) < beginning(first)).saturating_sub(1);
+    begin..firsts.partition_point(|page| number(page) <= beginning(last))
 }
 
 /// How many pages have these [`Pages::firsts`].

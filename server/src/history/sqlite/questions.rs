@@ -11,13 +11,12 @@ use fleetsock_proto::{answer::AnswerMeta, owner::Owner};
 use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
-use self::{naming::NamespaceNames, outlet::Outlet};
+pub(super) use self::outlines::Outline;
+use self::{naming::NamespaceNames, outlet::Outlet, outlines::Outlines};
 use super::{
     coding::{OwnerColumns, StoredOwner},
-    cubes,
     database::Files,
     parts::{Catalogue, Form, Part},
-    sealed::places,
 };
 use crate::history::{Bounds, HistoryError, Rows, matching::OwnerNames};
 
@@ -26,6 +25,7 @@ pub(super) mod coverage;
 mod holders;
 mod naming;
 pub(super) mod outlet;
+mod outlines;
 mod pairs;
 pub(super) mod ports;
 pub(super) mod sessions;
@@ -44,6 +44,7 @@ pub(super) struct Reader {
     /// The file that is written to.
     pub(super) day: Connection,
     files: Files,
+    outlines: Arc<Outlines>,
     /// The files as they were when the question began.
     pub(super) catalogue: Arc<Catalogue>,
     /// Those that are complete, in the order of the catalogue; opened when they are needed.
@@ -54,49 +55,20 @@ pub(super) struct Reader {
 /// A file that is complete, and what was looked up in it: it does not change.
 struct OpenPart {
     connection: Connection,
-    outline: OnceCell<Outline>,
-}
-
-/// What is known of a sealed file before anything is looked for in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Outline {
-    /// The earliest opening of its sessions, us.
-    pub(super) opened_at_us: i64,
-    /// Their earliest closing, us.
-    pub(super) closed_at_us: i64,
-    /// Whether it tells where the sessions with each address are: those of earlier versions tell which hosts had some.
-    pub(super) places: bool,
-    /// Whether it has sums.
-    pub(super) sums: bool,
-}
-
-impl Outline {
-    fn of(sealed: &Connection) -> Result<Outline, rusqlite::Error> {
-        let (places, sums) = (places::are_told(sealed)?, cubes::are_told(sealed)?);
-        // Earlier versions noted no beginning either.
-        let beginning = if sums {
-            "SELECT min(min_opened_at_us), min(min_closed_at_us) FROM beginnings"
-        } else {
-            "SELECT min(min_opened_at_us), min(min_closed_at_us) FROM blocks"
-        };
-        sealed.query_row(beginning, [], |row| {
-            // Of no sessions all are later than anything.
-            let earliest = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.unwrap_or(i64::MAX));
-            Ok(Outline { opened_at_us: earliest(0)?, closed_at_us: earliest(1)?, places, sums })
-        })
-    }
+    outline: OnceCell<Arc<Outline>>,
 }
 
 /// Readers, a few of them: a question waits for one.
 pub(super) struct Readers {
     files: Files,
+    outlines: Arc<Outlines>,
     idle: Arc<Mutex<Vec<Reader>>>,
     places: Arc<Semaphore>,
 }
 
 impl Readers {
     pub(super) fn new(files: Files, at_once: usize) -> Readers {
-        Readers { files, idle: Arc::default(), places: Arc::new(Semaphore::new(at_once)) }
+        Readers { files, outlines: Arc::default(), idle: Arc::default(), places: Arc::new(Semaphore::new(at_once)) }
     }
 
     /// Answers a question within `time`.
@@ -141,14 +113,14 @@ impl Readers {
             .await
             .map_err(|_| HistoryError::TooSlow(time))?
             .map_err(|_| HistoryError::Closed)?;
-        let (files, idle) = (self.files.clone(), Arc::clone(&self.idle));
+        let (files, outlines, idle) = (self.files.clone(), Arc::clone(&self.outlines), Arc::clone(&self.idle));
         let answered = tokio::task::spawn_blocking(move || {
             let _place = place;
             let _asking = files.ask();
             let found = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut reader = match found {
                 Some(reader) => reader.renewed()?,
-                None => Reader::open(files)?,
+                None => Reader::open(files, outlines)?,
             };
             let watched = abandoned.clone();
             let over: Over = Arc::new(move || Instant::now() > deadline || watched());
@@ -167,11 +139,11 @@ impl Readers {
 }
 
 impl Reader {
-    fn open(files: Files) -> Result<Reader, rusqlite::Error> {
+    fn open(files: Files, outlines: Arc<Outlines>) -> Result<Reader, rusqlite::Error> {
         let catalogue = files.catalogue();
         let (main, day) = (files.open_main()?, files.open_hot(&catalogue.hot)?);
         let parts = catalogue.complete.iter().map(|_| OnceCell::new()).collect();
-        Ok(Reader { main, day, files, catalogue, parts, over: None })
+        Ok(Reader { main, day, files, outlines, catalogue, parts, over: None })
     }
 
     /// The same with the files as they are now; connections to those that are still there are kept.
@@ -210,18 +182,17 @@ impl Reader {
     }
 
     /// A sealed file, and its outline; none when it was dropped meanwhile, or is not sealed.
-    pub(super) fn sealed(&self, place: usize) -> Result<Option<(&Connection, Outline)>, rusqlite::Error> {
-        if self.catalogue.complete.get(place).is_none_or(|part| part.form != Form::Sealed) {
-            return Ok(None);
-        }
+    pub(super) fn sealed(&self, place: usize) -> Result<Option<(&Connection, &Outline)>, rusqlite::Error> {
+        let part = self.catalogue.complete.get(place).filter(|part| part.form == Form::Sealed);
+        let Some(part) = part else { return Ok(None) };
         self.part(place)?;
         let opened = self.parts.get(place).and_then(|cell| cell.get()?.as_ref());
         let Some(OpenPart { connection, outline }) = opened else { return Ok(None) };
         let outline = match outline.get() {
-            Some(outline) => *outline,
+            Some(outline) => outline,
             None => {
-                let found = Outline::of(connection)?;
-                *outline.get_or_init(|| found)
+                let found = self.outlines.get(part.id, connection)?;
+                outline.get_or_init(|| found)
             }
         };
         Ok(Some((connection, outline)))

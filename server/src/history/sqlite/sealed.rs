@@ -33,6 +33,7 @@ use crate::history::HistoryError;
 mod block;
 mod column;
 mod encoder;
+mod extents;
 mod fetching;
 mod hashing;
 mod layout;
@@ -49,6 +50,7 @@ mod writeback;
 
 pub(super) use self::block::{Block, Column, Values};
 pub(super) use self::column::{Damaged, Reading, Writing};
+pub(super) use self::extents::Extents;
 pub(super) use self::fetching::{Fetching, Head};
 pub(super) use self::recurring::Recurring;
 pub(super) use self::rows::each_row;
@@ -209,11 +211,13 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
     let Written { peers, contents, cubes, .. } = writing;
     peers.write(&transaction, goes_on)?;
     cubes.store(&transaction, (1, contents.sessions))?;
+    cubes::store_totals(&transaction)?;
     transaction.execute(
         "INSERT INTO beginnings (min_opened_at_us, min_closed_at_us)
          SELECT min(min_opened_at_us), min(min_closed_at_us) FROM blocks HAVING count(*) > 0",
         [],
     )?;
+    extents::store(&transaction)?;
     transaction.commit()?;
     sealed.close().map_err(|(_, error)| error)?;
     Ok(contents.finish())
@@ -275,18 +279,29 @@ fn store(sealed: &Connection, block: &[StoredSession], columns: &[u8]) -> Result
 
 /// How many sessions the sums of a sealed file tell of: each time those of a kind.
 fn summed(sealed: &Connection) -> Result<Vec<u64>, SealError> {
-    let mut totals = BTreeMap::<i64, u64>::new();
+    let mut by_hour = BTreeMap::<i64, u64>::new();
     let mut statement = sealed.prepare("SELECT kind, closed_hour, totals, earlier FROM cube_hours")?;
     let mut hours = statement.query([])?;
     while let Some(row) = hours.next()? {
-        let blob = |column| row.get_ref(column)?.as_blob().map_err(|error| coding::wrong("totals", error.to_string()));
-        let total = totals.entry(row.get(0)?).or_default();
-        cubes::each(row.get(1)?, (blob(2)?, blob(3)?), |_, _, counts| {
+        let total = by_hour.entry(row.get(0)?).or_default();
+        let (totals, earlier): (Vec<u8>, Vec<u8>) = (row.get(2)?, row.get(3)?);
+        cubes::each(row.get(1)?, (&totals, &earlier), |_, _, counts| {
             *total += counts.sessions;
             Ok::<_, Damaged>(())
         })?;
     }
-    Ok(totals.into_values().collect())
+    let mut together = Vec::new();
+    let mut statement = sealed.prepare("SELECT totals FROM cube_totals")?;
+    let mut totals = statement.query([])?;
+    while let Some(row) = totals.next()? {
+        let (mut total, sums) = (0, row.get::<_, Vec<u8>>(0)?);
+        cubes::each_total(&sums, |_, counts| {
+            total += counts.sessions;
+            Ok::<_, Damaged>(())
+        })?;
+        together.push(total);
+    }
+    Ok(by_hour.into_values().chain(together).collect())
 }
 
 impl From<Damaged> for HistoryError {
@@ -299,17 +314,19 @@ impl From<Damaged> for HistoryError {
 fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError> {
     let sealed = Connection::open_with_flags(unfinished, ALONE)?;
     let (mut contents, mut met) = (Summing::default(), Telling::default());
+    let extents = Extents::of(&sealed)?.unwrap_or_default();
     let mut statement = sealed.prepare(
         "SELECT blocks.host_id, blocks.sessions, contents.columns, blocks.codec, blocks.id FROM blocks
          JOIN contents ON contents.block_id = blocks.id ORDER BY blocks.id",
     )?;
     let mut blocks = statement.query([])?;
     while let Some(row) = blocks.next()? {
-        let sessions = Block::read(row.get(0)?, row.get(3)?, row.get(2)?)?.all()?;
-        if count(&sessions) != row.get::<_, i64>(1)? {
+        let (host_id, codec, block) = (row.get(0)?, row.get(3)?, row.get(4)?);
+        let sessions = Block::read(host_id, codec, row.get(2)?)?.all()?;
+        if count(&sessions) != row.get::<_, i64>(1)? || extents.head(block) != Some(Head { id: block, host_id, codec })
+        {
             return Err(SealError::Different);
         }
-        let block = row.get(4)?;
         for (at, one) in sessions.iter().enumerate() {
             contents.add(one);
             met.add(one.peer.ip(), Place { block, at }.number());

@@ -83,6 +83,36 @@ pub(super) async fn filters_choose_what_is_counted_and_peers_are_those_of_sessio
     assert_eq!(by_peer, ["- -: 0 listeners, 1 sessions, (10, 1)"; 4], "four peers, and no listener");
 }
 
+pub(super) async fn listeners_of_many_hosts_are_those_of_each<E: Engine>() {
+    const HOSTS: i64 = 70;
+    let world = World::<E>::new().await;
+    for host in 0..HOSTS {
+        let mut agent = world.host(&format!("web{host}")).await;
+        let ports = [80, 443, 5432];
+        let row = |(number, port): (i64, &u16)| listener(number.unsigned_abs() + 1, &format!("0.0.0.0:{port}"));
+        let all: Vec<Socket> = (0..).zip(&ports[..1 + (host % 3) as usize]).map(row).collect();
+        world.tell(&mut agent, SnapshotWhole, 1, all.iter().cloned().map(present).collect()).await;
+        // Of each host the last one is closed sooner or later.
+        let last = all.into_iter().last().unwrap();
+        world.tell(&mut agent, Changes, 30, vec![closed(last, 2 + host % 20)]).await;
+    }
+    let within = |since, until| SessionTime::Within { since: at(since), until: Some(at(until)) };
+    for time in [within(0, 1), within(5, 9), within(5, 90), within(25, 30), SessionTime::Now, SessionTime::At(at(7))] {
+        let mut sockets = SessionQuestion { time, ..SessionQuestion::default() };
+        let by = [Dimension::Host, Dimension::Service];
+        let mut together = lines(&world, &by, sockets.clone()).await;
+        let mut apart = Vec::new();
+        for host in 0..HOSTS {
+            sockets.filter.hosts.globs = vec![format!("web{host}")];
+            apart.extend(lines(&world, &by, sockets.clone()).await);
+        }
+        together.sort_unstable();
+        apart.sort_unstable();
+        assert!(together.len() >= 60, "{time:?}: {together:?}");
+        assert_eq!(together, apart, "{time:?}");
+    }
+}
+
 pub(super) async fn the_largest_groups_come_first_and_an_answer_that_was_cut_says_so<E: Engine>() {
     let world = scene::<E>().await;
     for (limit, rows, truncated) in [(1, 1, true), (3, 3, false)] {

@@ -2,13 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
     By, Facts, Hour, Span, What,
-    encoding::{Encoding, Summed},
+    encoding::{Encoding, Summed, each_total, encode},
 };
-use crate::history::sqlite::{numbered::Numbered, sealed::Writing, sums::Counts};
+use crate::history::sqlite::{
+    coding,
+    numbered::Numbered,
+    sealed::{Damaged, SealError, Writing},
+    sums::Counts,
+};
 
 /// Most sums that are held before they are written: an agent says when its sessions opened, so that they may be as many as these.
 const HELD: usize = 64 * 1024;
@@ -135,6 +140,36 @@ impl Cubes {
         }
         Ok(())
     }
+}
+
+/// Stores the sums of all hours together of those sums that are stored, which are all of the file, unless they are too many.
+pub(in crate::history::sqlite) fn store_totals(connection: &Connection) -> Result<(), SealError> {
+    for by in [By::Services, By::Owners] {
+        let is_told = format!("SELECT {} FROM cubes", by.column());
+        if !connection.query_row(&is_told, [], |row| row.get(0)).optional()?.unwrap_or(false) {
+            continue;
+        }
+        let mut all = BTreeMap::<What, Option<Counts>>::new();
+        let mut hours = connection.prepare("SELECT totals FROM cube_hours WHERE kind = ?1")?;
+        let mut hours = hours.query([by.number()])?;
+        while let Some(row) = hours.next()? {
+            let totals = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("totals", error.to_string()))?;
+            each_total(totals, |what, counts| {
+                let sum = all.entry(what).or_insert_with(|| Some(Counts::default()));
+                *sum = sum.and_then(|sum| sum.plus(counts));
+                Ok::<_, Damaged>(())
+            })?;
+        }
+        // Those of one file are not more than can be counted, or an agent says what cannot be.
+        let told = all.into_iter().map(|(what, counts)| Some((what, counts?))).collect::<Option<Vec<_>>>();
+        if let Some(told) = told.filter(|told| told.len() <= HELD) {
+            connection.execute(
+                "INSERT INTO cube_totals (kind, totals) VALUES (?1, ?2)",
+                params![by.number(), encode(&told)],
+            )?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

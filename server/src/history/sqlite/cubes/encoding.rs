@@ -36,12 +36,7 @@ impl Encoding {
                 write_counts(&mut self.earlier, *counts);
             }
         }
-        for (number, before) in what.into_iter().zip(&mut self.before) {
-            self.totals.signed(number.wrapping_sub(*before));
-            *before = number;
-        }
-        write_counts(&mut self.totals, total);
-        self.totals.unsigned(earlier);
+        write_sum(&mut self.totals, &mut self.before, (what, total, earlier));
         told
     }
 
@@ -62,6 +57,22 @@ pub(super) struct Summed {
     pub(super) hour: Hour,
     pub(super) totals: Vec<u8>,
     pub(super) earlier: Vec<u8>,
+}
+
+/// Sums of which nothing more is told, as bytes.
+pub(super) fn encode(sums: &[(What, Counts)]) -> Vec<u8> {
+    let (mut writing, mut before) = (Writing::default(), What::default());
+    sums.iter().for_each(|(what, counts)| write_sum(&mut writing, &mut before, (*what, *counts, 0)));
+    writing.finish()
+}
+
+fn write_sum(writing: &mut Writing, before: &mut What, (what, counts, earlier): (What, Counts, u64)) {
+    for (number, before) in what.into_iter().zip(before) {
+        writing.signed(number.wrapping_sub(*before));
+        *before = number;
+    }
+    write_counts(writing, counts);
+    writing.unsigned(earlier);
 }
 
 fn write_counts(writing: &mut Writing, counts: Counts) {

@@ -40,6 +40,15 @@ const WITHIN: &str = "SELECT * FROM listeners
         AND (closed_at_us IS NULL OR closed_at_us >= ?5)
     ORDER BY protocol, port, address, opened_at_us, cookie";
 
+/// Those that were closed before are not even looked at.
+const WITHIN_OF_ALL: &str = "SELECT * FROM listeners INDEXED BY listeners_open
+    WHERE closed_at_us IS NULL AND port BETWEEN ?1 AND ?2 AND opened_at_us <= ?3
+    UNION ALL SELECT * FROM listeners INDEXED BY listeners_closed
+    WHERE closed_at_us >= ?4 AND port BETWEEN ?1 AND ?2 AND opened_at_us <= ?3";
+
+/// Up to so many hosts are each looked for by themselves.
+const BY_HOST: usize = 64;
+
 pub(in crate::history::sqlite) fn list(
     reader: &Reader,
     selection: &Selection,
@@ -47,10 +56,45 @@ pub(in crate::history::sqlite) fn list(
     now: Timestamp,
     outlet: &mut Outlet<Listener>,
 ) -> Result<AnswerMeta, HistoryError> {
+    // One view: for each host that is looked up by itself the system is asked for a lock.
+    let _view = reader.main.unchecked_transaction()?;
     let time = question.at.map_or(SessionTime::Now, SessionTime::At);
     visit(reader, selection, (&question.filter, &question.scopes), time, outlet)?;
     let as_of = question.at.unwrap_or(now);
     coverage::with_gaps(reader, selection, selection.meta(as_of), (as_of, as_of))
+}
+
+/// Shows the listeners of a time in whatever order is least work: those of many hosts are read in one go.
+pub(super) fn visit_unordered(
+    reader: &Reader,
+    selection: &Selection,
+    filter: &SocketFilter,
+    time: SessionTime,
+    sink: &mut dyn Sink<Listener>,
+) -> Result<(), HistoryError> {
+    let SessionTime::Within { since, until } = time else {
+        return visit(reader, selection, (filter, &[]), time, sink);
+    };
+    if selection.hosts.len() <= BY_HOST {
+        return visit(reader, selection, (filter, &[]), time, sink);
+    }
+    let (matcher, hosts) = (Matcher::new(filter)?, selection.by_number());
+    let (first, last) = matcher.port_bounds();
+    let mut programs = Programs::new(reader);
+    let mut statement = reader.main.prepare_cached(WITHIN_OF_ALL)?;
+    let until = until.unwrap_or(Timestamp::MAX).as_micros();
+    let mut rows = statement.query(params![first, last, until, since.as_micros()])?;
+    while let Some(row) = rows.next()? {
+        let Some(host) = hosts.get(&row.get("host_id")?) else { continue };
+        if !is_meant(row, &matcher, &[])? {
+            continue;
+        }
+        let listener = read(row, host, &OwnerColumns::read(row)?, &mut programs)?;
+        if matcher.matches_owners(names(&listener.owners)) && sink.push(listener)? == Wanted::NoMore {
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 /// Shows the listeners of a time, by host, protocol, port and address, for as long as they are wanted. Of a moment they

@@ -96,6 +96,7 @@ pub(super) fn visit(
     let window = search.meaning.window;
     let shown = if window.closed_before.is_some() { Wanted::More } else { search.open(selection, sink)? };
     if shown == Wanted::More && window.past {
+        search.left = Some(question.limit.map_or(usize::MAX, |limit| limit as usize));
         search.over(selection, sink)?;
     }
     Ok(())
@@ -111,6 +112,8 @@ struct Search<'a> {
     fetching: HashMap<InFile, Fetching<'a>>,
     /// How many sessions are held.
     held: usize,
+    /// How many more are wanted, where they are wanted in order.
+    left: Option<usize>,
 }
 
 /// Sessions in the order of the answer, or a page of them that was not read yet: the latest comes first, and at one moment
@@ -191,6 +194,7 @@ impl<'a> Search<'a> {
             programs: Programs::new(reader),
             fetching: HashMap::new(),
             held: 0,
+            left: None,
         })
     }
 
@@ -279,10 +283,11 @@ impl<'a> Search<'a> {
                     None
                 }
             };
-            if let Some(session) = found
-                && sink.push(session)? == Wanted::NoMore
-            {
-                break;
+            if let Some(session) = found {
+                self.left = self.left.map(|left| left.saturating_sub(1));
+                if sink.push(session)? == Wanted::NoMore {
+                    break;
+                }
             }
         }
         Ok(())
@@ -309,9 +314,17 @@ impl<'a> Search<'a> {
     }
 
     /// Finds the pages of a file, without reading them.
-    fn open_file(&self, file: InFile, selection: &Selection, heap: &mut BinaryHeap<Next>) -> Result<(), HistoryError> {
+    fn open_file(
+        &mut self,
+        file: InFile,
+        selection: &Selection,
+        heap: &mut BinaryHeap<Next>,
+    ) -> Result<(), HistoryError> {
         if self.is_sealed(file) {
             return self.blocks(file, heap);
+        }
+        if !self.begins_in_time(file)? {
+            return Ok(());
         }
         let few_hosts = selection.hosts.len() <= BY_HOST;
         let most = if few_hosts { FEW_ROWS } else { MANY_ROWS };

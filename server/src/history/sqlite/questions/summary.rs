@@ -33,6 +33,8 @@ pub(in crate::history::sqlite) fn summarize(
         SessionTime::At(at) => (at, None, None),
         SessionTime::Within { since, until } => (now, Some(since), until),
     };
+    // One view of the names: for each that is looked up by itself the system is asked for a lock.
+    let _names = reader.main.unchecked_transaction()?;
     let mut counting = Counting(Sums::new(&question.by, since.unwrap_or(Timestamp::MIN)));
     {
         // One view of the file, so that a session that closes meanwhile is not counted twice.
@@ -41,7 +43,7 @@ pub(in crate::history::sqlite) fn summarize(
     }
     let sums = summed::count(reader, selection, places, question, &mut counting.0)?;
     if question.counts_listeners() {
-        ports::visit(reader, selection, (&question.sockets.filter, &[]), time, &mut counting)?;
+        ports::visit_unordered(reader, selection, &question.sockets.filter, time, &mut counting)?;
     }
     for sum in counting.0.ordered() {
         if outlet.push(sum)? == Wanted::NoMore {

@@ -193,7 +193,7 @@ impl Turn<'_> {
         Ok(Kept::Whole)
     }
 
-    fn blocks(&mut self, file: &Connection, outline: Outline) -> Result<Kept, HistoryError> {
+    fn blocks(&mut self, file: &Connection, outline: &Outline) -> Result<Kept, HistoryError> {
         let peers: HashSet<_> = self.wanted.sockets.iter().map(|sockets| sockets.peer.ip()).collect();
         if !outline.places {
             return self.blocks_with_peers(file, &peers);
@@ -219,7 +219,11 @@ impl Turn<'_> {
                 return Ok(Kept::Cut);
             }
             let places: Vec<usize> = here.iter().map(|place| Place::of(*place).at).collect();
-            fetching.find(block)?.sessions(&places)?.iter().for_each(|one| self.take(one));
+            let fetched = match outline.extents.as_ref().and_then(|extents| extents.head(block)) {
+                Some(head) => fetching.read(head),
+                None => fetching.find(block),
+            };
+            fetched?.sessions(&places)?.iter().for_each(|one| self.take(one));
         }
         Ok(Kept::Whole)
     }

@@ -102,20 +102,20 @@ impl<'a> Search<'a> {
     }
 
     /// A sealed file of which something may be meant, and its outline.
-    pub(super) fn sealed(&self, file: InFile) -> Result<Option<(&'a Connection, Outline)>, rusqlite::Error> {
+    pub(super) fn sealed(&self, file: InFile) -> Result<Option<(&'a Connection, &'a Outline)>, rusqlite::Error> {
         let [_, last, until] = self.meaning.window.bounds();
         let found = file.map(|place| self.reader.sealed(place)).transpose()?.flatten();
         Ok(found.filter(|(_, outline)| outline.closed_at_us <= last && outline.opened_at_us <= until))
     }
 
     /// Finds the blocks of a file that may hold what is meant, without reading them.
-    pub(super) fn blocks(&self, file: InFile, heap: &mut BinaryHeap<Next>) -> Result<(), HistoryError> {
+    pub(super) fn blocks(&mut self, file: InFile, heap: &mut BinaryHeap<Next>) -> Result<(), HistoryError> {
         let Some((sealed, outline)) = self.sealed(file)? else { return Ok(()) };
         let mut met = None;
         if self.meaning.asks_for_peers() {
             if !outline.places {
                 met = Some(self.met(sealed)?);
-            } else if self.find_places(file, sealed, heap)? {
+            } else if self.find_places(file, (sealed, outline), heap)? {
                 return Ok(());
             }
         }

@@ -6,22 +6,27 @@ use std::{collections::BinaryHeap, ops::Range, rc::Rc};
 use rusqlite::Connection;
 
 use super::{
-    BY_HOST, InFile, MANY_ROWS, Next, Search, What,
+    BY_HOST, HELD, InFile, MANY_ROWS, Next, Search, What,
     blocks::{Found, InBlock, Which},
 };
 use crate::history::{
     HistoryError,
     sqlite::{
         coding,
+        questions::Outline,
         sealed::{Block, Head, places, places::Place},
         stored::StoredSession,
     },
 };
 
 /// Up to so many blocks are each looked for by themselves; for more, looking through all is less work.
-const BY_NUMBER: usize = 512;
+const BY_NUMBER: usize = 1024;
 /// Where more than one of so many sessions of a block has a peer that is meant, it is as well to look at all of its peers.
 const FEW: usize = 8;
+
+/// Up to so many sessions are all read at once also where fewer are wanted: it is as much work to look up when those of each block
+/// closed.
+const AT_ONCE: usize = 128;
 
 /// The places of a block among those that are meant of a file.
 pub(super) struct Placed {
@@ -47,9 +52,9 @@ pub(super) enum Chosen {
 impl Search<'_> {
     /// Finds where the sessions with peers that are meant are, without reading them; whether they are not too many.
     pub(super) fn find_places(
-        &self,
+        &mut self,
         file: InFile,
-        sealed: &Connection,
+        (sealed, outline): (&Connection, &Outline),
         heap: &mut BinaryHeap<Next>,
     ) -> Result<bool, HistoryError> {
         let mut all = Vec::new();
@@ -63,13 +68,49 @@ impl Search<'_> {
         all.dedup();
         let blocks = by_block(&all);
         let all = Rc::new(all);
+        let placed = |head: Head, at: usize| Placed { head, all: Rc::clone(&all), here: blocks[at].1.clone() };
+        // Where all of them are wanted it is less work to read one block after the other and to put their sessions into order once.
+        let at_once = self.left.is_some_and(|left| all.len() <= left.clamp(AT_ONCE, HELD));
+        if at_once && let Some(extents) = outline.extents.as_ref().filter(|_| self.means_all_of(file, outline)) {
+            let heads = blocks.iter().map(|(block, _)| {
+                extents.head(*block).ok_or_else(|| coding::wrong("places", format!("block {block} is nobody's")))
+            });
+            let heads = heads.collect::<Result<Vec<Head>, _>>()?.into_iter().enumerate();
+            let meant = heads.filter(|(_, head)| self.hosts.contains_key(&head.host_id));
+            let found: Vec<Placed> = meant.map(|(at, head)| placed(head, at)).collect();
+            heap.extend(self.choose_all(file, &found)?);
+            return Ok(true);
+        }
         self.each_block(sealed, self.looked_for(&blocks), |Found { head, closed: (_, latest) }| {
             if let Ok(at) = blocks.binary_search_by_key(&head.id, |(block, _)| *block) {
-                let placed = Placed { head, all: Rc::clone(&all), here: blocks[at].1.clone() };
-                heap.push(Next { latest, file, id: head.id, what: What::Placed(placed) });
+                heap.push(Next { latest, file, id: head.id, what: What::Placed(placed(head, at)) });
             }
         })?;
         Ok(true)
+    }
+
+    /// Whether the window that is meant has all of a file in it.
+    fn means_all_of(&self, file: InFile, outline: &Outline) -> bool {
+        let [after, last, until] = self.meaning.window.bounds();
+        let latest = file.and_then(|place| self.reader.catalogue.complete.get(place)).map(|part| part.latest);
+        latest.is_some_and(|latest| after < outline.closed_at_us && latest <= last.min(until))
+    }
+
+    /// Reads all sessions that are meant of these blocks, for an answer in order.
+    fn choose_all(&mut self, file: InFile, blocks: &[Placed]) -> Result<Option<Next>, HistoryError> {
+        let Some(Placed { head: last, .. }) = blocks.last() else { return Ok(None) };
+        let mut sessions: Vec<(i64, StoredSession)> = Vec::new();
+        for placed in blocks {
+            let chosen = match self.read_placed(file, placed)? {
+                Chosen::None => Vec::new(),
+                Chosen::Few(chosen) => chosen,
+                Chosen::Many(block, meant) => block.sessions(&meant)?,
+            };
+            sessions.extend(chosen.into_iter().map(|one| (placed.head.id, one)));
+        }
+        // Those of one block are in their order already.
+        sessions.sort_by_key(|(block, one)| (one.closed.map(|(at, _)| at), *block));
+        Ok(InBlock::made(sessions.into_iter().map(|(_, one)| one).collect()).turn((file, last.id)))
     }
 
     /// How blocks are found with the least work.

@@ -18,6 +18,15 @@ use crate::history::{
 const IN_WINDOW: &str = "closed_at_us > ?3 AND closed_at_us <= ?4 AND closed_at_us - duration_us <= ?5";
 
 impl Search<'_> {
+    /// Whether anything in a file with rows may have opened and closed before the window ends.
+    pub(super) fn begins_in_time(&self, file: InFile) -> Result<bool, rusqlite::Error> {
+        let Some(connection) = self.file(file)? else { return Ok(false) };
+        let [_, last, until] = self.meaning.window.bounds();
+        let mut statement = connection
+            .prepare_cached("SELECT 1 FROM chapters WHERE min_closed_at_us <= ?1 AND min_opened_at_us <= ?2")?;
+        statement.exists([last, until])
+    }
+
     /// Finds the zones of a file in which something may be meant behind a row, without reading them.
     pub(super) fn zones(&self, file: InFile, behind: i64, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
         let Some(connection) = self.file(file)? else { return Ok(()) };

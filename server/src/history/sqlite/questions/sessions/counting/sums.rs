@@ -16,9 +16,9 @@ use crate::history::{
     HistoryError,
     sqlite::{
         coding,
-        cubes::{self, By, Hour, Meant, Service, Span, What},
+        cubes::{self, By, Choice, Hour, Meant, Service, Span, What},
         numbered::Numbered,
-        sealed::{Column, Head},
+        sealed::{Column, Damaged, Head},
         stored::StoredSession,
         sums::{self, Counts},
     },
@@ -104,18 +104,21 @@ impl Search<'_> {
     /// Counts what is meant in a file whose sums can be used; whether it has such.
     pub(super) fn add_sums(&mut self, file: InFile, read: &mut Read, into: &mut Sums) -> Result<bool, HistoryError> {
         let is_sealed = self.is_sealed(file);
-        let connection = if is_sealed {
+        let (connection, whole) = if is_sealed {
             match self.sealed(file)? {
                 // An earlier version sealed files without.
                 Some((_, outline)) if !outline.sums => return Ok(false),
-                Some((sealed, _)) => sealed,
+                Some((sealed, outline)) => (sealed, outline.totals),
                 None => return Ok(true),
             }
         } else {
             let Some(connection) = self.file(file)? else { return Ok(true) };
-            connection
+            if !self.begins_in_time(file)? {
+                return Ok(true);
+            }
+            (connection, false)
         };
-        let covered = self.read_sums(connection, read, into)?;
+        let covered = self.read_sums((connection, whole), read, into)?;
         if covered.is_empty() {
             return Ok(false);
         }
@@ -127,10 +130,10 @@ impl Search<'_> {
         Ok(true)
     }
 
-    /// Reads what the sums of a file tell of sessions that are meant; gives which rows they are of.
+    /// Reads what the sums of a file tell of sessions that are meant, which may also be told together; gives which rows they are of.
     fn read_sums(
         &mut self,
-        connection: &Connection,
+        (connection, whole): (&Connection, bool),
         read: &mut Read,
         into: &mut Sums,
     ) -> Result<Covered, HistoryError> {
@@ -141,55 +144,94 @@ impl Search<'_> {
             by.column()
         ))?;
         let mut hours = connection.prepare_cached(
-            "SELECT closed_hour, min_opened_at_us, max_opened_at_us, totals, earlier FROM cube_hours
-             WHERE first_id = ?1 AND kind = ?2 AND closed_hour BETWEEN ?3 AND ?4 AND min_opened_at_us <= ?5",
+            "SELECT id, closed_hour, min_opened_at_us, max_opened_at_us FROM cube_hours
+             WHERE first_id = ?1 AND kind = ?2 AND closed_hour BETWEEN ?3 AND ?4",
         )?;
-        let [after, last, until] = self.meaning.window.bounds();
-        let (first_hour, last_hour) = (sums::hour(after.saturating_add(1)), sums::hour(last));
+        let window = self.meaning.window.bounds();
+        let [after, last, _] = window;
+        let whole = whole && is_told_together(connection, by)?;
+        // What is taken off the whole lies beyond the window.
+        let (first, last) =
+            if whole { (i64::MIN, i64::MAX) } else { (sums::hour(after.saturating_add(1)), sums::hour(last)) };
+        let openings = into.are_by(Dimension::Hour);
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             self.reader.go_on()?;
-            let first_id: i64 = row.get(0)?;
-            let mut hours = hours.query(params![first_id, by.number(), first_hour, last_hour, until])?;
+            let (first_id, last_id): (i64, i64) = (row.get(0)?, row.get(1)?);
+            let hour =
+                |row: &Row<'_>| Ok((row.get(0)?, Hour { closed: row.get(1)?, opened_us: (row.get(2)?, row.get(3)?) }));
+            let hours = hours.query_map([first_id, by.number(), first, last], hour)?.collect::<Result<Vec<_>, _>>()?;
+            let choice = Choice::of(&hours, window, cubes::Told { whole, openings });
             // Of services it is not told whose they are.
-            let mut answers = (by == By::Owners).then_some(true);
-            while let Some(hour) = hours.next()? {
-                let answers = match answers {
-                    Some(answers) => answers,
-                    None => *answers.insert(self.means_all(row.get_ref(2)?)?),
-                };
-                if !answers {
-                    break;
-                }
-                self.read_hour(hour, read, into)?;
-            }
-            if answers != Some(false) {
-                covered.push((first_id, row.get(1)?));
+            if by == By::Owners || choice.is_empty() || self.means_all(row.get_ref(2)?)? {
+                self.read_chosen(connection, &choice, read, into)?;
+                covered.push((first_id, last_id));
             }
         }
         Ok(covered)
     }
 
-    /// Reads the sums of an hour.
-    fn read_hour(&mut self, row: &Row<'_>, read: &mut Read, into: &mut Sums) -> Result<(), HistoryError> {
-        let blob = |column| row.get_ref(column)?.as_blob().map_err(|error| coding::wrong("totals", error.to_string()));
+    fn read_chosen(
+        &mut self,
+        connection: &Connection,
+        choice: &Choice,
+        read: &mut Read,
+        into: &mut Sums,
+    ) -> Result<(), HistoryError> {
         let window = self.meaning.window.bounds();
-        let hour = Hour { closed: row.get(0)?, opened_us: (row.get(1)?, row.get(2)?) };
-        let by_hour = into.are_by(Dimension::Hour);
-        match hour.is_meant(window) {
-            Meant::No => Ok(()),
-            Meant::Yes if !by_hour => {
-                cubes::each_total(blob(3)?, |what, counts| self.add_sum(read, (what, 0), counts, into))
+        if choice.whole {
+            self.read_all_but(connection, &choice.totals, read, into)?;
+        } else {
+            for number in &choice.totals {
+                with_hour(connection, *number, |(totals, _)| {
+                    cubes::each_total(totals, |what, counts| self.add_sum(read, (what, 0), counts, into))
+                })?;
             }
-            Meant::Yes | Meant::Unclear => cubes::each(hour.closed, (blob(3)?, blob(4)?), |what, span, counts| {
-                if span.is_meant(window) != Meant::Yes {
-                    return Ok(());
-                }
-                let opened_at = Timestamp::from_micros(span.opened_at_us());
-                let hour = if by_hour { into.hour_of(opened_at).as_micros() } else { 0 };
-                self.add_sum(read, (what, hour), counts, into)
-            }),
         }
+        let by_hour = into.are_by(Dimension::Hour);
+        for (number, hour) in &choice.apart {
+            with_hour(connection, *number, |bytes| {
+                cubes::each(hour.closed, bytes, |what, span, counts| {
+                    if span.is_meant(window) != Meant::Yes {
+                        return Ok(());
+                    }
+                    let opened_at = Timestamp::from_micros(span.opened_at_us());
+                    let hour = if by_hour { into.hour_of(opened_at).as_micros() } else { 0 };
+                    self.add_sum(read, (what, hour), counts, into)
+                })
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Reads the sums of all hours of a file but these.
+    fn read_all_but(
+        &mut self,
+        connection: &Connection,
+        hours: &[i64],
+        read: &mut Read,
+        into: &mut Sums,
+    ) -> Result<(), HistoryError> {
+        let mut all: Vec<(What, Counts)> = Vec::new();
+        let mut statement = connection.prepare_cached("SELECT totals FROM cube_totals WHERE kind = ?1")?;
+        let mut rows = statement.query([read.by.number()])?;
+        let row = rows.next()?.ok_or(Damaged("there are no sums of all hours"))?;
+        cubes::each_total(blob(row, 0)?, |what, counts| {
+            all.push((what, counts));
+            Ok::<_, Damaged>(())
+        })?;
+        for number in hours {
+            with_hour(connection, *number, |(totals, _)| {
+                Ok(cubes::each_total(totals, |what, counts| {
+                    let at = all.binary_search_by_key(&what, |(what, _)| *what).ok();
+                    let (_, sum) = at.and_then(|at| all.get_mut(at)).ok_or(Damaged("a part is not in the whole"))?;
+                    *sum = sum.minus(counts).ok_or(Damaged("a part is more than the whole"))?;
+                    Ok::<_, Damaged>(())
+                })?)
+            })?;
+        }
+        let left = all.into_iter().filter(|(_, counts)| counts.sessions > 0);
+        left.into_iter().try_for_each(|(what, counts)| self.add_sum(read, (what, 0), counts, into))
     }
 
     fn add_sum(&mut self, read: &mut Read, group: Group, counts: Counts, into: &mut Sums) -> Result<(), HistoryError> {
@@ -207,6 +249,7 @@ impl Search<'_> {
     /// Counts what was read.
     pub(super) fn add_read(&mut self, read: &mut Read, into: &mut Sums) -> Result<(), HistoryError> {
         let groups = read.take();
+        into.reserve(groups.len());
         groups.into_iter().try_for_each(|((what, at), counts)| self.add_group(read.by, what, at, counts, into))
     }
 
@@ -321,6 +364,26 @@ impl Search<'_> {
         }
         Ok(())
     }
+}
+
+fn is_told_together(connection: &Connection, by: By) -> Result<bool, rusqlite::Error> {
+    connection.prepare_cached("SELECT 1 FROM cube_totals WHERE kind = ?1")?.exists([by.number()])
+}
+
+/// Shows the sums of an hour, by its number: the totals, and what opened earlier.
+fn with_hour<T>(
+    connection: &Connection,
+    number: i64,
+    show: impl FnOnce((&[u8], &[u8])) -> Result<T, HistoryError>,
+) -> Result<T, HistoryError> {
+    let mut statement = connection.prepare_cached("SELECT totals, earlier FROM cube_hours WHERE id = ?1")?;
+    let mut rows = statement.query([number])?;
+    let row = rows.next()?.ok_or(Damaged("an hour is missing"))?;
+    show((blob(row, 0)?, blob(row, 1)?))
+}
+
+fn blob<'r>(row: &'r Row<'_>, column: usize) -> Result<&'r [u8], rusqlite::Error> {
+    row.get_ref(column)?.as_blob().map_err(|error| coding::wrong("totals", error.to_string()))
 }
 
 fn span(one: &StoredSession) -> Span {

@@ -1,0 +1,69 @@
+//! What is known of sealed files before anything is looked for in them. They do not change, so that all readers share it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use rusqlite::Connection;
+
+use crate::history::sqlite::{
+    cubes,
+    sealed::{Extents, places},
+};
+
+/// What is known of a sealed file.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::history::sqlite) struct Outline {
+    /// The earliest opening of its sessions, us.
+    pub(in crate::history::sqlite) opened_at_us: i64,
+    /// Their earliest closing, us.
+    pub(in crate::history::sqlite) closed_at_us: i64,
+    /// Whether it tells where the sessions with each address are: those of earlier versions tell which hosts had some.
+    pub(in crate::history::sqlite) places: bool,
+    /// Whether it has sums.
+    pub(in crate::history::sqlite) sums: bool,
+    /// Whether it has those of all hours together.
+    pub(in crate::history::sqlite) totals: bool,
+    /// Whose its blocks are, if it tells that.
+    pub(in crate::history::sqlite) extents: Option<Extents>,
+}
+
+impl Outline {
+    pub(super) fn of(sealed: &Connection) -> Result<Outline, rusqlite::Error> {
+        let (places, sums, totals) = (places::are_told(sealed)?, cubes::are_told(sealed)?, cubes::have_totals(sealed)?);
+        // Earlier versions noted no beginning either.
+        let beginning = if sums {
+            "SELECT min(min_opened_at_us), min(min_closed_at_us) FROM beginnings"
+        } else {
+            "SELECT min(min_opened_at_us), min(min_closed_at_us) FROM blocks"
+        };
+        let extents = Extents::of(sealed)?;
+        sealed.query_row(beginning, [], |row| {
+            // Of no sessions all are later than anything.
+            let earliest = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.unwrap_or(i64::MAX));
+            let (opened_at_us, closed_at_us) = (earliest(0)?, earliest(1)?);
+            Ok(Outline { opened_at_us, closed_at_us, places, sums, totals, extents })
+        })
+    }
+}
+
+/// The outlines that readers have, by the numbers of the files.
+#[derive(Debug, Default)]
+pub(super) struct Outlines(Mutex<HashMap<i64, Weak<Outline>>>);
+
+impl Outlines {
+    /// That of a file: the one that another reader has, if any does.
+    pub(super) fn get(&self, file: i64, sealed: &Connection) -> Result<Arc<Outline>, rusqlite::Error> {
+        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = known().get(&file).and_then(Weak::upgrade) {
+            return Ok(shared);
+        }
+        // Two readers may make it at once.
+        let made = Arc::new(Outline::of(sealed)?);
+        let mut known = known();
+        known.retain(|_, outline| outline.strong_count() > 0);
+        known.insert(file, Arc::downgrade(&made));
+        Ok(made)
+    }
+}
