@@ -73,6 +73,23 @@ pub(super) struct Roster {
 pub(super) struct Selected {
     pub(super) entry: Arc<HostEntry>,
     pub(super) state: HostState,
+    /// Its number, when it was observed first, and until when it is known: every question asks for these of every host, and an
+    /// entry is elsewhere in memory.
+    pub(super) id: i64,
+    pub(super) observed_since: Option<Timestamp>,
+    pub(super) known_until: Option<Timestamp>,
+}
+
+impl Selected {
+    fn of(entry: &Arc<HostEntry>, state: HostState) -> Selected {
+        Selected {
+            state,
+            id: entry.id,
+            observed_since: entry.observed_since,
+            known_until: entry.known_until(),
+            entry: Arc::clone(entry),
+        }
+    }
 }
 
 /// The hosts that a question means, by name.
@@ -109,7 +126,7 @@ impl Selection {
 
     /// The hosts by their numbers.
     pub(super) fn by_number(&self) -> Numbered<i64, &Selected> {
-        self.hosts.iter().map(|host| (host.entry.id, host)).collect()
+        self.hosts.iter().map(|host| (host.id, host)).collect()
     }
 }
 
@@ -307,8 +324,7 @@ impl Roster {
         };
         let selected =
             hosts.directory().by_name.iter().filter_map(|id| hosts.by_id.get(id)).filter(|entry| meant(entry));
-        let selected =
-            selected.map(|entry| Selected { state: entry.state(now, self.stale_after), entry: Arc::clone(entry) });
+        let selected = selected.map(|entry| Selected::of(entry, entry.state(now, self.stale_after)));
         Ok(Selection { hosts: selected.collect(), stale_after: self.stale_after, now })
     }
 

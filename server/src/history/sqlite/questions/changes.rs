@@ -119,7 +119,7 @@ impl Merge<'_, '_> {
                 self.heap.push(Next { at: page.latest(), what: What::Page(page) });
             };
             if selection.hosts.len() <= BY_HOST {
-                selection.hosts.iter().for_each(|host| note(Some(host.entry.id)));
+                selection.hosts.iter().for_each(|host| note(Some(host.id)));
             } else {
                 note(None);
             }

@@ -35,7 +35,7 @@ pub(in crate::history::sqlite) fn list_hosts(
     };
     let mut hosts = Vec::with_capacity(selection.hosts.len());
     for selected in &selection.hosts {
-        let id = selected.entry.id;
+        let id = selected.id;
         hosts.push(roster::host(selected, count(&reader.main, listeners, id)?, count(&reader.day, sessions, id)?));
     }
     Ok((hosts, selection.meta(now)))
@@ -123,7 +123,7 @@ fn each_gap(
 
 /// The beginning of a window that lies before the first report of a host.
 fn not_yet(host: &Selected, since: Timestamp) -> Option<Gap> {
-    let first = host.entry.observed_since;
+    let first = host.observed_since;
     let begins = since > Timestamp::MIN && first.is_none_or(|first| since < first);
     begins.then(|| Gap {
         host: host.entry.name.clone(),
@@ -137,7 +137,7 @@ fn not_yet(host: &Selected, since: Timestamp) -> Option<Gap> {
 
 /// The part of a window that was observed and is not kept any more.
 fn expired(host: &Selected, since: Timestamp, horizon: Option<Timestamp>) -> Option<Gap> {
-    let (horizon, first) = (horizon?, host.entry.observed_since?);
+    let (horizon, first) = (horizon?, host.observed_since?);
     let begins = since > Timestamp::MIN && since < horizon && first < horizon;
     begins.then(|| Gap {
         host: host.entry.name.clone(),
@@ -152,7 +152,7 @@ fn expired(host: &Selected, since: Timestamp, horizon: Option<Timestamp>) -> Opt
 /// The end of a window of which a host has not told yet, or of which nothing is stored because it was revoked. Of this
 /// moment an answer says that the host is stale.
 fn unreported(host: &Selected, (since, until): (Timestamp, Timestamp), selection: &Selection) -> Option<Gap> {
-    let told = host.entry.known_until()?;
+    let told = host.known_until?;
     let reason = match host.state {
         HostState::Revoked => GapReason::Revoked,
         HostState::Pending => return None,

@@ -29,7 +29,7 @@ impl<'a> NamespaceNames<'a> {
         if host.entry.facts.as_ref().is_none_or(|facts| facts.netns == netns) {
             return Ok(String::new());
         }
-        let key = (host.entry.id, netns);
+        let key = (host.id, netns);
         if !self.known.contains_key(&key) {
             if self.known.len() >= REMEMBERED {
                 self.known.clear();
@@ -39,9 +39,7 @@ impl<'a> NamespaceNames<'a> {
                  WHERE host_id = ?1 AND netns = ?2 ORDER BY until_us IS NULL DESC, since_us DESC",
             )?;
             let names = statement
-                .query_map(params![host.entry.id, coding::signed(netns)], |row| {
-                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-                })?
+                .query_map(params![host.id, coding::signed(netns)], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
                 .collect::<Result<_, _>>()?;
             self.known.insert(key, names);
         }

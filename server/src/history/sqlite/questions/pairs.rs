@@ -4,7 +4,10 @@
 //! host on which another end can be is asked once, for all of them: in the runs of its rows around the moments of closing, or
 //! in the blocks that hold them. Then the same is asked the other way round, so that an end that is that of several is none.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+};
 
 use fleetsock_proto::{
     answer::OtherEnds,
@@ -27,7 +30,7 @@ use super::{
 use crate::history::{
     HistoryError,
     pairing::{End, Ends, Sockets, closing},
-    sqlite::roster::Selection,
+    sqlite::{numbered::Numbered, roster::Selection},
 };
 
 mod holders;
@@ -46,7 +49,8 @@ const ROWS: u64 = 250_000;
 pub(super) struct Paired<'a> {
     reader: &'a Reader,
     outlet: &'a mut Outlet<Session>,
-    numbers: HashMap<HostId, i64>,
+    selection: &'a Selection,
+    numbers: OnceCell<Numbered<HostId, i64>>,
     names: HashMap<i64, (HostId, String)>,
     now: Timestamp,
     pairing: Pairing,
@@ -57,14 +61,23 @@ pub(super) struct Paired<'a> {
 impl<'a> Paired<'a> {
     pub(super) fn new(
         reader: &'a Reader,
-        selection: &Selection,
+        selection: &'a Selection,
         pairing: Pairing,
         outlet: &'a mut Outlet<Session>,
     ) -> Paired<'a> {
-        let numbers = selection.hosts.iter().map(|host| (host.entry.host_id, host.entry.id)).collect();
         let sought = if pairing == Pairing::Never { OtherEnds::NotLookedFor } else { OtherEnds::LookedFor };
         let now = selection.now();
-        Paired { reader, outlet, numbers, names: HashMap::new(), now, pairing, held: Vec::new(), sought }
+        Paired {
+            reader,
+            outlet,
+            selection,
+            numbers: OnceCell::new(),
+            names: HashMap::new(),
+            now,
+            pairing,
+            held: Vec::new(),
+            sought,
+        }
     }
 
     /// Sends what is held; whether other ends were looked for.
@@ -87,6 +100,9 @@ impl<'a> Paired<'a> {
 
     /// Finds the other ends of what is held.
     fn pair(&mut self) -> Result<(), HistoryError> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
         let now_us = self.now.as_micros();
         let ends: Vec<Option<End>> = self.held.iter().map(|session| self.end(session)).collect();
         let known = || ends.iter().flatten();
@@ -124,8 +140,11 @@ impl<'a> Paired<'a> {
     }
 
     fn end(&self, session: &Session) -> Option<End> {
+        let numbers = self
+            .numbers
+            .get_or_init(|| self.selection.hosts.iter().map(|host| (host.entry.host_id, host.id)).collect());
         Some(End {
-            host: *self.numbers.get(&session.host_id)?,
+            host: *numbers.get(&session.host_id)?,
             netns: session.netns,
             sockets: Sockets { protocol: session.protocol.number(), local: session.local, peer: session.peer },
             opened_at_us: session.opened_at.as_micros(),

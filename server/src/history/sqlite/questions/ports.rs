@@ -115,7 +115,7 @@ pub(super) fn visit(
         SessionTime::Within { .. } => WITHIN,
     })?;
     for host in &selection.hosts {
-        let id = host.entry.id;
+        let id = host.id;
         let (mut rows, holders) = match time {
             SessionTime::Now => (statement.query(params![id, first, last])?, None),
             SessionTime::At(at) => {

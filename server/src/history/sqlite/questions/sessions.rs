@@ -221,7 +221,7 @@ impl<'a> Search<'a> {
         ))?;
         let until = self.meaning.window.opened_until.as_micros();
         let mut rows = match selection.hosts.as_slice() {
-            [host] => by_host.query([until, host.entry.id])?,
+            [host] => by_host.query([until, host.id])?,
             _ => by_time.query([until])?,
         };
         while let Some(row) = rows.next()? {
