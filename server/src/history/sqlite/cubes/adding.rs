@@ -142,34 +142,42 @@ impl Cubes {
     }
 }
 
-/// Stores the sums of all hours together of those sums that are stored, which are all of the file, unless they are too many.
+/// Stores the sums of all hours together of those that are stored, which are all of the file, unless they are too many.
 pub(in crate::history::sqlite) fn store_totals(connection: &Connection) -> Result<(), SealError> {
     for by in [By::Services, By::Owners] {
         let is_told = format!("SELECT {} FROM cubes", by.column());
         if !connection.query_row(&is_told, [], |row| row.get(0)).optional()?.unwrap_or(false) {
             continue;
         }
-        let mut all = BTreeMap::<What, Option<Counts>>::new();
-        let mut hours = connection.prepare("SELECT totals FROM cube_hours WHERE kind = ?1")?;
-        let mut hours = hours.query([by.number()])?;
-        while let Some(row) = hours.next()? {
-            let totals = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("totals", error.to_string()))?;
-            each_total(totals, |what, counts| {
-                let sum = all.entry(what).or_insert_with(|| Some(Counts::default()));
-                *sum = sum.and_then(|sum| sum.plus(counts));
-                Ok::<_, Damaged>(())
-            })?;
-        }
-        // Those of one file are not more than can be counted, or an agent says what cannot be.
-        let told = all.into_iter().map(|(what, counts)| Some((what, counts?))).collect::<Option<Vec<_>>>();
-        if let Some(told) = told.filter(|told| told.len() <= HELD) {
-            connection.execute(
-                "INSERT INTO cube_totals (kind, totals) VALUES (?1, ?2)",
-                params![by.number(), encode(&told)],
-            )?;
+        if let Some(totals) = total(connection, by)? {
+            let row = params![by.number(), encode(&totals)];
+            connection.execute("INSERT INTO cube_totals (kind, totals) VALUES (?1, ?2)", row)?;
         }
     }
     Ok(())
+}
+
+/// The sums of all hours together; none when they are too many, or more than can be counted.
+fn total(connection: &Connection, by: By) -> Result<Option<Vec<(What, Counts)>>, SealError> {
+    let mut all = BTreeMap::<What, Counts>::new();
+    let mut hours = connection.prepare("SELECT totals FROM cube_hours WHERE kind = ?1")?;
+    let mut hours = hours.query([by.number()])?;
+    while let Some(row) = hours.next()? {
+        let totals = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("totals", error.to_string()))?;
+        let mut told = true;
+        each_total(totals, |what, counts| {
+            let sum = all.entry(what).or_default();
+            match sum.plus(counts) {
+                Some(more) => *sum = more,
+                None => told = false,
+            }
+            Ok::<_, Damaged>(())
+        })?;
+        if !told || all.len() > HELD {
+            return Ok(None);
+        }
+    }
+    Ok(Some(all.into_iter().collect()))
 }
 
 #[cfg(test)]

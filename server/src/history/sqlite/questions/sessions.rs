@@ -248,6 +248,7 @@ impl<'a> Search<'a> {
                 },
                 What::InBlock(mut sessions) => {
                     let one = sessions.take()?;
+                    self.held -= usize::from(sessions.is_held);
                     heap.extend(sessions.turn((file, id)));
                     match one {
                         Some(one) => Some(self.shown(&one)?),

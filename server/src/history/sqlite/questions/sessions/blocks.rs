@@ -46,6 +46,8 @@ pub(super) type Span = (i64, i64);
 /// The sessions of a block that are meant, for an answer in order: the last of them comes first.
 pub(super) struct InBlock {
     next: Vec<StoredSession>,
+    /// Whether they count among those that are held.
+    pub(super) is_held: bool,
     /// Where those are that come after them.
     rest: Option<Box<(Block, Vec<usize>)>>,
 }
@@ -57,14 +59,19 @@ const MADE_FIRST: usize = 32;
 impl InBlock {
     /// Those in these places.
     pub(super) fn of(block: Block, places: Vec<usize>) -> Result<InBlock, HistoryError> {
-        let mut all = InBlock { next: Vec::new(), rest: Some(Box::new((block, places))) };
+        let mut all = InBlock { next: Vec::new(), is_held: false, rest: Some(Box::new((block, places))) };
         all.make(MADE_FIRST)?;
         Ok(all)
     }
 
     /// Those that are made already.
     pub(super) const fn made(sessions: Vec<StoredSession>) -> InBlock {
-        InBlock { next: sessions, rest: None }
+        InBlock { next: sessions, is_held: false, rest: None }
+    }
+
+    /// Those of many blocks, which count among those that are held.
+    pub(super) const fn held(sessions: Vec<StoredSession>) -> InBlock {
+        InBlock { next: sessions, is_held: true, rest: None }
     }
 
     /// Makes up to so many sessions of those that come next.

@@ -70,7 +70,7 @@ impl Search<'_> {
         let all = Rc::new(all);
         let placed = |head: Head, at: usize| Placed { head, all: Rc::clone(&all), here: blocks[at].1.clone() };
         // Where all of them are wanted it is less work to read one block after the other and to put their sessions into order once.
-        let at_once = self.left.is_some_and(|left| all.len() <= left.clamp(AT_ONCE, HELD));
+        let at_once = self.held + all.len() <= HELD && self.left.is_some_and(|left| all.len() <= left.max(AT_ONCE));
         if at_once && let Some(extents) = outline.extents.as_ref().filter(|_| self.means_all_of(file, outline)) {
             let heads = blocks.iter().map(|(block, _)| {
                 extents.head(*block).ok_or_else(|| coding::wrong("places", format!("block {block} is nobody's")))
@@ -110,7 +110,8 @@ impl Search<'_> {
         }
         // Those of one block are in their order already.
         sessions.sort_by_key(|(block, one)| (one.closed.map(|(at, _)| at), *block));
-        Ok(InBlock::made(sessions.into_iter().map(|(_, one)| one).collect()).turn((file, last.id)))
+        self.held += sessions.len();
+        Ok(InBlock::held(sessions.into_iter().map(|(_, one)| one).collect()).turn((file, last.id)))
     }
 
     /// How blocks are found with the least work.
