@@ -68,11 +68,15 @@ pub(crate) trait Engine: Sized {
     fn relieve(&self) {}
 }
 
-/// A clock by which it is always time to look whether a file is complete.
-fn hurried() -> Timestamp {
+/// A clock by which it is always time to look whether a file is complete, and never midnight, when one is that should not be. It
+/// is that of all tests at once, so that it is set back from time to time.
+pub(crate) fn hurried() -> Timestamp {
     static SECONDS: AtomicI64 = AtomicI64::new(0);
-    at(SECONDS.fetch_add(2, Relaxed))
+    at(SECONDS.fetch_add(2, Relaxed) % BEFORE_MIDNIGHT_S)
 }
+
+/// Seconds of the day in which the scene begins, at eleven o'clock.
+const BEFORE_MIDNIGHT_S: i64 = 40_000;
 
 /// Opens a history that may have been closed a moment ago. Another test may be between fork and exec, and then its child
 /// has the lock still.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -30,7 +30,7 @@ use fleetsock_server::history::{
 use rusqlite::Connection;
 
 use crate::{
-    engine::{Engine, Rules, World, actor, put_back, reopen},
+    engine::{Engine, Rules, World, actor, hurried, put_back, reopen},
     scene::{Agent, Described, at, closed, opened, owner, session, session_line},
 };
 
@@ -50,11 +50,6 @@ const ROUNDS: i64 = 20;
 struct Hesitant<const ROWS: i64> {
     folder: tempfile::TempDir,
     pause_ms: AtomicU64,
-}
-
-fn hurried() -> Timestamp {
-    static SECONDS: AtomicI64 = AtomicI64::new(0);
-    at(SECONDS.fetch_add(2, Relaxed))
 }
 
 impl<const ROWS: i64> Hesitant<ROWS> {
