@@ -261,9 +261,16 @@ async fn grown(folder: &Path, arguments: &Arguments, table: &mut Table) -> (Arc<
 
 async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
     let folder = place.join("history");
-    let (history, hosts, reports) = match folder.exists() {
-        true => (open(&folder), Vec::new(), Reports::of(0..0, 0)),
-        false => grown(&folder, arguments, table).await,
+    // Written when the history is whole: one that broke off would be asked as if it were.
+    let told = place.join("sessions");
+    let (history, hosts, reports) = if folder.exists() {
+        let sessions = fs::read_to_string(&told).unwrap_or_default();
+        assert_eq!(sessions, arguments.sessions.to_string(), "{} has other sessions, or not all", folder.display());
+        (open(&folder), Vec::new(), Reports::of(0..0, 0))
+    } else {
+        let grown = grown(&folder, arguments, table).await;
+        fs::write(told, arguments.sessions.to_string()).unwrap();
+        grown
     };
     let idle = questions::ask_all(&history, arguments.sessions, (arguments.asked, &arguments.only)).await;
     let busy = if arguments.busy { ask_busily(&history, &hosts, reports, arguments).await } else { Vec::new() };

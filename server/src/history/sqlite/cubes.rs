@@ -261,7 +261,9 @@ mod tests {
         }
 
         #[test]
-        fn of_a_window_of_whole_hours_nothing_is_unclear(begin in -4_i64..4, length in 0_i64..9, last in prop_oneof![Just(i64::MAX), Just(7 * HOUR - 1)]) {
+        fn of_a_window_of_whole_hours_nothing_is_unclear(
+            begin in -4_i64..4, length in 0_i64..9, last in prop_oneof![Just(i64::MAX), Just(7 * HOUR - 1)]
+        ) {
             let window = [begin * HOUR - 1, last, (begin + length) * HOUR];
             prop_assert!(unclear(window).iter().all(|(begin, end)| begin > end), "{window:?}");
         }

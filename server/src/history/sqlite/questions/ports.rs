@@ -72,12 +72,9 @@ pub(super) fn visit_unordered(
     time: SessionTime,
     sink: &mut dyn Sink<Listener>,
 ) -> Result<(), HistoryError> {
-    let SessionTime::Within { since, until } = time else {
+    let (SessionTime::Within { since, until }, true) = (time, selection.hosts.len() > BY_HOST) else {
         return visit(reader, selection, (filter, &[]), time, sink);
     };
-    if selection.hosts.len() <= BY_HOST {
-        return visit(reader, selection, (filter, &[]), time, sink);
-    }
     let (matcher, hosts) = (Matcher::new(filter)?, selection.by_number());
     let (first, last) = matcher.port_bounds();
     let mut programs = Programs::new(reader);
