@@ -17,6 +17,8 @@ use std::{
 use fleetsock_proto::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::latest::Latest;
+
 /// Sessions that are over in one file, about: then the next one begins.
 const PART_ROWS: i64 = 5_000_000;
 const DAY_US: i64 = 86_400_000_000;
@@ -118,6 +120,8 @@ impl Hot {
 pub(super) struct Catalogue {
     /// The one that is written to.
     pub(super) hot: Hot,
+    /// Its last rows.
+    pub(super) latest: Latest,
     /// The others, the newest last.
     pub(super) complete: Vec<Part>,
     /// Those of which there are only sums, the newest last.
@@ -214,7 +218,7 @@ pub(super) fn load(main: &mut Connection, folder: &Path, now: Timestamp) -> Resu
     let sums = load_sums(&transaction, folder)?;
     let horizon = stored_horizon(&transaction)?;
     transaction.commit()?;
-    Ok(Catalogue { hot, complete, sums, horizon })
+    Ok(Catalogue { hot, latest: Latest::default(), complete, sums, horizon })
 }
 
 pub(super) fn load_sums(main: &Connection, folder: &Path) -> Result<Vec<Summed>, rusqlite::Error> {

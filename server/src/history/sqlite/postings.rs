@@ -20,7 +20,7 @@ const ROW_BYTES: usize = 32;
 /// Bytes of what is kept of the first address of a page.
 const FIRST_BYTES: usize = 8;
 
-/// From which address to which, both included.
+/// From which address to which of the same family, both included.
 pub(super) type Addresses = (IpAddr, IpAddr);
 
 /// The peers of rows, in no order. Rows are counted from the first one of their segment.
@@ -45,6 +45,23 @@ impl Peers {
         match peer {
             IpAddr::V4(v4) => self.v4.push(u64::from(v4.to_bits()) << 32 | u64::from(row)),
             IpAddr::V6(v6) => self.v6.push((v6.to_bits(), row)),
+        }
+    }
+
+    /// Shows the rows with addresses that are meant: all of them are looked at, tens of thousands in as many nanoseconds.
+    pub(super) fn find(&self, (first, last): Addresses, mut show: impl FnMut(u32)) {
+        match (first, last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                let [first, last] = [first, last].map(|address| u64::from(address.to_bits()) << 32);
+                let meant = self.v4.iter().filter(|both| (first..=last | 0xffff_ffff).contains(*both));
+                meant.for_each(|both| show(u32::try_from(both & 0xffff_ffff).unwrap_or(0)));
+            }
+            (IpAddr::V6(first), IpAddr::V6(last)) => {
+                let meant = self.v6.iter().filter(|(peer, _)| (first.to_bits()..=last.to_bits()).contains(peer));
+                meant.for_each(|(_, row)| show(*row));
+            }
+            // A network is of one family.
+            _ => {}
         }
     }
 

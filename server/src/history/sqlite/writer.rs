@@ -17,6 +17,7 @@ use self::{
     gaps::{Lost, store_range},
     indexing::Unindexed,
     naming::Naming,
+    noting::Noting,
     programs::{ProgramIds, Programs},
     proving::{Checks, Finding, Proving},
     sessions::Sessions,
@@ -119,6 +120,10 @@ impl Writer {
 
     /// Works until nobody can bring more work.
     pub(super) fn run(mut self, mut orders: mpsc::Receiver<Work>) -> Result<(), HistoryError> {
+        if let Err(error) = self.recall() {
+            // Until then a question about a peer looks at all of these rows.
+            tracing::warn!(%error, "the last rows will be read when the next ones are stored");
+        }
         while let Some(first) = self.next_work(&mut orders) {
             let mut next = Some(first);
             while let Some(work) = next {
@@ -130,6 +135,15 @@ impl Writer {
         self.write_presence();
         // The thread that does so otherwise has ended before.
         self.database.files().leaving().close_connections();
+        Ok(())
+    }
+
+    /// Reads the last rows, of which a writer knows who the peers are.
+    fn recall(&mut self) -> Result<(), rusqlite::Error> {
+        let transaction = self.database.day.transaction()?;
+        Noting::resume(&transaction, &mut self.unindexed)?;
+        transaction.commit()?;
+        self.unindexed.tell(&self.database.files().catalogue().latest);
         Ok(())
     }
 
@@ -366,6 +380,7 @@ impl Writer {
             table.finish()?;
         }
         transaction.commit()?;
+        self.unindexed.tell(&self.database.files().catalogue().latest);
         self.database.note_changed(admitted.iter().map(|one| one.host));
         Ok(checks)
     }
@@ -442,7 +457,8 @@ impl Writer {
 
     /// The next file takes over some of what is open. What fails begins anew.
     fn turn(&mut self) {
-        if let Err(error) = self.database.turn((self.clock)()) {
+        let Writer { database, unindexed, .. } = self;
+        if let Err(error) = database.turn((self.clock)(), |before| unindexed.complete(before)) {
             tracing::error!(%error, "the next file of sessions is given up; the one before goes on");
         }
     }

@@ -106,7 +106,7 @@ async fn sums_beside_rows_say_what_the_rows_say_before_they_are_sealed_and_after
         file.query_row(&format!("SELECT coalesce(max(last_id), 0) FROM {table}"), [], |row| row.get::<_, i64>(0))
             .unwrap()
     };
-    assert_eq!((in_first("cubes"), in_first("zones") >= ROWS), (32_768, true));
+    assert!(in_first("cubes") >= ROWS && in_first("cubes") == in_first("zones"), "a complete file has all sums");
     sums_are_those_of_the_rows(&world, total).await;
 
     world.engine.pause_ms.store(1, Relaxed);

@@ -1,4 +1,4 @@
-//! Who had sessions with a peer, before these are sealed: by an index of most rows, and by filters of the last ones.
+//! Who had sessions with a peer, before these are sealed: by an index of most rows, and by what the writer knows of the last ones.
 
 use fleetsock_proto::host::HostSelector;
 
@@ -8,10 +8,10 @@ const HOSTS: u64 = 70;
 /// Together more rows than one segment of the index has.
 const EACH: u64 = 500;
 
-/// Makes of the file what the version before the index made, which had a filter for each zone or, here, for the last ones.
+/// Makes of the file what the version before the index made, which had a filter for each zone. Here they deny every peer: nobody
+/// asks them any more.
 const BEFORE: &str = "ALTER TABLE zones ADD COLUMN peers BLOB;
-    UPDATE zones SET peers = (SELECT filter FROM zone_peers WHERE zone_peers.first_id = zones.first_id);
-    DROP TABLE zone_peers;
+    UPDATE zones SET peers = zeroblob(2048);
     DROP TABLE segments;
     DROP TABLE postings;
     DROP TABLE cubes;
@@ -88,12 +88,7 @@ async fn a_peer_is_found_among_thousands_of_rows_of_many_hosts_before_they_are_s
     all_are_found(&world, HOSTS * EACH).await;
     world.stop().await;
     let path = world.engine.folder().join("day-1.db");
-    let segments = |path: &Path| -> (i64, i64, i64) {
-        let tables = "SELECT count(*), coalesce(max(last_id), 0), (SELECT count(*) FROM zone_peers) FROM segments";
-        let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-        Connection::open(path).unwrap().query_row(tables, [], read).unwrap()
-    };
-    assert_eq!(segments(&path), (1, 32_768, 3), "the filters of what is in a segment are gone");
+    assert_eq!(segments(&path), (1, 32_768));
 
     change(&path, BEFORE);
     world.begin().await;
@@ -102,5 +97,40 @@ async fn a_peer_is_found_among_thousands_of_rows_of_many_hosts_before_they_are_s
     world.tell(&mut agent, SnapshotWhole, 4, vec![closed(session(1, "10.0.0.1:1", Out, &peer(7)).since(1), 2)]).await;
     all_are_found(&world, HOSTS * EACH + 1).await;
     world.stop().await;
-    assert_eq!(segments(&path), (1, 32_768, 3), "a file of before gets its segments with the next batch");
+    assert_eq!(segments(&path), (1, 32_768), "a file of before gets its segments");
+}
+
+/// How many segments the index of a file has, and the last row that is in one.
+fn segments(path: &Path) -> (i64, i64) {
+    let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let sql = "SELECT count(*), coalesce(max(last_id), 0) FROM segments";
+    Connection::open(path).unwrap().query_row(sql, [], read).unwrap()
+}
+
+#[tokio::test]
+async fn a_file_that_is_complete_has_all_of_its_rows_in_the_index_and_their_sums() {
+    const LIVES: u64 = 3 * FEW.unsigned_abs();
+    let mut world = World::<Hesitant<FEW>>::new().await;
+    for n in 0..LIVES {
+        let life = session(1, "10.0.0.1:1", Out, &peer(n)).since(1);
+        let mut agent = world.host(&format!("host{n:02}")).await;
+        world.tell(&mut agent, SnapshotWhole, 3, vec![closed(life, 2)]).await;
+    }
+    all_are_found(&world, LIVES).await;
+    world.stop().await;
+    let mut complete: Vec<PathBuf> =
+        world.engine.files(".db").iter().map(|name| world.engine.folder().join(name)).collect();
+    let hot = complete.pop().unwrap();
+    assert!(complete.len() > 1, "{complete:?}");
+    for path in &complete {
+        let file = Connection::open(path).unwrap();
+        let number = |sql: &str| file.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        let rows = number("SELECT max(id) FROM sessions");
+        assert!(rows >= FEW);
+        assert_eq!((segments(path), number("SELECT max(last_id) FROM cubes")), ((1, rows), rows), "{path:?}");
+    }
+    assert_eq!(segments(&hot), (0, 0));
+    world.begin().await;
+    all_are_found(&world, LIVES).await;
+    world.stop().await;
 }

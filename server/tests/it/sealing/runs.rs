@@ -43,7 +43,6 @@ fn as_of_the_first_version(path: &Path) {
          DROP TABLE runs;
          DROP TABLE chapters;
          ALTER TABLE zones DROP COLUMN min_opened_at_us;
-         DROP TABLE zone_peers;
          DROP TABLE segments;
          DROP TABLE postings;
          DROP TABLE cubes;

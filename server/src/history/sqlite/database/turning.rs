@@ -5,10 +5,11 @@
 use std::{collections::BTreeSet, io, path::Path, time::Duration};
 
 use fleetsock_proto::time::Timestamp;
-use rusqlite::Connection;
+use rusqlite::{Connection, Transaction};
 
 use super::{
     super::{
+        latest::Latest,
         parts::{self, Form, Hot, Part},
         schema::Kind,
     },
@@ -118,12 +119,16 @@ impl Database {
         }
     }
 
-    /// The next file takes over some of what is open, and is written to when that was the last. An error leaves everything as
-    /// it was.
-    pub(in super::super) fn turn(&mut self, now: Timestamp) -> Result<(), OpenError> {
+    /// The next file takes over some of what is open, and is written to when that was the last, and after the one before was
+    /// completed. An error leaves everything as it was.
+    pub(in super::super) fn turn(
+        &mut self,
+        now: Timestamp,
+        complete: impl FnOnce(&Transaction<'_>) -> Result<(), rusqlite::Error>,
+    ) -> Result<(), OpenError> {
         let Some(mut turning) = self.turning.take() else { return Ok(()) };
         match turning.step() {
-            Ok(true) => self.turn_over(turning, now),
+            Ok(true) => self.turn_over(turning, now, complete),
             Ok(false) => {
                 self.turning = Some(turning);
                 Ok(())
@@ -146,7 +151,17 @@ impl Database {
     }
 
     /// From now on the next file is written to, which has taken over everything.
-    fn turn_over(&mut self, turning: Turning, now: Timestamp) -> Result<(), OpenError> {
+    fn turn_over(
+        &mut self,
+        turning: Turning,
+        now: Timestamp,
+        complete: impl FnOnce(&Transaction<'_>) -> Result<(), rusqlite::Error>,
+    ) -> Result<(), OpenError> {
+        let completed = self.day.transaction().and_then(|transaction| {
+            complete(&transaction)?;
+            transaction.commit()
+        });
+        completed.map_err(|error| engine(&self.files.catalogue().hot.path, &error))?;
         let (sessions, latest) = self.extent()?;
         let path = turning.next.path.clone();
         let (next, day) = turning.finish().map_err(|error| engine(&path, &error))?;
@@ -160,7 +175,7 @@ impl Database {
             let (id, path) = (catalogue.hot.id, catalogue.hot.path.clone());
             let complete = Part { id, path, latest, form: Form::Rows };
             catalogue.complete.push(complete);
-            catalogue.hot = next;
+            (catalogue.hot, catalogue.latest) = (next, Latest::default());
         });
         Ok(())
     }

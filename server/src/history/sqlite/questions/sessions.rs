@@ -57,6 +57,9 @@ const MANY_ROWS: usize = 64 * 1024;
 const FEW_ROWS: usize = 4 * 1024;
 /// Sessions that are held until their turn comes, 16 MiB of them about; of more only the numbers of their rows.
 const HELD: usize = 16 * 1024;
+/// Up to so many sessions with chosen peers are all read at once also where fewer are wanted: it is as much work to look up when
+/// each block or zone of them closed.
+const AT_ONCE: usize = 128;
 
 pub(in crate::history::sqlite) fn list(
     reader: &Reader,
@@ -292,6 +295,11 @@ impl<'a> Search<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether so many sessions with chosen peers are read before their turn comes, to be put into order once.
+    fn are_read_at_once(&self, count: usize) -> bool {
+        self.held + count <= HELD && self.left.is_some_and(|left| count <= left.max(AT_ONCE))
     }
 
     /// The files with sessions that closed within the window.

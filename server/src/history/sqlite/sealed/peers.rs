@@ -13,8 +13,11 @@ use super::{
 };
 use crate::history::sqlite::{coding::AddressBytes, leaving::give_back, parts::UNFINISHED};
 
-/// Most places of a row: of so many its bytes are in the page itself.
-const PLACES_OF_ROW: usize = 1024;
+/// Most bytes of the places of a row: with these it is in the page itself, which has room for 1,002 bytes of one
+/// ("Database File Format", 1.6). What lies elsewhere is read for each row that a search for another passes.
+const PLACES_BYTES: usize = 900;
+/// Most bytes of a place.
+const PLACE_BYTES: usize = 10;
 /// Rows that are inserted by one statement, which then knows where the table ends.
 const INSERTED_AT_ONCE: usize = 64;
 /// Statements between two looks whether it is still wanted.
@@ -70,36 +73,31 @@ struct Rows {
 struct Row {
     peer: IpAddr,
     first: i64,
-    /// The last place so far, and how many there are.
+    /// The last place so far.
     last: i64,
-    places: usize,
     /// Where its bytes begin.
     at: usize,
 }
 
-impl Row {
-    fn has_room_for(&self, met: &Met) -> bool {
-        self.peer == met.peer() && self.places < PLACES_OF_ROW
-    }
-}
-
 impl Rows {
     fn are_enough_before(&self, met: &Met) -> bool {
-        self.rows.len() >= INSERTED_AT_ONCE && self.rows.last().is_none_or(|last| !last.has_room_for(met))
+        self.rows.len() >= INSERTED_AT_ONCE && !self.is_of_last(met)
+    }
+
+    /// Whether the last row has the same address, and room for its place.
+    fn is_of_last(&self, met: &Met) -> bool {
+        let has_room = |last: &Row| self.bytes.length() - last.at + PLACE_BYTES <= PLACES_BYTES;
+        self.rows.last().is_some_and(|last| last.peer == met.peer() && has_room(last))
     }
 
     fn add(&mut self, met: &Met) {
-        let place = met.place();
+        let (peer, place, is_of_last) = (met.peer(), met.place(), self.is_of_last(met));
         match self.rows.last_mut() {
-            Some(last) if last.has_room_for(met) => {
+            Some(last) if is_of_last => {
                 self.bytes.unsigned((place - last.last).cast_unsigned());
                 last.last = place;
-                last.places += 1;
             }
-            _ => {
-                let at = self.bytes.length();
-                self.rows.push(Row { peer: met.peer(), first: place, last: place, places: 1, at });
-            }
+            _ => self.rows.push(Row { peer, first: place, last: place, at: self.bytes.length() }),
         }
     }
 
@@ -183,6 +181,6 @@ mod tests {
         assert!(within(1, 3) == each(|block, at| at % 2 == 0 && block <= 3));
         assert_eq!(within(BLOCKS + 1, BLOCKS + 1), []);
         let longest: i64 = sealed.query_row("SELECT max(length(places)) FROM peers", [], |row| row.get(0)).unwrap();
-        assert!(longest < 4 * PLACES_OF_ROW as i64, "{longest}");
+        assert!((PLACES_BYTES - PLACE_BYTES..=PLACES_BYTES).contains(&usize::try_from(longest).unwrap()), "{longest}");
     }
 }

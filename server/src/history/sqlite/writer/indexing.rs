@@ -6,13 +6,14 @@ use super::noting::Ended;
 use crate::history::sqlite::{
     coding,
     cubes::Cubes,
+    latest::{Fresh, Latest},
     postings::{self, Pages, Peers},
 };
 
 /// How large segments are.
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
-    /// Rows of a small one. A search reads the filters of all zones whose rows are in none yet.
+    /// Rows of a small one. The peers of as many are kept in memory.
     rows: i64,
     /// So many small ones become a large one.
     merged: usize,
@@ -28,11 +29,14 @@ pub(super) struct Unindexed {
     rows: Option<(i64, i64)>,
     peers: Peers,
     cubes: Cubes,
+    /// Those of which nobody was told yet.
+    fresh: Fresh,
 }
 
 impl Default for Unindexed {
     fn default() -> Unindexed {
-        Unindexed { sizes: SIZES, rows: None, peers: Peers::default(), cubes: Cubes::default() }
+        let (peers, cubes, fresh) = (Peers::default(), Cubes::default(), Fresh::default());
+        Unindexed { sizes: SIZES, rows: None, peers, cubes, fresh }
     }
 }
 
@@ -55,18 +59,42 @@ impl Unindexed {
         // When something fails from here on, nothing that is held counts as known: it is read from the rows again.
         let (mut first, _) = self.rows.take().unwrap_or((id, id));
         if id - first >= self.sizes.rows {
-            let peers = std::mem::take(&mut self.peers);
-            let last = first + self.sizes.rows - 1;
-            store(transaction, (first, last), peers.pages())?;
-            std::mem::take(&mut self.cubes).store(transaction, (first, last))?;
-            forget_filters(transaction, last)?;
+            self.store(transaction, (first, id - 1))?;
             self.merge(transaction)?;
-            first = last + 1;
+            first = id;
         }
         self.peers.add(ended.peer, offset(id - first)?);
+        if self.fresh.peers.is_empty() {
+            self.fresh.first = id;
+        }
+        self.fresh.peers.push(ended.peer);
         self.cubes.add(&ended.facts());
         self.rows = Some((first, id + 1));
         Ok(())
+    }
+
+    /// Makes a segment of all rows, although they are not enough for one: nothing is written to their file any more.
+    pub(super) fn complete(&mut self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
+        match self.rows.take() {
+            Some((first, next)) if first < next => self.store(transaction, (first, next - 1)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is known of the last rows is committed.
+    pub(super) fn tell(&mut self, latest: &Latest) {
+        let fresh = std::mem::take(&mut self.fresh);
+        if let Some((first, _)) = self.rows.filter(|_| !fresh.peers.is_empty()) {
+            latest.tell(first, fresh);
+        }
+    }
+
+    /// Makes a segment of what is held.
+    fn store(&mut self, transaction: &Transaction<'_>, rows: (i64, i64)) -> Result<(), rusqlite::Error> {
+        let Unindexed { peers, cubes, .. } =
+            std::mem::replace(self, Unindexed { sizes: self.sizes, ..Unindexed::default() });
+        store(transaction, rows, peers.pages())?;
+        cubes.store(transaction, rows)
     }
 
     /// Makes a large segment of small ones, when they are enough.
@@ -137,11 +165,6 @@ fn store(
         .prepare_cached("INSERT INTO segments (first_id, last_id, first_page, firsts) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![first_id, last_id, first_page, firsts])
         .map(drop)
-}
-
-/// Forgets the filters of zones up to this row: a segment says more.
-fn forget_filters(transaction: &Transaction<'_>, last: i64) -> Result<(), rusqlite::Error> {
-    transaction.prepare_cached("DELETE FROM zone_peers WHERE first_id <= ?1")?.execute([last]).map(drop)
 }
 
 fn offset(rows: i64) -> Result<u32, rusqlite::Error> {
@@ -278,12 +301,9 @@ mod tests {
             transaction.commit()
         };
         add(&mut day, 1..=8).unwrap();
-        for table in ["segments", "cubes", "zone_peers"] {
-            let event = if table == "zone_peers" { "DELETE" } else { "INSERT" };
-            let filter = "INSERT INTO zone_peers VALUES (1, x'00') ON CONFLICT DO NOTHING";
-            day.execute(filter, []).unwrap();
+        for table in ["segments", "cubes"] {
             let trigger =
-                format!("CREATE TRIGGER full BEFORE {event} ON {table} BEGIN SELECT RAISE(ABORT, 'full'); END");
+                format!("CREATE TRIGGER full BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'full'); END");
             day.execute_batch(&trigger).unwrap();
             add(&mut day, 9..=9).unwrap_err();
             day.execute_batch("DROP TRIGGER full").unwrap();

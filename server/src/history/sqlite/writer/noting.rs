@@ -85,7 +85,6 @@ impl Noting<'_> {
         self.last_id = ended.id;
         self.zones.add(transaction, ended)?;
         self.runs.add(transaction, ended)?;
-        // After the zones, whose filters go when the rows of a segment are complete.
         self.unindexed.add(transaction, ended)
     }
 

@@ -1,9 +1,8 @@
-//! Zones of the table of sessions: which rows opened and closed when, and with whom.
+//! Zones of the table of sessions: which rows opened and closed when.
 
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::noting::Ended;
-use crate::history::sqlite::peers::PeerFilter;
 
 /// Rows of a zone: fewer make the table of zones long, more make a search read what it does not need.
 const ZONE_ROWS: i64 = 1024;
@@ -16,28 +15,22 @@ struct Zone {
     max_closed_at_us: i64,
     /// None when it is not known of all rows.
     min_opened_at_us: Option<i64>,
-    peers: PeerFilter,
 }
 
 impl Zone {
     fn beginning(id: i64) -> Zone {
         let (min_closed_at_us, max_closed_at_us) = (i64::MAX, i64::MIN);
-        let (min_opened_at_us, peers) = (Some(i64::MAX), PeerFilter::new());
-        Zone { first_id: id, last_id: id, min_closed_at_us, max_closed_at_us, min_opened_at_us, peers }
+        Zone { first_id: id, last_id: id, min_closed_at_us, max_closed_at_us, min_opened_at_us: Some(i64::MAX) }
     }
 
-    /// The zone of a row; none when its peers were not noted.
-    fn read(row: &Row<'_>) -> Result<Option<Zone>, rusqlite::Error> {
-        let peers: Option<Vec<u8>> = row.get("filter")?;
-        let Some(peers) = peers.and_then(|bytes| PeerFilter::of(&bytes)) else { return Ok(None) };
-        Ok(Some(Zone {
+    fn read(row: &Row<'_>) -> Result<Zone, rusqlite::Error> {
+        Ok(Zone {
             first_id: row.get("first_id")?,
             last_id: row.get("last_id")?,
             min_closed_at_us: row.get("min_closed_at_us")?,
             max_closed_at_us: row.get("max_closed_at_us")?,
             min_opened_at_us: row.get("min_opened_at_us")?,
-            peers,
-        }))
+        })
     }
 
     const fn is_full(&self) -> bool {
@@ -45,16 +38,13 @@ impl Zone {
     }
 
     fn store(&self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
-        let Zone { first_id, last_id, min_closed_at_us, max_closed_at_us, min_opened_at_us, peers } = self;
+        let Zone { first_id, last_id, min_closed_at_us, max_closed_at_us, min_opened_at_us } = self;
         transaction
             .prepare_cached(
                 "REPLACE INTO zones (first_id, last_id, min_closed_at_us, max_closed_at_us, min_opened_at_us)
                  VALUES (?1, ?2, ?3, ?4, ?5)",
             )?
-            .execute(params![first_id, last_id, min_closed_at_us, max_closed_at_us, min_opened_at_us])?;
-        transaction
-            .prepare_cached("REPLACE INTO zone_peers (first_id, filter) VALUES (?1, ?2)")?
-            .execute(params![first_id, peers.bytes()])
+            .execute(params![first_id, last_id, min_closed_at_us, max_closed_at_us, min_opened_at_us])
             .map(drop)
     }
 }
@@ -66,7 +56,7 @@ pub(super) struct Zones(Option<Zone>);
 impl Zones {
     /// Notes a row, which is the last one.
     pub(super) fn add(&mut self, transaction: &Transaction<'_>, ended: &Ended) -> Result<(), rusqlite::Error> {
-        let Ended { id, closed_at_us, opened_at_us, peer, .. } = *ended;
+        let Ended { id, closed_at_us, opened_at_us, .. } = *ended;
         let into = match self.0.take() {
             Some(zone) if zone.is_full() => {
                 zone.store(transaction)?;
@@ -80,7 +70,6 @@ impl Zones {
         into.min_closed_at_us = into.min_closed_at_us.min(closed_at_us);
         into.max_closed_at_us = into.max_closed_at_us.max(closed_at_us);
         into.min_opened_at_us = into.min_opened_at_us.map(|earliest| earliest.min(opened_at_us));
-        into.peers.add(peer);
         Ok(())
     }
 
@@ -90,11 +79,9 @@ impl Zones {
     }
 }
 
-/// The last zone, unless its peers were not noted.
 fn last(transaction: &Transaction<'_>) -> Result<Option<Zone>, rusqlite::Error> {
     transaction
-        .prepare_cached("SELECT * FROM zones LEFT JOIN zone_peers USING (first_id) ORDER BY first_id DESC LIMIT 1")?
+        .prepare_cached("SELECT * FROM zones ORDER BY first_id DESC LIMIT 1")?
         .query_row([], Zone::read)
         .optional()
-        .map(Option::flatten)
 }

@@ -6,7 +6,7 @@ use std::{collections::BinaryHeap, ops::Range, rc::Rc};
 use rusqlite::Connection;
 
 use super::{
-    BY_HOST, HELD, InFile, MANY_ROWS, Next, Search, What,
+    BY_HOST, InFile, MANY_ROWS, Next, Search, What,
     blocks::{Found, InBlock, Which},
 };
 use crate::history::{
@@ -23,10 +23,6 @@ use crate::history::{
 const BY_NUMBER: usize = 1024;
 /// Where more than one of so many sessions of a block has a peer that is meant, it is as well to look at all of its peers.
 const FEW: usize = 8;
-
-/// Up to so many sessions are all read at once also where fewer are wanted: it is as much work to look up when those of each block
-/// closed.
-const AT_ONCE: usize = 128;
 
 /// The places of a block among those that are meant of a file.
 pub(super) struct Placed {
@@ -70,8 +66,9 @@ impl Search<'_> {
         let all = Rc::new(all);
         let placed = |head: Head, at: usize| Placed { head, all: Rc::clone(&all), here: blocks[at].1.clone() };
         // Where all of them are wanted it is less work to read one block after the other and to put their sessions into order once.
-        let at_once = self.held + all.len() <= HELD && self.left.is_some_and(|left| all.len() <= left.max(AT_ONCE));
-        if at_once && let Some(extents) = outline.extents.as_ref().filter(|_| self.means_all_of(file, outline)) {
+        if self.are_read_at_once(all.len())
+            && let Some(extents) = outline.extents.as_ref().filter(|_| self.means_all_of(file, outline))
+        {
             let heads = blocks.iter().map(|(block, _)| {
                 extents.head(*block).ok_or_else(|| coding::wrong("places", format!("block {block} is nobody's")))
             });

@@ -1,5 +1,5 @@
-//! Rows with chosen peers in a file in which each session has a row: by the index of peers as far as it reaches, and by zones
-//! behind that.
+//! Rows with chosen peers in a file in which each session has a row: by the index of peers as far as it reaches, behind that
+//! by what the writer knows (`latest.rs`), and else by zones.
 
 use std::collections::BinaryHeap;
 
@@ -15,13 +15,13 @@ use crate::history::{
     },
 };
 
-/// The rows with an address that is meant, in ascending order, and the last row that the index knows.
+/// The rows with an address that is meant, and the last row that the index knows.
 type Found = (Vec<i64>, i64);
 
 impl Search<'_> {
-    /// Finds the rows with peers that are meant, without reading them, when they are at most so many; whether they are.
+    /// Finds the rows with peers that are meant when they are at most so many; whether they are.
     pub(super) fn postings(
-        &self,
+        &mut self,
         file: InFile,
         most: usize,
         heap: &mut BinaryHeap<Next>,
@@ -29,9 +29,27 @@ impl Search<'_> {
         let Some(connection) = self.file(file)? else { return Ok(true) };
         let meant: Vec<Addresses> =
             self.meaning.question.peers.iter().map(|prefix: &IpNet| (prefix.network(), prefix.broadcast())).collect();
-        let Some((rows, covered)) = look_up(connection, &meant, most)? else { return Ok(false) };
-        self.by_zones(connection, file, &rows, heap)?;
-        self.zones(file, covered, heap)?;
+        let Some((mut rows, mut covered)) = look_up(connection, &meant, most)? else { return Ok(false) };
+        let last = last_row(connection)?;
+        if file.is_none() && covered < last {
+            // What was stored since this question began is not asked for.
+            let add = |row| rows.extend((row <= last).then_some(row));
+            covered = self.reader.catalogue.latest.find(covered, &meant, add);
+        }
+        rows.sort_unstable();
+        // Of networks that overlap some are found twice.
+        rows.dedup();
+        if rows.len() > most {
+            return Ok(false);
+        }
+        if self.are_read_at_once(rows.len()) {
+            self.read_runs(file, &runs(&rows), heap)?;
+        } else {
+            self.by_zones(connection, file, &rows, heap)?;
+        }
+        if covered < last {
+            self.zones(file, covered, heap)?;
+        }
         Ok(true)
     }
 
@@ -88,10 +106,13 @@ fn look_up(connection: &Connection, meant: &[Addresses], most: usize) -> Result<
             }
         }
     }
-    // Of networks that overlap some rows are found twice.
-    rows.sort_unstable();
-    rows.dedup();
     Ok(Some((rows, covered)))
+}
+
+/// The last row, as this question sees the file.
+fn last_row(connection: &Connection) -> Result<i64, rusqlite::Error> {
+    let mut statement = connection.prepare_cached("SELECT coalesce(max(id), 0) FROM sessions")?;
+    statement.query_row([], |row| row.get(0))
 }
 
 fn blob<'v>(column: &'static str, value: ValueRef<'v>) -> Result<&'v [u8], rusqlite::Error> {

@@ -8,10 +8,7 @@ use rusqlite::{params_from_iter, types::Value};
 use super::{HELD, InFile, Next, Search, What};
 use crate::history::{
     HistoryError,
-    sqlite::{
-        peers::PeerFilter,
-        stored::{self, StoredSession},
-    },
+    sqlite::stored::{self, StoredSession},
 };
 
 /// What was open within the window that is meant, whose bounds are the third value and the two after it.
@@ -30,23 +27,14 @@ impl Search<'_> {
     /// Finds the zones of a file in which something may be meant behind a row, without reading them.
     pub(super) fn zones(&self, file: InFile, behind: i64, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
         let Some(connection) = self.file(file)? else { return Ok(()) };
-        let by_peer = self.meaning.asks_for_peers();
-        let filter = if by_peer { "(SELECT filter FROM zone_peers WHERE first_id = zones.first_id)" } else { "NULL" };
-        let mut statement = connection.prepare_cached(&format!(
-            "SELECT max(first_id, ?4 + 1), last_id, max_closed_at_us, {filter} FROM zones
+        let mut statement = connection.prepare_cached(
+            "SELECT max(first_id, ?4 + 1), last_id, max_closed_at_us FROM zones
              WHERE first_id >= ifnull((SELECT max(first_id) FROM zones WHERE first_id <= ?4 + 1), 0) AND last_id > ?4
-                 AND max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND ifnull(min_opened_at_us <= ?3, TRUE)"
-        ))?;
+                 AND max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND ifnull(min_opened_at_us <= ?3, TRUE)",
+        )?;
         let [after, last, until] = self.meaning.window.bounds();
         let mut rows = statement.query([after, last, until, behind])?;
         while let Some(row) = rows.next()? {
-            // What an earlier version wrote has none, and what the index knows has none any more.
-            if by_peer
-                && let Some(peers) = row.get_ref(3)?.as_blob().ok().and_then(PeerFilter::of)
-                && !self.meaning.question.peers.iter().any(|prefix| peers.may_hold(prefix))
-            {
-                continue;
-            }
             let (first, id, latest) = (row.get(0)?, row.get(1)?, row.get(2)?);
             heap.push(Next { latest, file, id, what: What::Zone(first) });
         }
