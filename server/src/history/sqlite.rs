@@ -245,7 +245,10 @@ impl History for SqliteHistory {
     async fn list_hosts(&self, hosts: HostSelector, now: Timestamp) -> Result<(Vec<Host>, AnswerMeta), HistoryError> {
         let selection = self.roster.select(&hosts, now)?;
         let bounds = self.options.bounds;
-        self.questions.ask(bounds.time, move |reader| coverage::list_hosts(reader, &selection, now)).await
+        let entries = self.roster.entries(&selection);
+        self.questions
+            .ask(bounds.time, move |reader| Ok((coverage::list_hosts(reader, &entries)?, selection.meta(now))))
+            .await
     }
 
     async fn list_ports(

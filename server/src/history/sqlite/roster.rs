@@ -9,12 +9,13 @@ use std::{
 
 use fleetsock_proto::{
     answer::{AnswerMeta, META_NAMES_LIMIT},
-    host::{HostId, HostSelector, HostState, Warning},
+    host::{HostFacts, HostId, HostSelector, HostState, Warning},
     service::edit_distance,
     time::Timestamp,
 };
 use rusqlite::{Connection, Row, params};
 
+use self::entry::Signs;
 use self::entry::entry;
 pub(super) use self::entry::{HostEntry, host, store_hello};
 use super::{coding, numbered::Numbered};
@@ -27,36 +28,87 @@ const WRITE_PRESENCE_EVERY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
 struct Hosts {
-    by_id: HashMap<HostId, Arc<HostEntry>>,
+    /// Where each host is among all.
+    slots: HashMap<HostId, usize>,
+    entries: Vec<Arc<HostEntry>>,
+    /// What questions ask of each entry, which is elsewhere in memory.
+    signs: Vec<Signs>,
     /// Made by the first question after something of it changed.
-    directory: OnceLock<Directory>,
+    directory: OnceLock<Arc<Directory>>,
     presence_written_at: Timestamp,
 }
 
-/// What follows from the names and the addresses of hosts.
+/// What is the same of a host as long as it does not say otherwise.
+#[derive(Debug)]
+pub(super) struct Listed {
+    /// Its number.
+    pub(super) id: i64,
+    pub(super) host_id: HostId,
+    pub(super) name: String,
+    /// Its own network namespace, once it told of itself.
+    pub(super) netns: Option<u64>,
+    /// Where it is among all.
+    slot: usize,
+}
+
+/// What follows from what hosts say of themselves. Questions keep the one that they began with.
 #[derive(Debug)]
 struct Directory {
-    by_name: Vec<HostId>,
+    /// The hosts, by name.
+    listed: Vec<Listed>,
+    /// Where each is among these, by its number.
+    by_number: Numbered<i64, usize>,
     places: Arc<Places>,
 }
 
 impl Hosts {
-    /// An entry to be changed. Whoever asked for it before keeps it as it was then.
-    fn change(&mut self, host: HostId) -> Option<&mut HostEntry> {
-        self.by_id.get_mut(&host).map(Arc::make_mut)
+    fn add(&mut self, entry: HostEntry) {
+        self.directory.take();
+        let slot = *self.slots.entry(entry.host_id).or_insert(self.entries.len());
+        let signs = Signs::of(&entry);
+        let entry = Arc::new(entry);
+        match self.entries.get_mut(slot).zip(self.signs.get_mut(slot)) {
+            Some(known) => (*known.0, *known.1) = (entry, signs),
+            None => {
+                self.entries.push(entry);
+                self.signs.push(signs);
+            }
+        }
     }
 
-    fn directory(&self) -> &Directory {
+    fn get(&self, host: HostId) -> Option<&Arc<HostEntry>> {
+        self.entries.get(*self.slots.get(&host)?)
+    }
+
+    /// Changes an entry. Whoever asked for it before keeps it as it was then.
+    fn change<T>(&mut self, host: HostId, change: impl FnOnce(&mut HostEntry) -> T) -> Option<T> {
+        let slot = *self.slots.get(&host)?;
+        let (entry, signs) = self.entries.get_mut(slot).zip(self.signs.get_mut(slot))?;
+        let entry = Arc::make_mut(entry);
+        let changed = change(entry);
+        *signs = Signs::of(entry);
+        Some(changed)
+    }
+
+    fn directory(&self) -> &Arc<Directory> {
         self.directory.get_or_init(|| {
-            let mut all: Vec<&HostEntry> = self.by_id.values().map(Arc::as_ref).collect();
-            all.sort_unstable_by_key(|entry| (&entry.name, entry.host_id));
+            let mut all: Vec<(usize, &HostEntry)> = self.entries.iter().map(Arc::as_ref).enumerate().collect();
+            all.sort_unstable_by_key(|(_, entry)| (&entry.name, entry.host_id));
             let mut places = Places::new();
-            for entry in all.iter().filter(|entry| !entry.revoked) {
+            for (_, entry) in all.iter().filter(|(_, entry)| !entry.revoked) {
                 for address in entry.facts.iter().flat_map(|facts| &facts.addresses) {
                     places.entry(*address).and_modify(|name| *name = None).or_insert_with(|| Some(entry.name.clone()));
                 }
             }
-            Directory { by_name: all.iter().map(|entry| entry.host_id).collect(), places: Arc::new(places) }
+            let listed = |(slot, entry): &(usize, &HostEntry)| Listed {
+                id: entry.id,
+                host_id: entry.host_id,
+                name: entry.name.clone(),
+                netns: entry.facts.as_ref().map(|facts| facts.netns),
+                slot: *slot,
+            };
+            let by_number = all.iter().enumerate().map(|(at, (_, entry))| (entry.id, at)).collect();
+            Arc::new(Directory { listed: all.iter().map(listed).collect(), by_number, places: Arc::new(places) })
         })
     }
 }
@@ -69,33 +121,30 @@ pub(super) struct Roster {
 }
 
 /// A host that a question means.
-#[derive(Debug, Clone)]
-pub(super) struct Selected {
-    pub(super) entry: Arc<HostEntry>,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Selected<'a> {
+    pub(super) listed: &'a Listed,
     pub(super) state: HostState,
-    /// Its number, when it was observed first, and until when it is known: every question asks for these of every host, and an
-    /// entry is elsewhere in memory.
-    pub(super) id: i64,
+    /// When it was observed first, and until when it is known.
     pub(super) observed_since: Option<Timestamp>,
     pub(super) known_until: Option<Timestamp>,
 }
 
-impl Selected {
-    fn of(entry: &Arc<HostEntry>, state: HostState) -> Selected {
-        Selected {
-            state,
-            id: entry.id,
-            observed_since: entry.observed_since,
-            known_until: entry.known_until(),
-            entry: Arc::clone(entry),
-        }
-    }
+/// The same beside the directory that it is listed in.
+#[derive(Debug, Clone, Copy)]
+struct Meant {
+    /// Where it is listed.
+    at: usize,
+    state: HostState,
+    observed_since: Option<Timestamp>,
+    known_until: Option<Timestamp>,
 }
 
 /// The hosts that a question means, by name.
 #[derive(Debug, Clone)]
 pub(super) struct Selection {
-    pub(super) hosts: Vec<Selected>,
+    directory: Arc<Directory>,
+    meant: Vec<Meant>,
     stale_after: Duration,
     now: Timestamp,
 }
@@ -111,13 +160,28 @@ impl Selection {
         self.stale_after
     }
 
+    /// How many they are.
+    pub(super) fn len(&self) -> usize {
+        self.meant.len()
+    }
+
+    /// The hosts, by name.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = Selected<'_>> {
+        self.meant.iter().filter_map(|meant| self.selected(meant))
+    }
+
+    fn selected(&self, meant: &Meant) -> Option<Selected<'_>> {
+        let Meant { at, state, observed_since, known_until } = *meant;
+        Some(Selected { listed: self.directory.listed.get(at)?, state, observed_since, known_until })
+    }
+
     /// What an answer about these hosts covers, before its gaps are known.
     pub(super) fn meta(&self, as_of: Timestamp) -> AnswerMeta {
-        let stale = || self.hosts.iter().filter(|host| host.state == HostState::Stale);
+        let stale = || self.hosts().filter(|host| host.state == HostState::Stale);
         AnswerMeta {
             as_of,
-            hosts_total: u32::try_from(self.hosts.len()).unwrap_or(u32::MAX),
-            hosts_stale: stale().take(META_NAMES_LIMIT).map(|host| host.entry.name.clone()).collect(),
+            hosts_total: u32::try_from(self.len()).unwrap_or(u32::MAX),
+            hosts_stale: stale().take(META_NAMES_LIMIT).map(|host| host.listed.name.clone()).collect(),
             hosts_stale_total: u32::try_from(stale().count()).unwrap_or(u32::MAX),
             stale_after: self.stale_after,
             ..AnswerMeta::default()
@@ -125,8 +189,45 @@ impl Selection {
     }
 
     /// The hosts by their numbers.
-    pub(super) fn by_number(&self) -> Numbered<i64, &Selected> {
-        self.hosts.iter().map(|host| (host.id, host)).collect()
+    pub(super) fn by_number(&self) -> ByNumber<'_> {
+        let some =
+            || self.meant.iter().enumerate().filter_map(|(at, meant)| Some((self.selected(meant)?.listed.id, at)));
+        ByNumber { selection: self, some: if self.is_all() { None } else { Some(some().collect()) } }
+    }
+
+    /// Whether all hosts are meant, each of which is then where it is listed.
+    fn is_all(&self) -> bool {
+        self.len() == self.directory.listed.len()
+    }
+}
+
+/// The hosts that a question means, by their numbers.
+#[derive(Debug)]
+pub(super) struct ByNumber<'a> {
+    selection: &'a Selection,
+    /// Where each is among them; that of all is known.
+    some: Option<Numbered<i64, usize>>,
+}
+
+impl<'a> ByNumber<'a> {
+    pub(super) fn len(&self) -> usize {
+        self.selection.len()
+    }
+
+    fn at(&self, id: i64) -> Option<usize> {
+        self.some.as_ref().unwrap_or(&self.selection.directory.by_number).get(&id).copied()
+    }
+
+    pub(super) fn contains(&self, id: i64) -> bool {
+        self.at(id).is_some()
+    }
+
+    pub(super) fn get(&self, id: i64) -> Option<Selected<'a>> {
+        self.selection.selected(self.selection.meant.get(self.at(id)?)?)
+    }
+
+    pub(super) fn numbers(&self) -> impl Iterator<Item = i64> {
+        self.selection.hosts().map(|host| host.listed.id)
     }
 }
 
@@ -147,13 +248,13 @@ impl Roster {
         }
         let mut statement = main.prepare("SELECT * FROM hosts")?;
         let mut rows = statement.query([])?;
-        let mut by_id = HashMap::new();
+        let mut hosts = Hosts::default();
         while let Some(row) = rows.next()? {
             let mut entry = entry(row, labels.remove(&row.get("id")?).unwrap_or_default())?;
             entry.told_until = told.get(&entry.id).copied();
-            by_id.insert(entry.host_id, Arc::new(entry));
+            hosts.add(entry);
         }
-        Ok(Roster { hosts: RwLock::new(Hosts { by_id, ..Hosts::default() }), stale_after })
+        Ok(Roster { hosts: RwLock::new(hosts), stale_after })
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Hosts> {
@@ -167,7 +268,7 @@ impl Roster {
 
     /// What is known of a host.
     pub(super) fn find(&self, host: HostId) -> Result<Arc<HostEntry>, HistoryError> {
-        self.read().by_id.get(&host).cloned().ok_or_else(|| HistoryError::NotFound(format!("there is no host {host}")))
+        self.read().get(host).cloned().ok_or_else(|| HistoryError::NotFound(format!("there is no host {host}")))
     }
 
     /// A host that may speak. The writer asks here for each thing that it stores, and it is the writer that revokes: so
@@ -185,75 +286,71 @@ impl Roster {
 
     /// A host enrolled.
     pub(super) fn add(&self, entry: HostEntry) {
-        let mut hosts = self.write();
-        hosts.by_id.insert(entry.host_id, Arc::new(entry));
-        hosts.directory.take();
+        self.write().add(entry);
     }
 
     /// A host was revoked.
     pub(super) fn revoke(&self, host: HostId) {
         let mut hosts = self.write();
-        if let Some(entry) = hosts.change(host) {
-            entry.revoked = true;
-        }
+        hosts.change(host, |entry| entry.revoked = true);
         hosts.directory.take();
     }
 
     /// A person looked at a host and found it good.
     pub(super) fn approve(&self, host: HostId) {
-        if let Some(entry) = self.write().change(host) {
-            (entry.waits, entry.warning) = (false, None);
-        }
+        self.write().change(host, |entry| (entry.waits, entry.warning) = (false, None));
     }
 
     /// A person should look at a host.
     pub(super) fn warn(&self, host: HostId, warning: Warning) {
-        if let Some(entry) = self.write().change(host) {
-            entry.warning = Some(warning);
-        }
+        self.write().change(host, |entry| entry.warning = Some(warning));
     }
 
     /// A host said what it is.
     pub(super) fn note_hello(&self, host: HostId, contact: Contact) {
         let mut hosts = self.write();
-        if let Some(entry) = hosts.change(host) {
+        let is_listed_as_before = hosts.change(host, |entry| {
+            let is_known =
+                |facts: &HostFacts| facts.netns == contact.facts.netns && facts.addresses == contact.facts.addresses;
+            let is_listed_as_before = entry.name == contact.facts.name && entry.facts.as_ref().is_some_and(is_known);
             entry.name.clone_from(&contact.facts.name);
             entry.facts = Some(contact.facts);
             entry.last_seen_at = Some(contact.at);
             entry.skew = Skew { offset_us: contact.clock_offset_us };
+            is_listed_as_before
+        });
+        if is_listed_as_before == Some(false) {
+            hosts.directory.take();
         }
-        hosts.directory.take();
     }
 
     /// A host told of its first walk.
     pub(super) fn note_first(&self, id: i64, at: Timestamp) {
-        if let Some(entry) = self.write().by_id.values_mut().find(|entry| entry.id == id) {
-            Arc::make_mut(entry).observed_since = Some(at);
-        }
+        let mut hosts = self.write();
+        let host = hosts.entries.iter().find(|entry| entry.id == id).map(|entry| entry.host_id);
+        host.and_then(|host| hosts.change(host, |entry| entry.observed_since = Some(at)));
     }
 
     /// Batches of hosts are stored that tell of walks, by the server's clock.
     pub(super) fn note_told(&self, told: impl IntoIterator<Item = (HostId, Timestamp)>) {
         let mut hosts = self.write();
         for (host, until) in told {
-            if let Some(entry) = hosts.change(host) {
-                entry.told_until = entry.told_until.max(Some(until));
-            }
+            hosts.change(host, |entry| entry.told_until = entry.told_until.max(Some(until)));
         }
     }
 
     /// As of a walk, by the server's clock, what is open of a host was what its agent has.
     pub(super) fn note_proved(&self, host: HostId, at: Timestamp) {
-        if let Some(entry) = self.write().change(host) {
+        self.write().change(host, |entry| {
             entry.proved_at = entry.proved_at.max(Some(at));
             entry.unwritten = true;
-        }
+        });
     }
 
     /// A host gave a sign of life; whether it is time to write such signs down.
     pub(super) fn note_presence(&self, host: HostId, presence: Presence) -> bool {
         let mut hosts = self.write();
-        if let Some(entry) = hosts.change(host) {
+        hosts.change(host, |entry| {
             entry.last_seen_at = Some(presence.at);
             if let Some(until) = presence.observed_until {
                 entry.observed_until = entry.observed_until.max(Some(entry.skew.corrected(until)));
@@ -261,7 +358,7 @@ impl Roster {
             entry.cost = presence.cost.unwrap_or(entry.cost);
             entry.tcp_counts = presence.tcp_counts.or(entry.tcp_counts);
             entry.unwritten = true;
-        }
+        });
         let due = presence.at.since(hosts.presence_written_at) >= WRITE_PRESENCE_EVERY;
         if due {
             hosts.presence_written_at = presence.at;
@@ -273,7 +370,7 @@ impl Roster {
     pub(super) fn write_presence(&self, main: &mut Connection) -> Result<(), rusqlite::Error> {
         let unwritten: Vec<Arc<HostEntry>> = {
             let mut hosts = self.write();
-            let unwritten = hosts.by_id.values_mut().filter(|entry| entry.unwritten);
+            let unwritten = hosts.entries.iter_mut().filter(|entry| entry.unwritten);
             unwritten
                 .map(|entry| {
                     Arc::make_mut(entry).unwritten = false;
@@ -314,18 +411,35 @@ impl Roster {
         let named = selector.globs.iter().map(|text| Named::parse(text)).collect::<Result<Vec<_>, _>>()?;
         let hosts = self.read();
         for one in named.iter().filter(|one| one.glob.is_literal()) {
-            if !hosts.by_id.values().any(|entry| one.means(entry)) {
-                return Err(unknown_host(one.glob.as_str(), hosts.by_id.values().map(|entry| entry.name.as_str())));
+            if !hosts.entries.iter().any(|entry| one.means(entry)) {
+                return Err(unknown_host(one.glob.as_str(), hosts.entries.iter().map(|entry| entry.name.as_str())));
             }
         }
-        let meant = |entry: &HostEntry| {
+        let is_meant = |entry: &HostEntry| {
             (named.is_empty() || named.iter().any(|one| one.means(entry)))
                 && selector.labels.iter().all(|(key, value)| entry.labels.get(key) == Some(value))
         };
-        let selected =
-            hosts.directory().by_name.iter().filter_map(|id| hosts.by_id.get(id)).filter(|entry| meant(entry));
-        let selected = selected.map(|entry| Selected::of(entry, entry.state(now, self.stale_after)));
-        Ok(Selection { hosts: selected.collect(), stale_after: self.stale_after, now })
+        let all = named.is_empty() && selector.labels.is_empty();
+        let directory = Arc::clone(hosts.directory());
+        let meant = |(at, listed): (usize, &Listed)| {
+            if !all && !is_meant(hosts.entries.get(listed.slot)?) {
+                return None;
+            }
+            let signs = hosts.signs.get(listed.slot)?;
+            let (observed_since, known_until) = (signs.observed_since, signs.known_until);
+            Some(Meant { at, state: signs.state(now, self.stale_after), observed_since, known_until })
+        };
+        let meant = directory.listed.iter().enumerate().filter_map(meant).collect();
+        Ok(Selection { directory, meant, stale_after: self.stale_after, now })
+    }
+
+    /// All that is known of the hosts that a question means, by name, and how they were then.
+    pub(super) fn entries(&self, selection: &Selection) -> Vec<(Arc<HostEntry>, HostState)> {
+        let hosts = self.read();
+        selection
+            .hosts()
+            .filter_map(|host| Some((Arc::clone(hosts.entries.get(host.listed.slot)?), host.state)))
+            .collect()
     }
 
     /// Which host has which address.

@@ -1,6 +1,6 @@
 //! The history in numbers: hosts by state, files, room on the disk. For those who watch the server.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use fleetsock_proto::{
     host::{HostSelector, HostState},
@@ -8,7 +8,7 @@ use fleetsock_proto::{
 };
 use rusqlite::OptionalExtension;
 
-use super::{SqliteHistory, database, parts, questions::Reader, roster::Selection};
+use super::{SqliteHistory, database, parts, questions::Reader, roster::HostEntry};
 use crate::history::{AgentSums, HistoryError, SKEW_TOLERANCE_US, Vitals};
 
 /// Bytes of a file with what SQLite keeps beside it. One that is gone meanwhile has none.
@@ -28,18 +28,18 @@ fn disk(folder: &Path) -> Option<(u64, u64)> {
     Some((found.f_bavail.saturating_mul(found.f_frsize), found.f_blocks.saturating_mul(found.f_frsize)))
 }
 
-fn hosts(selection: &Selection) -> (Vec<(HostState, u64)>, AgentSums) {
+fn hosts(all: &[(Arc<HostEntry>, HostState)]) -> (Vec<(HostState, u64)>, AgentSums) {
     let count = |state: HostState| {
-        let hosts = selection.hosts.iter().filter(|host| host.state == state).count();
+        let hosts = all.iter().filter(|(_, found)| *found == state).count();
         (state, u64::try_from(hosts).unwrap_or(u64::MAX))
     };
     let mut sums = AgentSums::default();
-    for host in &selection.hosts {
-        sums.losses = sums.losses.saturating_add(host.entry.cost.losses);
-        if host.state == HostState::Online {
-            sums.rss_bytes = sums.rss_bytes.saturating_add(host.entry.cost.rss_bytes);
-            sums.cpu_millipercent += u64::from(host.entry.cost.cpu_millipercent);
-            sums.clocks_off += u64::from(host.entry.skew.offset_us.abs() >= SKEW_TOLERANCE_US);
+    for (entry, state) in all {
+        sums.losses = sums.losses.saturating_add(entry.cost.losses);
+        if *state == HostState::Online {
+            sums.rss_bytes = sums.rss_bytes.saturating_add(entry.cost.rss_bytes);
+            sums.cpu_millipercent += u64::from(entry.cost.cpu_millipercent);
+            sums.clocks_off += u64::from(entry.skew.offset_us.abs() >= SKEW_TOLERANCE_US);
         }
     }
     (HostState::ALL.iter().copied().map(count).collect(), sums)
@@ -67,7 +67,7 @@ fn kept(reader: &Reader, folder: &Path) -> Result<Vitals, HistoryError> {
 
 impl SqliteHistory {
     pub(super) async fn read_vitals(&self, now: Timestamp) -> Result<Vitals, HistoryError> {
-        let (hosts, agents) = hosts(&self.roster.select(&HostSelector::default(), now)?);
+        let (hosts, agents) = hosts(&self.roster.entries(&self.roster.select(&HostSelector::default(), now)?));
         let folder = self.files.folder().to_owned();
         let sender = self.sender()?;
         let queue = (sender.max_capacity() - sender.capacity(), sender.max_capacity());

@@ -34,8 +34,7 @@ use crate::history::{
     matching::Matcher,
     sqlite::{
         coding::{self, OwnerColumns},
-        numbered::Numbered,
-        roster::{Places, Selected, Selection},
+        roster::{ByNumber, Places, Selected, Selection},
     },
 };
 
@@ -87,7 +86,7 @@ pub(in crate::history::sqlite) fn list(
 /// Puts changes from all sources into one order.
 struct Merge<'a, 'o> {
     reader: &'a Reader,
-    hosts: Numbered<i64, &'a Selected>,
+    hosts: ByNumber<'a>,
     question: &'a ChangeQuestion,
     matcher: Matcher,
     window: (Timestamp, Timestamp),
@@ -118,8 +117,8 @@ impl Merge<'_, '_> {
                 let page = Page::newest(source, host, until);
                 self.heap.push(Next { at: page.latest(), what: What::Page(page) });
             };
-            if selection.hosts.len() <= BY_HOST {
-                selection.hosts.iter().for_each(|host| note(Some(host.id)));
+            if selection.len() <= BY_HOST {
+                selection.hosts().for_each(|host| note(Some(host.listed.id)));
             } else {
                 note(None);
             }
@@ -153,12 +152,12 @@ impl Merge<'_, '_> {
             if read == source::PAGE_ROWS {
                 following = Some(page.following(row)?);
             }
-            let Some(host) = self.hosts.get(&row.get("host_id")?).copied() else { continue };
+            let Some(host) = self.hosts.get(row.get("host_id")?) else { continue };
             match page.source {
-                Source::Opened => self.opened(row, host)?,
-                Source::Closed => self.closed(row, host)?,
-                Source::Owners => self.owners_changed(row, host)?,
-                Source::Starts => self.started(row, host)?,
+                Source::Opened => self.opened(row, &host)?,
+                Source::Closed => self.closed(row, &host)?,
+                Source::Owners => self.owners_changed(row, &host)?,
+                Source::Starts => self.started(row, &host)?,
             }
         }
         if let Some(page) = following {
@@ -167,7 +166,7 @@ impl Merge<'_, '_> {
         Ok(())
     }
 
-    fn opened(&mut self, row: &Row<'_>, host: &Selected) -> Result<(), rusqlite::Error> {
+    fn opened(&mut self, row: &Row<'_>, host: &Selected<'_>) -> Result<(), rusqlite::Error> {
         if !ports::is_meant(row, &self.matcher, &self.question.scopes)? {
             return Ok(());
         }
@@ -205,7 +204,7 @@ impl Merge<'_, '_> {
         Ok(())
     }
 
-    fn closed(&mut self, row: &Row<'_>, host: &Selected) -> Result<(), rusqlite::Error> {
+    fn closed(&mut self, row: &Row<'_>, host: &Selected<'_>) -> Result<(), rusqlite::Error> {
         if !ports::is_meant(row, &self.matcher, &self.question.scopes)? {
             return Ok(());
         }
@@ -226,7 +225,7 @@ impl Merge<'_, '_> {
         Ok(())
     }
 
-    fn owners_changed(&mut self, row: &Row<'_>, host: &Selected) -> Result<(), rusqlite::Error> {
+    fn owners_changed(&mut self, row: &Row<'_>, host: &Selected<'_>) -> Result<(), rusqlite::Error> {
         if !ports::is_meant(row, &self.matcher, &self.question.scopes)? {
             return Ok(());
         }
@@ -247,12 +246,12 @@ impl Merge<'_, '_> {
         Ok(())
     }
 
-    fn started(&mut self, row: &Row<'_>, host: &Selected) -> Result<(), rusqlite::Error> {
+    fn started(&mut self, row: &Row<'_>, host: &Selected<'_>) -> Result<(), rusqlite::Error> {
         let kind = if row.get("rebooted")? { ChangeKind::HostBooted } else { ChangeKind::AgentStarted };
         if self.question.wants(kind) {
             let start = HostStart {
-                host_id: host.entry.host_id,
-                host: host.entry.name.clone(),
+                host_id: host.listed.host_id,
+                host: host.listed.name.clone(),
                 host_state: host.state,
                 boot_id: BootId::from_array(row.get("boot_id")?),
             };

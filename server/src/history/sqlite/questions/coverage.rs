@@ -1,6 +1,6 @@
 //! What is covered: the hosts, and the ranges in which they were not observed.
 
-use std::cell::OnceCell;
+use std::{cell::OnceCell, sync::Arc};
 
 use fleetsock_proto::{
     answer::{AnswerMeta, Gap, GapReason, META_NAMES_LIMIT},
@@ -15,16 +15,14 @@ use crate::history::{
     Bounds, HistoryError,
     sqlite::{
         coding,
-        numbered::Numbered,
-        roster::{self, Selected, Selection},
+        roster::{self, ByNumber, HostEntry, Selected, Selection},
     },
 };
 
 pub(in crate::history::sqlite) fn list_hosts(
     reader: &Reader,
-    selection: &Selection,
-    now: Timestamp,
-) -> Result<(Vec<Host>, AnswerMeta), HistoryError> {
+    all: &[(Arc<HostEntry>, HostState)],
+) -> Result<Vec<Host>, HistoryError> {
     // One view: for each host that is looked up by itself the system is asked for locks.
     let _views = (reader.main.unchecked_transaction()?, reader.day.unchecked_transaction()?);
     let listeners =
@@ -33,12 +31,12 @@ pub(in crate::history::sqlite) fn list_hosts(
     let count = |connection: &Connection, sql: &str, id: i64| -> Result<u64, rusqlite::Error> {
         connection.prepare_cached(sql)?.query_row([id], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned)
     };
-    let mut hosts = Vec::with_capacity(selection.hosts.len());
-    for selected in &selection.hosts {
-        let id = selected.id;
-        hosts.push(roster::host(selected, count(&reader.main, listeners, id)?, count(&reader.day, sessions, id)?));
+    let mut hosts = Vec::with_capacity(all.len());
+    for one in all {
+        let id = one.0.id;
+        hosts.push(roster::host(one, count(&reader.main, listeners, id)?, count(&reader.day, sessions, id)?));
     }
-    Ok((hosts, selection.meta(now)))
+    Ok(hosts)
 }
 
 pub(in crate::history::sqlite) fn list_gaps(
@@ -103,9 +101,9 @@ fn each_gap(
         "SELECT host_id, since_us, until_us, reason, batches_lost FROM gaps
          WHERE until_us > ?1 AND since_us < ?2 ORDER BY until_us DESC, id DESC",
     )?;
-    for host in &selection.hosts {
-        let beginning = [not_yet(host, since), expired(host, since, horizon)];
-        for gap in beginning.into_iter().chain([unreported(host, (since, until), selection)]).flatten() {
+    for host in selection.hosts() {
+        let beginning = [not_yet(&host, since), expired(&host, since, horizon)];
+        for gap in beginning.into_iter().chain([unreported(&host, (since, until), selection)]).flatten() {
             total += 1;
             show(gap);
         }
@@ -122,12 +120,12 @@ fn each_gap(
 }
 
 /// The beginning of a window that lies before the first report of a host.
-fn not_yet(host: &Selected, since: Timestamp) -> Option<Gap> {
+fn not_yet(host: &Selected<'_>, since: Timestamp) -> Option<Gap> {
     let first = host.observed_since;
     let begins = since > Timestamp::MIN && first.is_none_or(|first| since < first);
     begins.then(|| Gap {
-        host: host.entry.name.clone(),
-        host_id: host.entry.host_id,
+        host: host.listed.name.clone(),
+        host_id: host.listed.host_id,
         since,
         until: first,
         reason: GapReason::NotYetObserved,
@@ -136,12 +134,12 @@ fn not_yet(host: &Selected, since: Timestamp) -> Option<Gap> {
 }
 
 /// The part of a window that was observed and is not kept any more.
-fn expired(host: &Selected, since: Timestamp, horizon: Option<Timestamp>) -> Option<Gap> {
+fn expired(host: &Selected<'_>, since: Timestamp, horizon: Option<Timestamp>) -> Option<Gap> {
     let (horizon, first) = (horizon?, host.observed_since?);
     let begins = since > Timestamp::MIN && since < horizon && first < horizon;
     begins.then(|| Gap {
-        host: host.entry.name.clone(),
-        host_id: host.entry.host_id,
+        host: host.listed.name.clone(),
+        host_id: host.listed.host_id,
         since: since.max(first),
         until: Some(horizon),
         reason: GapReason::Expired,
@@ -151,7 +149,7 @@ fn expired(host: &Selected, since: Timestamp, horizon: Option<Timestamp>) -> Opt
 
 /// The end of a window of which a host has not told yet, or of which nothing is stored because it was revoked. Of this
 /// moment an answer says that the host is stale.
-fn unreported(host: &Selected, (since, until): (Timestamp, Timestamp), selection: &Selection) -> Option<Gap> {
+fn unreported(host: &Selected<'_>, (since, until): (Timestamp, Timestamp), selection: &Selection) -> Option<Gap> {
     let told = host.known_until?;
     let reason = match host.state {
         HostState::Revoked => GapReason::Revoked,
@@ -161,8 +159,8 @@ fn unreported(host: &Selected, (since, until): (Timestamp, Timestamp), selection
     let is_now = since >= selection.now();
     let is_late = reason == GapReason::Revoked || selection.now().since(told) > selection.stale_after();
     (is_late && !is_now && until > told).then(|| Gap {
-        host: host.entry.name.clone(),
-        host_id: host.entry.host_id,
+        host: host.listed.name.clone(),
+        host_id: host.listed.host_id,
         since: told,
         until: None,
         reason,
@@ -170,11 +168,11 @@ fn unreported(host: &Selected, (since, until): (Timestamp, Timestamp), selection
     })
 }
 
-fn gap(row: &Row<'_>, hosts: &Numbered<i64, &Selected>) -> Result<Option<Gap>, rusqlite::Error> {
-    let Some(host) = hosts.get(&row.get("host_id")?) else { return Ok(None) };
+fn gap(row: &Row<'_>, hosts: &ByNumber<'_>) -> Result<Option<Gap>, rusqlite::Error> {
+    let Some(host) = hosts.get(row.get("host_id")?) else { return Ok(None) };
     Ok(Some(Gap {
-        host: host.entry.name.clone(),
-        host_id: host.entry.host_id,
+        host: host.listed.name.clone(),
+        host_id: host.listed.host_id,
         since: coding::time(row, "since_us")?,
         until: Some(coding::time(row, "until_us")?),
         reason: coding::word(row, "reason", GapReason::from_number)?,

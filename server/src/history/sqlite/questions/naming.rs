@@ -25,11 +25,11 @@ impl<'a> NamespaceNames<'a> {
 
     /// What a namespace of a host was called in the end of something that was over by then, or is called now. Empty for the
     /// host's own, and where that was not told.
-    pub(super) fn of(&mut self, host: &Selected, netns: u64, over: Option<i64>) -> Result<String, rusqlite::Error> {
-        if host.entry.facts.as_ref().is_none_or(|facts| facts.netns == netns) {
+    pub(super) fn of(&mut self, host: &Selected<'_>, netns: u64, over: Option<i64>) -> Result<String, rusqlite::Error> {
+        if host.listed.netns.is_none_or(|own| own == netns) {
             return Ok(String::new());
         }
-        let key = (host.id, netns);
+        let key = (host.listed.id, netns);
         if !self.known.contains_key(&key) {
             if self.known.len() >= REMEMBERED {
                 self.known.clear();
@@ -39,7 +39,9 @@ impl<'a> NamespaceNames<'a> {
                  WHERE host_id = ?1 AND netns = ?2 ORDER BY until_us IS NULL DESC, since_us DESC",
             )?;
             let names = statement
-                .query_map(params![host.id, coding::signed(netns)], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+                .query_map(params![host.listed.id, coding::signed(netns)], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                })?
                 .collect::<Result<_, _>>()?;
             self.known.insert(key, names);
         }

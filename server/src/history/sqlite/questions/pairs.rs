@@ -104,9 +104,17 @@ impl<'a> Paired<'a> {
             return Ok(());
         }
         let now_us = self.now.as_micros();
-        let ends: Vec<Option<End>> = self.held.iter().map(|session| self.end(session)).collect();
+        let mut noted = Noted::default();
+        noted.look_up(&self.reader.main, self.held.iter().map(|session| session.peer.ip()))?;
+        // Most peers are no hosts of the fleet.
+        let end = |session| if noted.may_be_of_fleet(session) { self.end(session) } else { None };
+        let ends: Vec<Option<End>> = self.held.iter().map(end).collect();
         let known = || ends.iter().flatten();
-        let mut all = Ends::new(now_us, Noted::of(&self.reader.main, known())?);
+        if known().next().is_none() {
+            return Ok(());
+        }
+        noted.look_up(&self.reader.main, known().map(|end| end.sockets.local.ip()))?;
+        let mut all = Ends::new(now_us, noted);
         let mut rows = if self.pairing == Pairing::Always { u64::MAX } else { ROWS };
         let forth = wanted(&all, known(), now_us).0;
         if reading::read(self.reader, forth, &mut all, &mut rows)? == Kept::Cut {
@@ -142,7 +150,7 @@ impl<'a> Paired<'a> {
     fn end(&self, session: &Session) -> Option<End> {
         let numbers = self
             .numbers
-            .get_or_init(|| self.selection.hosts.iter().map(|host| (host.entry.host_id, host.id)).collect());
+            .get_or_init(|| self.selection.hosts().map(|host| (host.listed.host_id, host.listed.id)).collect());
         Some(End {
             host: *numbers.get(&session.host_id)?,
             netns: session.netns,

@@ -72,7 +72,7 @@ pub(super) fn visit_unordered(
     time: SessionTime,
     sink: &mut dyn Sink<Listener>,
 ) -> Result<(), HistoryError> {
-    let (SessionTime::Within { since, until }, true) = (time, selection.hosts.len() > BY_HOST) else {
+    let (SessionTime::Within { since, until }, true) = (time, selection.len() > BY_HOST) else {
         return visit(reader, selection, (filter, &[]), time, sink);
     };
     let (matcher, hosts) = (Matcher::new(filter)?, selection.by_number());
@@ -82,11 +82,11 @@ pub(super) fn visit_unordered(
     let until = until.unwrap_or(Timestamp::MAX).as_micros();
     let mut rows = statement.query(params![first, last, until, since.as_micros()])?;
     while let Some(row) = rows.next()? {
-        let Some(host) = hosts.get(&row.get("host_id")?) else { continue };
+        let Some(host) = hosts.get(row.get("host_id")?) else { continue };
         if !is_meant(row, &matcher, &[])? {
             continue;
         }
-        let listener = read(row, host, &OwnerColumns::read(row)?, &mut programs)?;
+        let listener = read(row, &host, &OwnerColumns::read(row)?, &mut programs)?;
         if matcher.matches_owners(names(&listener.owners)) && sink.push(listener)? == Wanted::NoMore {
             return Ok(());
         }
@@ -111,8 +111,8 @@ pub(super) fn visit(
         SessionTime::At(_) => AS_OF,
         SessionTime::Within { .. } => WITHIN,
     })?;
-    for host in &selection.hosts {
-        let id = host.id;
+    for host in selection.hosts() {
+        let id = host.listed.id;
         let (mut rows, holders) = match time {
             SessionTime::Now => (statement.query(params![id, first, last])?, None),
             SessionTime::At(at) => {
@@ -133,7 +133,7 @@ pub(super) fn visit(
                 Some(holders) => holders.of(row, columns)?,
                 None => columns,
             };
-            let listener = read(row, host, &columns, &mut programs)?;
+            let listener = read(row, &host, &columns, &mut programs)?;
             if matcher.matches_owners(names(&listener.owners)) && sink.push(listener)? == Wanted::NoMore {
                 return Ok(());
             }
@@ -153,7 +153,7 @@ pub(super) fn is_meant(row: &Row<'_>, matcher: &Matcher, scopes: &[Scope]) -> Re
 /// The listener of a row, held by these owners.
 pub(super) fn read(
     row: &Row<'_>,
-    host: &Selected,
+    host: &Selected<'_>,
     owners: &OwnerColumns,
     programs: &mut Programs<'_>,
 ) -> Result<Listener, rusqlite::Error> {
@@ -163,8 +163,8 @@ pub(super) fn read(
     };
     let netns = coding::unsigned(row, "netns")?;
     Ok(Listener {
-        host_id: host.entry.host_id,
-        host: host.entry.name.clone(),
+        host_id: host.listed.host_id,
+        host: host.listed.name.clone(),
         host_state: host.state,
         protocol: coding::word(row, "protocol", Protocol::from_number)?,
         family: coding::word(row, "family", Family::from_number)?,

@@ -33,8 +33,7 @@ use crate::history::{
     HistoryError,
     sqlite::{
         coding,
-        numbered::Numbered,
-        roster::{Places, Selected, Selection},
+        roster::{ByNumber, Places, Selection},
         sealed::{Fetching, Head},
         stored::{self, StoredSession},
     },
@@ -107,7 +106,7 @@ pub(super) fn visit(
 
 struct Search<'a> {
     reader: &'a Reader,
-    hosts: Numbered<i64, &'a Selected>,
+    hosts: ByNumber<'a>,
     places: &'a Places,
     meaning: Meaning<'a>,
     programs: Programs<'a>,
@@ -223,8 +222,9 @@ impl<'a> Search<'a> {
             stored::OPEN
         ))?;
         let until = self.meaning.window.opened_until.as_micros();
-        let mut rows = match selection.hosts.as_slice() {
-            [host] => by_host.query([until, host.id])?,
+        let mut hosts = selection.hosts();
+        let mut rows = match (hosts.next(), hosts.next()) {
+            (Some(host), None) => by_host.query([until, host.listed.id])?,
             _ => by_time.query([until])?,
         };
         while let Some(row) = rows.next()? {
@@ -335,7 +335,7 @@ impl<'a> Search<'a> {
         if !self.begins_in_time(file)? {
             return Ok(());
         }
-        let few_hosts = selection.hosts.len() <= BY_HOST;
+        let few_hosts = selection.len() <= BY_HOST;
         let most = if few_hosts { FEW_ROWS } else { MANY_ROWS };
         if self.meaning.asks_for_peers() && self.postings(file, most, heap)? {
             return Ok(());
@@ -345,7 +345,7 @@ impl<'a> Search<'a> {
 
     /// Whether the question means a session that is open, or one that SQLite let through.
     fn is_meant(&mut self, one: &StoredSession) -> Result<bool, HistoryError> {
-        Ok(self.hosts.contains_key(&one.host_id)
+        Ok(self.hosts.contains(one.host_id)
             && self.meaning.has_traits(Traits::of(one)?)
             && self.meaning.has_peer(one.peer.ip())
             && self.meaning.has_owners(&one.owners, &mut self.programs)?)
@@ -353,8 +353,7 @@ impl<'a> Search<'a> {
 
     /// A session that is meant, as answers show it.
     fn shown(&mut self, one: &StoredSession) -> Result<Session, HistoryError> {
-        let host =
-            self.hosts.get(&one.host_id).ok_or_else(|| coding::wrong("host_id", "nobody asked for this host"))?;
+        let host = self.hosts.get(one.host_id).ok_or_else(|| coding::wrong("host_id", "nobody asked for this host"))?;
         let Traits { protocol, family, direction, state, .. } = Traits::of(one)?;
         let closed = |(at, known)| {
             let known = coding::meaning("closed_known", known, Known::from_number)?;
@@ -362,8 +361,8 @@ impl<'a> Search<'a> {
         };
         let netns = one.netns.cast_unsigned();
         Ok(Session {
-            host_id: host.entry.host_id,
-            host: host.entry.name.clone(),
+            host_id: host.listed.host_id,
+            host: host.listed.name.clone(),
             host_state: host.state,
             protocol,
             family,
@@ -373,7 +372,7 @@ impl<'a> Search<'a> {
             peer_host: self.name_of(one.peer.ip()),
             state,
             netns,
-            netns_name: self.programs.namespaces.of(host, netns, one.closed.map(|(at, _)| at))?,
+            netns_name: self.programs.namespaces.of(&host, netns, one.closed.map(|(at, _)| at))?,
             owner_known: one.owners.how_known()?,
             owners: self.programs.owners(&one.owners)?,
             opened_at: Timestamp::from_micros(one.opened_at_us),

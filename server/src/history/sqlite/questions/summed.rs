@@ -18,9 +18,8 @@ use crate::history::{
     matching::{Matcher, OwnerNames},
     sqlite::{
         coding,
-        numbered::Numbered,
         parts::Summed,
-        roster::{Places, Selected, Selection},
+        roster::{ByNumber, Places, Selected, Selection},
         sums::{self, Counts, OTHERS},
     },
     summing::{Alike, Sums},
@@ -85,7 +84,7 @@ pub(super) fn count(
 
 struct Counting<'a> {
     reader: &'a Reader,
-    hosts: Numbered<i64, &'a Selected>,
+    hosts: ByNumber<'a>,
     places: &'a Places,
     question: &'a SummaryQuestion,
     matcher: Matcher,
@@ -139,7 +138,7 @@ impl Counting<'_> {
     ) -> Result<(), HistoryError> {
         let few = self.hosts.len() <= BY_HOST;
         let mut statement = file.prepare(&if few { format!("{sql} WHERE host_id = ?1") } else { sql.to_owned() })?;
-        let hosts: Vec<i64> = self.hosts.keys().copied().collect();
+        let hosts: Vec<i64> = self.hosts.numbers().collect();
         let turns: Vec<Option<i64>> = if few { hosts.into_iter().map(Some).collect() } else { vec![None] };
         for turn in turns {
             let mut rows = match turn {
@@ -159,19 +158,19 @@ impl Counting<'_> {
     }
 
     fn peer(&mut self, row: &Row<'_>) -> Result<(), HistoryError> {
-        let Some(host) = self.hosts.get(&row.get(0)?) else { return Ok(()) };
+        let Some(host) = self.hosts.get(row.get(0)?) else { return Ok(()) };
         let address =
             match row.get_ref(1)?.as_blob().map_err(|error| coding::wrong("peer_address", error.to_string()))? {
                 [] => None,
                 _ => Some(coding::address_of(row.get_ref(1)?)?),
             };
         let peer = address.map(|address| (address, self.places.get(&address).cloned().flatten().unwrap_or_default()));
-        let alike = Alike { host: name(host), peer, ..Alike::default() };
+        let alike = Alike { host: name(&host), peer, ..Alike::default() };
         self.add(alike, sums::counts(row, 2)?)
     }
 
     fn sum(&mut self, row: &Row<'_>, names: &HashMap<i64, String>) -> Result<(), HistoryError> {
-        let Some(host) = self.hosts.get(&row.get(0)?).copied() else { return Ok(()) };
+        let Some(host) = self.hosts.get(row.get(0)?) else { return Ok(()) };
         let (opened, closed): (i64, i64) = (row.get(1)?, row.get(2)?);
         let (since, until) = self.window;
         // An hour that begins where the window ends is none of it.
@@ -199,7 +198,7 @@ impl Counting<'_> {
                 let opened_at = Timestamp::from_micros(sums::beginning(opened));
                 let process = process.map(str::to_owned);
                 self.add(
-                    Alike { host: name(host), opened_at, protocol, class, port: told, process, peer: None },
+                    Alike { host: name(&host), opened_at, protocol, class, port: told, process, peer: None },
                     counts,
                 )
             }
@@ -241,6 +240,6 @@ impl Counting<'_> {
     }
 }
 
-fn name(host: &Selected) -> (String, fleetsock_proto::host::HostId) {
-    (host.entry.name.clone(), host.entry.host_id)
+fn name(host: &Selected<'_>) -> (String, fleetsock_proto::host::HostId) {
+    (host.listed.name.clone(), host.listed.host_id)
 }

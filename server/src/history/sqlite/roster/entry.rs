@@ -1,6 +1,6 @@
 //! What is known of one host, and how it lies in its row.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use fleetsock_proto::{
     host::{BootId, Host, HostFacts, HostId, HostState, Tier, Warning},
@@ -12,7 +12,7 @@ use fleetsock_proto::{
 };
 use rusqlite::{Row, Transaction, params};
 
-use super::{super::coding, Selected};
+use super::super::coding;
 use crate::history::{Contact, Labels, Skew};
 
 /// What is known of a host.
@@ -45,6 +45,36 @@ pub(in super::super) struct HostEntry {
     pub(super) unwritten: bool,
 }
 
+/// What of a host says how it is, and between which times it was observed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Signs {
+    revoked: bool,
+    waits: bool,
+    last_seen_at: Option<Timestamp>,
+    pub(super) observed_since: Option<Timestamp>,
+    /// Up to when it told of what it observed, if it ever did.
+    pub(super) known_until: Option<Timestamp>,
+}
+
+impl Signs {
+    pub(super) fn of(entry: &HostEntry) -> Signs {
+        let HostEntry { revoked, waits, last_seen_at, observed_since, .. } = *entry;
+        let known = || entry.told_until.max(entry.observed_until).max(observed_since);
+        Signs { revoked, waits, last_seen_at, observed_since, known_until: observed_since.and_then(|_| known()) }
+    }
+
+    /// How it is, for who asks now.
+    pub(super) fn state(&self, now: Timestamp, stale_after: Duration) -> HostState {
+        match self.last_seen_at {
+            _ if self.revoked => HostState::Revoked,
+            _ if self.waits => HostState::Pending,
+            None => HostState::Pending,
+            Some(at) if now.since(at) > stale_after => HostState::Stale,
+            Some(_) => HostState::Online,
+        }
+    }
+}
+
 impl HostEntry {
     /// A host that enrolled and did not speak yet.
     pub(in super::super) fn pending(
@@ -73,23 +103,6 @@ impl HostEntry {
             tcp_counts: None,
             proved_at: None,
             unwritten: false,
-        }
-    }
-
-    /// Up to when it told of what it observed, if it ever did.
-    pub(in super::super) fn known_until(&self) -> Option<Timestamp> {
-        self.observed_since?;
-        self.told_until.max(self.observed_until).max(self.observed_since)
-    }
-
-    /// How it is, for who asks now.
-    pub(super) fn state(&self, now: Timestamp, stale_after: Duration) -> HostState {
-        match self.last_seen_at {
-            _ if self.revoked => HostState::Revoked,
-            _ if self.waits => HostState::Pending,
-            None => HostState::Pending,
-            Some(at) if now.since(at) > stale_after => HostState::Stale,
-            Some(_) => HostState::Online,
         }
     }
 }
@@ -196,7 +209,7 @@ fn facts(row: &Row<'_>, name: String, boot_id: BootId) -> Result<HostFacts, rusq
 }
 
 /// A host as an answer shows it.
-pub(in super::super) fn host(selected: &Selected, listeners: u64, sessions_open: u64) -> Host {
+pub(in super::super) fn host((entry, state): &(Arc<HostEntry>, HostState), listeners: u64, sessions_open: u64) -> Host {
     let HostEntry {
         host_id,
         name,
@@ -211,13 +224,13 @@ pub(in super::super) fn host(selected: &Selected, listeners: u64, sessions_open:
         waits,
         proved_at,
         ..
-    } = HostEntry::clone(&selected.entry);
+    } = HostEntry::clone(entry);
     let waiting = || Warning { text: format!("waits for approval: fleetctl hosts approve {host_id}"), at: enrolled_at };
     let warning = if waits { Some(waiting()) } else { warning };
     Host {
         host_id,
         name,
-        state: selected.state,
+        state: *state,
         last_seen_at,
         enrolled_at: Some(enrolled_at),
         facts,

@@ -149,7 +149,7 @@ impl<'a> Reading<'a> {
     }
 
     /// A number of a narrower type.
-    pub(super) fn narrow<T: TryFrom<u64>>(&mut self) -> Result<T, Damaged> {
+    pub(in crate::history::sqlite) fn narrow<T: TryFrom<u64>>(&mut self) -> Result<T, Damaged> {
         T::try_from(self.unsigned()?).map_err(|_| Damaged("a number is too large"))
     }
 

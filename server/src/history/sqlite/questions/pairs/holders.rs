@@ -1,14 +1,15 @@
 //! Which hosts had the addresses of some ends, as it was noted.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{HashMap, hash_map::Entry},
     net::IpAddr,
 };
 
+use fleetsock_proto::session::Session;
 use rusqlite::Connection;
 
 use crate::history::{
-    pairing::{End, Holders},
+    pairing::Holders,
     sqlite::{coding, writer::addresses::NOTED_FOR_US},
 };
 
@@ -23,23 +24,30 @@ type Span = (i64, i64);
 pub(super) struct Noted(HashMap<IpAddr, HashMap<i64, Span>>);
 
 impl Noted {
-    /// What was noted of both addresses of some ends.
-    pub(super) fn of<'e>(main: &Connection, ends: impl Iterator<Item = &'e End>) -> Result<Noted, rusqlite::Error> {
-        let addresses: BTreeSet<IpAddr> = ends
-            .filter(|end| !end.sockets.are_loopback())
-            .flat_map(|end| [end.sockets.local.ip(), end.sockets.peer.ip()])
-            .collect();
+    /// Looks up what was noted of addresses, each once.
+    pub(super) fn look_up(
+        &mut self,
+        main: &Connection,
+        addresses: impl Iterator<Item = IpAddr>,
+    ) -> Result<(), rusqlite::Error> {
         let mut statement = main.prepare_cached(&format!(
             "SELECT host_id, first_seen_us, last_seen_us FROM host_addresses WHERE address = ?1 LIMIT {HOLDERS_LIMIT}"
         ))?;
-        let mut noted = HashMap::new();
-        for address in addresses {
+        // A loopback address is every host's.
+        for address in addresses.filter(|address| !address.is_loopback()) {
+            let Entry::Vacant(unknown) = self.0.entry(address) else { continue };
             let holder = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, (row.get(1)?, row.get(2)?)));
             let holders: HashMap<i64, Span> =
                 statement.query_map([coding::address_bytes(address)], holder)?.collect::<Result<_, _>>()?;
-            noted.insert(address, holders);
+            unknown.insert(holders);
         }
-        Ok(Noted(noted))
+        Ok(())
+    }
+
+    /// Whether the peer of a session, which was looked up, may be a host of the fleet.
+    pub(super) fn may_be_of_fleet(&self, session: &Session) -> bool {
+        let is_held = self.0.get(&session.peer.ip()).is_some_and(|holders| !holders.is_empty());
+        is_held || session.peer.ip().is_loopback() || session.local.ip().is_loopback()
     }
 }
 

@@ -128,7 +128,7 @@ impl<'a> Search<'a> {
         }
         let mut few: Vec<i64> = match &met {
             Some(met) => met.keys().copied().collect(),
-            None => self.hosts.keys().copied().collect(),
+            None => self.hosts.numbers().collect(),
         };
         // The same question has the same answer each time, also where several sessions closed at one moment.
         few.sort_unstable();
@@ -153,7 +153,7 @@ impl<'a> Search<'a> {
             let mut rows = statement.query(params_from_iter(ends))?;
             while let Some(row) = rows.next()? {
                 let host = row.get(0)?;
-                if !self.hosts.contains_key(&host) {
+                if !self.hosts.contains(host) {
                     continue;
                 }
                 // The seconds were rounded down.
@@ -186,7 +186,7 @@ impl<'a> Search<'a> {
             };
             while let Some(row) = rows.next()? {
                 let host_id = row.get(1)?;
-                if self.hosts.contains_key(&host_id) {
+                if self.hosts.contains(host_id) {
                     let head = Head { id: row.get(0)?, host_id, codec: row.get(2)? };
                     show(Found { head, closed: (row.get(3)?, row.get(4)?) });
                 }

@@ -43,7 +43,7 @@ pub(in crate::history::sqlite::questions) fn count(
     if !window.past {
         return Ok(());
     }
-    let mut read = answering(question, selection.hosts.len()).map(Read::new);
+    let mut read = answering(question, selection.len()).map(Read::new);
     let mut heap: BinaryHeap<Next> = search.files();
     while let Some(Next { file, id, what, .. }) = heap.pop() {
         match what {
@@ -118,9 +118,9 @@ impl Search<'_> {
     }
 
     fn add(&mut self, host: i64, told: &Told, counts: Counts, into: &mut Sums) -> Result<(), HistoryError> {
-        let host = self.hosts.get(&host).filter(|_| into.are_by(Dimension::Host));
+        let host = self.hosts.get(host).filter(|_| into.are_by(Dimension::Host));
         let alike = Alike {
-            host: host.map_or_else(|| Alike::default().host, |host| (host.entry.name.clone(), host.entry.host_id)),
+            host: host.map_or_else(|| Alike::default().host, |host| (host.listed.name.clone(), host.listed.host_id)),
             opened_at: Timestamp::from_micros(told.opened_at_us),
             protocol: told.protocol,
             class: PortClass::of(told.protocol, told.port),

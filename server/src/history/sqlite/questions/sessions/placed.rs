@@ -73,7 +73,7 @@ impl Search<'_> {
                 extents.head(*block).ok_or_else(|| coding::wrong("places", format!("block {block} is nobody's")))
             });
             let heads = heads.collect::<Result<Vec<Head>, _>>()?.into_iter().enumerate();
-            let meant = heads.filter(|(_, head)| self.hosts.contains_key(&head.host_id));
+            let meant = heads.filter(|(_, head)| self.hosts.contains(head.host_id));
             let found: Vec<Placed> = meant.map(|(at, head)| placed(head, at)).collect();
             heap.extend(self.choose_all(file, &found)?);
             return Ok(true);
@@ -114,7 +114,7 @@ impl Search<'_> {
     /// How blocks are found with the least work.
     fn looked_for(&self, blocks: &[(i64, Range<usize>)]) -> Vec<Which> {
         if self.hosts.len() <= BY_HOST.min(blocks.len()) {
-            let mut hosts: Vec<i64> = self.hosts.keys().copied().collect();
+            let mut hosts: Vec<i64> = self.hosts.numbers().collect();
             hosts.sort_unstable();
             return hosts.into_iter().map(Which::OfHost).collect();
         }

@@ -65,8 +65,8 @@ impl Search<'_> {
              WHERE chapter_id = ?1 AND host_id = ?2
                  AND max_closed_at_us > ?3 AND min_closed_at_us <= ?4 AND min_opened_at_us <= ?5",
         )?;
-        for host in self.hosts.keys() {
-            let mut rows = statement.query(params_from_iter(self.bounds([chapter, *host])))?;
+        for host in self.hosts.numbers() {
+            let mut rows = statement.query(params_from_iter(self.bounds([chapter, host])))?;
             while let Some(row) = rows.next()? {
                 let (first, id, latest) = (row.get(0)?, row.get(1)?, row.get(2)?);
                 heap.push(Next { latest, file, id, what: What::Run(first) });
@@ -96,7 +96,7 @@ impl Search<'_> {
         let bounds = self.bounds([first, last]);
         let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.meaning.values)))?;
         while let Some(row) = rows.next()? {
-            if self.hosts.contains_key(&row.get("host_id")?) {
+            if self.hosts.contains(row.get("host_id")?) {
                 heap.push(Next { latest: row.get("closed_at_us")?, file, id: row.get("id")?, what: What::Row });
             }
         }

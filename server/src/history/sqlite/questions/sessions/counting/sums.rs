@@ -235,7 +235,7 @@ impl Search<'_> {
     }
 
     fn add_sum(&mut self, read: &mut Read, group: Group, counts: Counts, into: &mut Sums) -> Result<(), HistoryError> {
-        if read.by == By::Owners && !read.means(group.0[0], |host| self.hosts.contains_key(&host)) {
+        if read.by == By::Owners && !read.means(group.0[0], |host| self.hosts.contains(host)) {
             return Ok(());
         }
         read.add(group, counts);
@@ -257,7 +257,7 @@ impl Search<'_> {
     fn means_all(&self, hosts: ValueRef<'_>) -> Result<bool, HistoryError> {
         let hosts = hosts.as_blob().map_err(|error| coding::wrong("hosts", error.to_string()))?;
         let mut all = true;
-        cubes::each_host(hosts, |host| all &= self.hosts.contains_key(&host))?;
+        cubes::each_host(hosts, |host| all &= self.hosts.contains(host))?;
         Ok(all)
     }
 
@@ -315,7 +315,7 @@ impl Search<'_> {
             |row: &Row<'_>| Ok(Head { id: row.get("id")?, host_id: row.get("host_id")?, codec: row.get("codec")? });
         let blocks: Vec<Head> = statement.query_map(bounds, head)?.collect::<Result<_, _>>()?;
         for head in blocks {
-            if !self.hosts.contains_key(&head.host_id) {
+            if !self.hosts.contains(head.host_id) {
                 continue;
             }
             let Some((block, mut places)) = self.read_block(file, head)? else { continue };
