@@ -197,7 +197,7 @@ fn files(folder: &Path, ending: &str) -> (u64, usize) {
 
 async fn run(arguments: Arguments) {
     let place = match &arguments.folder {
-        Some(folder) => tempfile::tempdir_in(folder),
+        Some(folder) => fs::create_dir_all(folder).and_then(|()| tempfile::tempdir_in(folder)),
         None => tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")),
     };
     let place = place.unwrap();

@@ -145,9 +145,15 @@ impl Sums {
     /// The sums: most sessions first, then most listeners, then most bytes. By the hour first of all: the latest hour first.
     pub fn ordered(self) -> Vec<Sum> {
         let by_hour = self.by.first() == Some(&Dimension::Hour);
-        let mut sums: Vec<Sum> = self.groups.into_iter().map(|(group, counts)| sum(group, counts)).collect();
-        sums.sort_by(|one, other| rank(one, by_hour).cmp(&rank(other, by_hour)));
-        sums
+        let mut sums: Vec<Option<Sum>> =
+            self.groups.into_iter().map(|(group, counts)| Some(sum(group, counts))).collect();
+        // They are large: what is put into order is where they are.
+        let mut ranked: Vec<(Option<Rank>, usize)> =
+            sums.iter().enumerate().map(|(at, sum)| (sum.as_ref().map(|sum| rank(sum, by_hour)), at)).collect();
+        let group = |at: usize| sums.get(at).and_then(Option::as_ref).map(|sum| &sum.group);
+        ranked
+            .sort_unstable_by(|(one, at), (other, there)| one.cmp(other).then_with(|| group(*at).cmp(&group(*there))));
+        ranked.into_iter().filter_map(|(_, at)| sums.get_mut(at)?.take()).collect()
     }
 }
 
@@ -156,11 +162,11 @@ fn sum(group: Group, counts: Counts) -> Sum {
     Sum { group, listeners, sessions, bytes_sent, bytes_received }
 }
 
-type Rank<'a> = (Option<Reverse<Option<Timestamp>>>, Reverse<(u64, u64, u64)>, &'a Group);
+type Rank = (Option<Reverse<Option<Timestamp>>>, Reverse<(u64, u64, u64)>);
 
-fn rank(sum: &Sum, by_hour: bool) -> Rank<'_> {
+fn rank(sum: &Sum, by_hour: bool) -> Rank {
     let size = (sum.sessions, sum.listeners, sum.bytes_sent.saturating_add(sum.bytes_received));
-    (by_hour.then_some(Reverse(sum.group.hour)), Reverse(size), &sum.group)
+    (by_hour.then_some(Reverse(sum.group.hour)), Reverse(size))
 }
 
 fn service_name(port: u16, protocol: Protocol) -> String {

@@ -35,6 +35,7 @@ use crate::{
 };
 
 mod cubes;
+mod long;
 mod peers;
 mod placed;
 mod runs;

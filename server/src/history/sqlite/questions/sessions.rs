@@ -138,8 +138,10 @@ enum What {
     Row,
     /// Rows of one host, from this one on.
     Run(i64),
-    /// Rows from this one on.
+    /// Rows from this one on, as far as they closed soon after the window.
     Zone(i64),
+    /// Rows behind this one that closed later than that, until this moment.
+    Long(i64, i64),
     /// Runs of rows of a zone.
     Rows(Vec<(i64, i64)>),
     /// A chapter of runs.
@@ -284,6 +286,10 @@ impl<'a> Search<'a> {
                 }
                 What::Zone(first) => {
                     self.read_zone(file, (first, id), &mut heap)?;
+                    None
+                }
+                What::Long(behind, last) => {
+                    self.read_long(file, (behind, last), &mut heap)?;
                     None
                 }
             };

@@ -57,8 +57,16 @@ pub(in crate::history::sqlite::questions) fn count(
                 }
             }
             What::Chapter(chapter) => search.runs(file, chapter, &mut heap)?,
-            What::Run(first) | What::Zone(first) => {
+            What::Run(first) => {
                 search.each_row(file, &[(first, id)], |search, _, one| search.add_one(&one, into))?;
+            }
+            What::Zone(first) => {
+                search.each_of_zone(file, (first, id), |search, one| search.add_one(&one, into))?;
+            }
+            What::Long(behind, last) => {
+                search.each_long(file, (behind, last), |search, _, one| {
+                    search.add_one(&one, into).map(|()| Wanted::More)
+                })?;
             }
             What::Rows(runs) => search.each_row(file, &runs, |search, _, one| search.add_one(&one, into))?,
             What::Block(head) => {
