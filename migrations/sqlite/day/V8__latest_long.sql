@@ -1,6 +1,9 @@
 -- The peers of the last rows, which are in no segment yet, are kept in memory (server/src/history/sqlite/latest.rs).
 DROP TABLE zone_peers;
 
--- Sessions that lasted for ten minutes or longer: what was open at a moment and closed long after it is one of these. They are
--- few, and come almost in the order of the index.
-CREATE INDEX sessions_long ON sessions (closed_at_us, duration_us) WHERE duration_us >= 600000000;
+-- Which rows of a zone lasted for ten minutes or longer (server/src/history/sqlite/long.rs). Of zones that were full before
+-- nothing is told.
+CREATE TABLE zone_long (
+    first_id INTEGER PRIMARY KEY,
+    rows BLOB NOT NULL
+) STRICT;

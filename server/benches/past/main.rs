@@ -259,6 +259,14 @@ async fn grown(folder: &Path, arguments: &Arguments, table: &mut Table) -> (Arc<
     (history, hosts, reports)
 }
 
+/// Has the system have all files in memory, as far as there is room, as they were when the questions were designed.
+fn read_through(folder: &Path) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let mut file = fs::File::open(entry.unwrap().path()).unwrap();
+        std::io::copy(&mut file, &mut std::io::sink()).unwrap();
+    }
+}
+
 async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
     let folder = place.join("history");
     // Written when the history is whole: one that broke off would be asked as if it were.
@@ -272,6 +280,7 @@ async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
         fs::write(told, arguments.sessions.to_string()).unwrap();
         grown
     };
+    read_through(&folder);
     let idle = questions::ask_all(&history, arguments.sessions, (arguments.asked, &arguments.only)).await;
     let busy = if arguments.busy { ask_busily(&history, &hosts, reports, arguments).await } else { Vec::new() };
     for one in &idle {

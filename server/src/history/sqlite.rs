@@ -50,6 +50,7 @@ mod cubes;
 mod database;
 mod latest;
 mod leaving;
+mod long;
 mod numbered;
 mod parts;
 mod postings;

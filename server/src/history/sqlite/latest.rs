@@ -10,7 +10,8 @@ use std::{
 
 use super::postings::{Addresses, Peers};
 
-/// Up to so many networks are looked for: the writer waits meanwhile, some ten microseconds for each.
+/// Up to so many networks are looked for: the writer waits meanwhile, some ten microseconds for each, and some more where all
+/// peers have IPv6.
 const NETWORKS: usize = 64;
 
 /// The peers of rows that follow each other, some MiB at most.
@@ -37,7 +38,7 @@ impl Tail {
     }
 
     fn add(&mut self, peer: IpAddr) {
-        // A segment has some ten thousand rows.
+        // A segment has some tens of thousands of rows.
         if let Ok(row) = u32::try_from(self.next - self.first) {
             self.peers.add(peer, row);
             self.next += 1;

@@ -16,6 +16,7 @@ use self::{naming::NamespaceNames, outlet::Outlet, outlines::Outlines};
 use super::{
     coding::{OwnerColumns, StoredOwner},
     database::Files,
+    numbered::Numbered,
     parts::{Catalogue, Form, Part},
 };
 use crate::history::{Bounds, HistoryError, Rows, matching::OwnerNames};
@@ -237,13 +238,13 @@ struct Program {
 /// What the rows of one answer name by numbers: programs, each looked up once, and network namespaces.
 pub(super) struct Programs<'a> {
     main: &'a Connection,
-    known: HashMap<i64, Program>,
+    known: Numbered<i64, Program>,
     namespaces: NamespaceNames<'a>,
 }
 
 impl<'a> Programs<'a> {
     pub(super) fn new(reader: &'a Reader) -> Programs<'a> {
-        let (main, known) = (&reader.main, HashMap::new());
+        let (main, known) = (&reader.main, Numbered::default());
         Programs { main, known, namespaces: NamespaceNames::new(main) }
     }
 

@@ -15,9 +15,8 @@ use fleetsock_proto::{
 };
 use rusqlite::{Connection, Row, params};
 
-use self::entry::Signs;
-use self::entry::entry;
 pub(super) use self::entry::{HostEntry, host, store_hello};
+use self::entry::{Signs, entry};
 use super::{coding, numbered::Numbered};
 use crate::history::{Contact, HistoryError, Labels, Presence, Skew, matching::Glob};
 

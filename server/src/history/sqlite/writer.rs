@@ -121,6 +121,7 @@ impl Writer {
     /// Works until nobody can bring more work.
     pub(super) fn run(mut self, mut orders: mpsc::Receiver<Work>) -> Result<(), HistoryError> {
         if let Err(error) = self.recall() {
+            self.unindexed = Unindexed::default();
             // Until then a question about a peer looks at all of these rows.
             tracing::warn!(%error, "the last rows will be read when the next ones are stored");
         }
@@ -230,6 +231,7 @@ impl Writer {
                 self.programs = Programs::default();
                 self.addresses = Addresses::default();
                 self.naming = Naming::default();
+                self.unindexed = Unindexed::default();
                 let why = if fatal { HistoryError::Closed } else { HistoryError::from(error) };
                 if matches!(why, HistoryError::Full) {
                     self.meters.found_full();
@@ -458,7 +460,10 @@ impl Writer {
     /// The next file takes over some of what is open. What fails begins anew.
     fn turn(&mut self) {
         let Writer { database, unindexed, .. } = self;
-        if let Err(error) = database.turn((self.clock)(), |before| unindexed.complete(before)) {
+        if let Err(error) = database.turn((self.clock)(), |before| {
+            Noting::resume(before, unindexed)?;
+            unindexed.complete(before)
+        }) {
             tracing::error!(%error, "the next file of sessions is given up; the one before goes on");
         }
     }

@@ -4,7 +4,7 @@ use fleetsock_proto::{host::HostSelector, question::SummaryQuestion, summary::Di
 
 use super::*;
 
-/// More hosts than are each looked for, with more sessions than are read at once.
+/// More hosts than are each looked for, with the rows of some zones.
 const HOSTS: i64 = 70;
 const EACH: i64 = 60;
 /// How long they last, in seconds: less than ten minutes, as long, and more.
@@ -14,7 +14,6 @@ fn opens(number: i64) -> i64 {
     number * 37 % 10_000
 }
 
-/// Many close at one moment.
 fn closes(number: i64) -> i64 {
     opens(number) + LASTS[usize::try_from(number).unwrap() % LASTS.len()]
 }
@@ -25,58 +24,79 @@ fn question(time: SessionTime, hosts: &str) -> SessionQuestion {
     SessionQuestion { time, filter, ..SessionQuestion::default() }
 }
 
-#[tokio::test]
-async fn what_was_open_is_shown_once_and_in_order_whenever_it_closed() {
-    let mut world = World::<Hesitant<MANY>>::new().await;
-    for host in 0..HOSTS {
-        let mut agent = world.host(&format!("host{host:02}")).await;
-        let mut numbers: Vec<i64> = (0..EACH).map(|n| n * HOSTS + host).collect();
-        numbers.sort_by_key(|number| closes(*number));
-        let lives = numbers.iter().map(|number| {
-            let local = format!("10.0.0.1:{}", 1 + number);
-            closed(
-                session(1 + number.unsigned_abs(), &local, Out, "10.9.9.9:443").since(opens(*number)),
-                closes(*number),
-            )
-        });
-        world.tell(&mut agent, SnapshotWhole, 30_000, lives.collect()).await;
-    }
-    let now = at(40_000);
-    // When those that are meant closed at the earliest, and opened at the latest.
-    let times: Vec<(SessionTime, i64, i64)> = [-1, 0, 1, 599, 3_000, 9_999, 19_000]
+/// A time, and of those that are meant the earliest closing and the latest opening.
+fn times() -> Vec<(SessionTime, i64, i64)> {
+    let moments = [-1, 0, 1, 599, 3_000, 9_999, 19_000].into_iter().map(|t| (SessionTime::At(at(t)), t + 1, t));
+    let windows = [(0, 10), (50, 1_000), (1_000, 1_700), (0, 30_000)]
         .into_iter()
-        .map(|t| (SessionTime::At(at(t)), t + 1, t))
-        .chain(
-            [(0, 10), (50, 1_000), (1_000, 1_700), (0, 30_000)]
-                .into_iter()
-                .map(|(since, until)| (SessionTime::Within { since: at(since), until: Some(at(until)) }, since, until)),
-        )
-        .collect();
-    for (hosts, count) in [("*", HOSTS), ("host0*", 10)] {
-        for (time, since, until) in &times {
-            let all = (0..HOSTS * EACH).filter(|number| number % HOSTS < count);
-            let mut expected: Vec<i64> =
-                all.filter(|number| opens(*number) <= *until && closes(*number) >= *since).collect();
-            let found = world.sessions(question(*time, hosts), now).await.unwrap().0;
-            assert!(found.is_sorted_by_key(|one| std::cmp::Reverse(one.closed.map(|(at, _)| at))), "{time:?}");
-            let mut numbers: Vec<i64> = found.iter().map(|one| i64::from(one.local.port()) - 1).collect();
-            numbers.sort_unstable();
-            expected.sort_unstable();
-            assert!(numbers == expected, "{time:?}, {hosts}: {} of {}", numbers.len(), expected.len());
+        .map(|(since, until)| (SessionTime::Within { since: at(since), until: Some(at(until)) }, since, until));
+    moments.chain(windows).collect()
+}
 
-            let some = SessionQuestion { limit: Some(50), ..question(*time, hosts) };
+/// Sessions of the first hosts are these numbers.
+async fn answers_are_right(world: &World<Hesitant<MANY>>, count: i64) {
+    let now = at(40_000);
+    for (hosts, meant) in [("*", count), ("host0*", 10)] {
+        for (time, since, until) in times() {
+            let all = (0..HOSTS * EACH).filter(|number| number % HOSTS < meant);
+            let expected: Vec<i64> = all.filter(|number| opens(*number) <= until && closes(*number) >= since).collect();
+            let numbers = |found: &[Session]| {
+                let mut numbers: Vec<i64> = found.iter().map(|one| i64::from(one.local.port()) - 1).collect();
+                numbers.sort_unstable();
+                numbers
+            };
+            let found = world.sessions(question(time, hosts), now).await.unwrap().0;
+            assert!(found.is_sorted_by_key(|one| std::cmp::Reverse(one.closed.map(|(at, _)| at))), "{time:?}");
+            assert!(numbers(&found) == expected, "{time:?}, {hosts}: {} of {}", found.len(), expected.len());
+
+            let some = SessionQuestion { limit: Some(50), ..question(time, hosts) };
             let first = world.sessions(some, now).await.unwrap().0;
-            assert_eq!(
-                first.iter().map(|one| one.closed).collect::<Vec<_>>(),
-                found.iter().take(50).map(|one| one.closed).collect::<Vec<_>>(),
-                "{time:?}"
-            );
+            let closed = |some: &[Session]| some.iter().take(50).map(|one| one.closed).collect::<Vec<_>>();
+            assert_eq!(closed(&first), closed(&found), "{time:?}");
+
+            let before = SessionQuestion { closed_before: Some(at(5_000)), ..question(time, hosts) };
+            let earlier = world.sessions(before, now).await.unwrap().0;
+            let expected_earlier: Vec<i64> =
+                expected.iter().copied().filter(|number| closes(*number) < 5_000).collect();
+            assert!(numbers(&earlier) == expected_earlier, "{time:?}, {hosts}");
+
             // States are in no sums, so that each session is counted by itself.
-            let sockets = SessionQuestion { states: SocketState::ALL.to_vec(), ..question(*time, hosts) };
+            let sockets = SessionQuestion { states: SocketState::ALL.to_vec(), ..question(time, hosts) };
             let by_host = SummaryQuestion { sockets, by: vec![Dimension::Host], limit: None };
             let counted: u64 = world.sums(by_host, now).await.unwrap().0.iter().map(|sum| sum.sessions).sum();
             assert_eq!(counted, expected.len() as u64, "{time:?}, {hosts}");
         }
     }
+}
+
+async fn tell(world: &World<Hesitant<MANY>>, host: i64) {
+    let mut agent = world.host(&format!("host{host:02}")).await;
+    let mut numbers: Vec<i64> = (0..EACH).map(|n| n * HOSTS + host).collect();
+    numbers.sort_by_key(|number| closes(*number));
+    let lives = numbers.iter().map(|number| {
+        let local = format!("10.0.0.1:{}", 1 + number);
+        closed(session(1 + number.unsigned_abs(), &local, Out, "10.9.9.9:443").since(opens(*number)), closes(*number))
+    });
+    world.tell(&mut agent, SnapshotWhole, 30_000, lives.collect()).await;
+}
+
+#[tokio::test]
+async fn what_was_open_is_shown_once_and_in_order_whenever_it_closed() {
+    let mut world = World::<Hesitant<MANY>>::new().await;
+    for host in 0..HOSTS - 1 {
+        tell(&world, host).await;
+    }
+    answers_are_right(&world, HOSTS - 1).await;
+
+    // Of the zones of before nothing is told, and the last of them is one that goes on.
     world.stop().await;
+    let path = world.engine.folder().join("day-1.db");
+    change(&path, "DELETE FROM zone_long WHERE first_id < 2000 OR first_id = (SELECT max(first_id) FROM zones)");
+    world.begin().await;
+    tell(&world, HOSTS - 1).await;
+    answers_are_right(&world, HOSTS).await;
+    world.stop().await;
+    let told = "SELECT count(*) FROM zone_long";
+    let told: i64 = Connection::open(&path).unwrap().query_row(told, [], |row| row.get(0)).unwrap();
+    assert_eq!(told, 2, "of the others, and not of the one that nothing was told of");
 }

@@ -10,7 +10,7 @@ const EACH: u64 = 500;
 
 /// Makes of the file what the version before the index made, which had a filter for each zone. Here they deny every peer: nobody
 /// asks them any more.
-const BEFORE: &str = "DROP INDEX sessions_long;
+const BEFORE: &str = "DROP TABLE zone_long;
     ALTER TABLE zones ADD COLUMN peers BLOB;
     UPDATE zones SET peers = zeroblob(2048);
     DROP TABLE segments;

@@ -40,7 +40,7 @@ fn as_of_the_first_version(path: &Path) {
     change(
         path,
         "CREATE INDEX sessions_by_host ON sessions (host_id, closed_at_us);
-         DROP INDEX sessions_long;
+         DROP TABLE zone_long;
          DROP TABLE runs;
          DROP TABLE chapters;
          ALTER TABLE zones DROP COLUMN min_opened_at_us;

@@ -119,27 +119,35 @@ impl Database {
         }
     }
 
-    /// The next file takes over some of what is open, and is written to when that was the last, and after the one before was
-    /// completed. An error leaves everything as it was.
+    /// The next file takes over some of what is open. When that was the last, `end` writes the last to the file before, and the next
+    /// one is written to. An error leaves everything as it was.
     pub(in super::super) fn turn(
         &mut self,
         now: Timestamp,
-        complete: impl FnOnce(&Transaction<'_>) -> Result<(), rusqlite::Error>,
+        end: impl FnOnce(&Transaction<'_>) -> Result<(), rusqlite::Error>,
     ) -> Result<(), OpenError> {
         let Some(mut turning) = self.turning.take() else { return Ok(()) };
-        match turning.step() {
-            Ok(true) => self.turn_over(turning, now, complete),
+        let error = match turning.step() {
             Ok(false) => {
                 self.turning = Some(turning);
-                Ok(())
+                return Ok(());
             }
-            Err(error) => {
-                let (next, error) = (turning.next.id, engine(&turning.next.path, &error));
-                drop(turning);
-                self.give_up(next, now);
-                Err(error)
+            Ok(true) => {
+                let ended = self.day.transaction().and_then(|transaction| {
+                    end(&transaction)?;
+                    transaction.commit()
+                });
+                match ended {
+                    Ok(()) => return self.turn_over(turning, now),
+                    Err(error) => engine(&self.files.catalogue().hot.path, &error),
+                }
             }
-        }
+            Err(error) => engine(&turning.next.path, &error),
+        };
+        let next = turning.next.id;
+        drop(turning);
+        self.give_up(next, now);
+        Err(error)
     }
 
     /// Removes what there is of the next file, whose room may be what is missing.
@@ -151,17 +159,7 @@ impl Database {
     }
 
     /// From now on the next file is written to, which has taken over everything.
-    fn turn_over(
-        &mut self,
-        turning: Turning,
-        now: Timestamp,
-        complete: impl FnOnce(&Transaction<'_>) -> Result<(), rusqlite::Error>,
-    ) -> Result<(), OpenError> {
-        let completed = self.day.transaction().and_then(|transaction| {
-            complete(&transaction)?;
-            transaction.commit()
-        });
-        completed.map_err(|error| engine(&self.files.catalogue().hot.path, &error))?;
+    fn turn_over(&mut self, turning: Turning, now: Timestamp) -> Result<(), OpenError> {
         let (sessions, latest) = self.extent()?;
         let path = turning.next.path.clone();
         let (next, day) = turning.finish().map_err(|error| engine(&path, &error))?;

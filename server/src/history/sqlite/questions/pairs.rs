@@ -129,7 +129,10 @@ impl<'a> Paired<'a> {
             return Ok(());
         }
         // An earlier version may not have noted the address by which it would be found again.
-        known().for_each(|end| all.add_missing(*end));
+        let sought: HashSet<Sockets> =
+            others.iter().flat_map(|other| [other.sockets, other.sockets.mirrored()]).collect();
+        let alike = self.held.iter().filter(|session| sought.contains(&sockets(session)));
+        alike.filter_map(|session| self.end(session)).for_each(|end| all.add_missing(end));
         let mut programs = Programs::new(self.reader);
         for (place, end) in ends.iter().enumerate() {
             let Some((other, Some(owners))) = end.as_ref().and_then(|end| all.other_end(end)) else { continue };
@@ -154,7 +157,7 @@ impl<'a> Paired<'a> {
         Some(End {
             host: *numbers.get(&session.host_id)?,
             netns: session.netns,
-            sockets: Sockets { protocol: session.protocol.number(), local: session.local, peer: session.peer },
+            sockets: sockets(session),
             opened_at_us: session.opened_at.as_micros(),
             opening_is_known: session.opened_known == Known::Event,
             closed_at_us: session.closed.map(|(at, _)| at.as_micros()),
@@ -169,6 +172,10 @@ impl<'a> Paired<'a> {
         self.names.extend(found.clone().map(|found| (host, found)));
         Ok(found)
     }
+}
+
+fn sockets(session: &Session) -> Sockets {
+    Sockets { protocol: session.protocol.number(), local: session.local, peer: session.peer }
 }
 
 fn name(main: &Connection, host: i64) -> Result<Option<(HostId, String)>, rusqlite::Error> {

@@ -138,9 +138,10 @@ enum What {
     Row,
     /// Rows of one host, from this one on.
     Run(i64),
-    /// Rows from this one on, as far as they closed soon after the window.
-    Zone(i64),
-    /// Rows behind this one that closed later than that, until this moment.
+    /// Rows from this one on that closed until this moment.
+    Zone(i64, i64),
+    /// The long rows of the zone that begins with this row, as far as they closed later than what is looked for by zones, from this
+    /// one on.
     Long(i64, i64),
     /// Runs of rows of a zone.
     Rows(Vec<(i64, i64)>),
@@ -284,12 +285,12 @@ impl<'a> Search<'a> {
                     self.read_runs(file, &runs, &mut heap)?;
                     None
                 }
-                What::Zone(first) => {
-                    self.read_zone(file, (first, id), &mut heap)?;
+                What::Zone(first, last) => {
+                    self.read_zone(file, (first, id), last, &mut heap)?;
                     None
                 }
-                What::Long(behind, last) => {
-                    self.read_long(file, (behind, last), &mut heap)?;
+                What::Long(zone, first) => {
+                    self.read_long(file, (zone, first), &mut heap)?;
                     None
                 }
             };

@@ -53,7 +53,7 @@ impl Writing {
     }
 
     /// Bytes whose number is known to whoever reads them.
-    pub(super) fn append(&mut self, bytes: &[u8]) {
+    pub(in crate::history::sqlite) fn append(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
@@ -62,7 +62,7 @@ impl Writing {
     }
 
     /// What was written.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(in crate::history::sqlite) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 

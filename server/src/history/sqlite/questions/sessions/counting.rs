@@ -58,17 +58,20 @@ pub(in crate::history::sqlite::questions) fn count(
             }
             What::Chapter(chapter) => search.runs(file, chapter, &mut heap)?,
             What::Run(first) => {
-                search.each_row(file, &[(first, id)], |search, _, one| search.add_one(&one, into))?;
+                search.each_row(file, &[(first, id)], window.bounds(), |search, _, one| search.add_one(&one, into))?;
             }
-            What::Zone(first) => {
-                search.each_of_zone(file, (first, id), |search, one| search.add_one(&one, into))?;
-            }
-            What::Long(behind, last) => {
-                search.each_long(file, (behind, last), |search, _, one| {
-                    search.add_one(&one, into).map(|()| Wanted::More)
+            What::Zone(first, last) => {
+                let [after, _, until] = window.bounds();
+                search.each_row(file, &[(first, id)], [after, last, until], |search, _, one| {
+                    search.add_one(&one, into)
                 })?;
             }
-            What::Rows(runs) => search.each_row(file, &runs, |search, _, one| search.add_one(&one, into))?,
+            What::Long(zone, first) => {
+                search.each_long(file, (zone, first), |search, _, one| search.add_one(&one, into))?;
+            }
+            What::Rows(runs) => {
+                search.each_row(file, &runs, window.bounds(), |search, _, one| search.add_one(&one, into))?;
+            }
             What::Block(head) => {
                 if let Some((block, meant)) = search.read_block(file, head)? {
                     search.add_block(&block, &meant, into)?;

@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use ipnet::IpNet;
 use rusqlite::{Connection, OptionalExtension, params, types::ValueRef};
 
-use super::{InFile, Next, Search, What};
+use super::{AT_ONCE, InFile, Next, Search, What, rows::runs};
 use crate::history::{
     HistoryError,
     sqlite::{
@@ -27,8 +27,9 @@ impl Search<'_> {
         heap: &mut BinaryHeap<Next>,
     ) -> Result<bool, HistoryError> {
         let Some(connection) = self.file(file)? else { return Ok(true) };
-        let meant: Vec<Addresses> =
-            self.meaning.question.peers.iter().map(|prefix: &IpNet| (prefix.network(), prefix.broadcast())).collect();
+        // Networks may overlap.
+        let peers = IpNet::aggregate(&self.meaning.question.peers);
+        let meant: Vec<Addresses> = peers.iter().map(|prefix| (prefix.network(), prefix.broadcast())).collect();
         let Some((mut rows, mut covered)) = look_up(connection, &meant, most)? else { return Ok(false) };
         let last = last_row(connection)?;
         if file.is_none() && covered < last {
@@ -36,13 +37,11 @@ impl Search<'_> {
             let add = |row| rows.extend((row <= last).then_some(row));
             covered = self.reader.catalogue.latest.find(covered, &meant, add);
         }
-        rows.sort_unstable();
-        // Of networks that overlap some are found twice.
-        rows.dedup();
         if rows.len() > most {
             return Ok(false);
         }
-        if self.are_read_at_once(rows.len()) {
+        rows.sort_unstable();
+        if self.are_read_at_once(rows.len()) && (rows.len() <= AT_ONCE || self.means_all_rows_of(connection)?) {
             self.read_runs(file, &runs(&rows), heap)?;
         } else {
             self.by_zones(connection, file, &rows, heap)?;
@@ -51,6 +50,15 @@ impl Search<'_> {
             self.zones(file, covered, heap)?;
         }
         Ok(true)
+    }
+
+    /// Whether the window that is meant has all rows of a file in it.
+    fn means_all_rows_of(&self, connection: &Connection) -> Result<bool, rusqlite::Error> {
+        let [after, last, until] = self.meaning.window.bounds();
+        let mut statement = connection
+            .prepare_cached("SELECT min(min_closed_at_us) > ?1, max(max_closed_at_us) <= ?2 FROM chapters")?;
+        let bounds = params![after, last.min(until)];
+        statement.query_row(bounds, |row| Ok(row.get::<_, Option<bool>>(0)? == Some(true) && row.get(1)?))
     }
 
     /// Sorts rows by their zones, which tell their times.
@@ -117,27 +125,4 @@ fn last_row(connection: &Connection) -> Result<i64, rusqlite::Error> {
 
 fn blob<'v>(column: &'static str, value: ValueRef<'v>) -> Result<&'v [u8], rusqlite::Error> {
     value.as_blob().map_err(|error| coding::wrong(column, error.to_string()))
-}
-
-/// Rows as runs of those that follow each other.
-fn runs(rows: &[i64]) -> Vec<(i64, i64)> {
-    let mut runs: Vec<(i64, i64)> = Vec::new();
-    for row in rows {
-        match runs.last_mut() {
-            Some((_, last)) if *last + 1 == *row => *last = *row,
-            _ => runs.push((*row, *row)),
-        }
-    }
-    runs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_that_follow_each_other_are_one_run() {
-        assert_eq!(runs(&[1, 2, 3, 7, 9, 10]), [(1, 3), (7, 7), (9, 10)]);
-        assert_eq!(runs(&[]), []);
-    }
 }

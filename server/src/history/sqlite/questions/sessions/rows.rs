@@ -1,5 +1,5 @@
-//! Sessions of files in which each has a row: of few hosts by runs of their rows, of many by zones of the table. With chosen
-//! peers they are found by an index (`postings.rs`).
+//! Sessions of files in which each has a row: of few hosts by runs of their rows, of many by zones of the table and
+//! their long rows (`long.rs`). With chosen peers they are found by an index (`postings.rs`).
 
 use std::collections::BinaryHeap;
 
@@ -9,17 +9,11 @@ use super::{HELD, InFile, Next, Search, What};
 use crate::history::{
     HistoryError,
     sqlite::{
-        questions::outlet::Wanted,
+        coding,
+        long::{self, LONG_US},
         stored::{self, StoredSession},
     },
 };
-
-/// Of what closed so long after a window, that is meant which lasted for as long or longer. There is an index of those.
-const LONG_US: i64 = 600_000_000;
-/// The same, as the index has it.
-const IS_LONG: &str = "duration_us >= 600000000";
-/// Long rows that are read at once, about.
-const LONG_ROWS: usize = 1024;
 
 /// What was open within the window that is meant, whose bounds are the third value and the two after it.
 const IN_WINDOW: &str = "closed_at_us > ?3 AND closed_at_us <= ?4 AND closed_at_us - duration_us <= ?5";
@@ -40,22 +34,28 @@ impl Search<'_> {
         last.min(until.saturating_add(LONG_US))
     }
 
-    /// Finds the zones of a file in which something may be meant behind a row, without reading them, and what is long.
+    /// Finds the zones of a file in which something may be meant behind a row, without reading them.
     pub(super) fn zones(&self, file: InFile, behind: i64, heap: &mut BinaryHeap<Next>) -> Result<(), rusqlite::Error> {
         let Some(connection) = self.file(file)? else { return Ok(()) };
         let mut statement = connection.prepare_cached(
-            "SELECT max(first_id, ?4 + 1), last_id, max_closed_at_us FROM zones
+            "SELECT first_id, last_id, min_closed_at_us, max_closed_at_us,
+                 max_closed_at_us > ?5 AND EXISTS (SELECT 1 FROM zone_long WHERE first_id = zones.first_id)
+             FROM zones
              WHERE first_id >= ifnull((SELECT max(first_id) FROM zones WHERE first_id <= ?4 + 1), 0) AND last_id > ?4
                  AND max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND ifnull(min_opened_at_us <= ?3, TRUE)",
         )?;
         let ([after, last, until], last_of_zones) = (self.meaning.window.bounds(), self.last_of_zones());
-        let mut rows = statement.query([after, last_of_zones, until, behind])?;
+        let mut rows = statement.query([after, last, until, behind, last_of_zones])?;
         while let Some(row) = rows.next()? {
-            let (first, id, latest): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            heap.push(Next { latest: latest.min(last_of_zones), file, id, what: What::Zone(first) });
-        }
-        if last_of_zones < last {
-            heap.push(Next { latest: last, file, id: i64::MAX, what: What::Long(behind, last) });
+            let [zone, id, earliest, latest]: [i64; 4] = [row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?];
+            let (first, is_told) = (zone.max(behind + 1), row.get(4)?);
+            if is_told {
+                heap.push(Next { latest, file, id, what: What::Long(zone, first) });
+            }
+            let last = if is_told { last_of_zones } else { last };
+            if earliest <= last {
+                heap.push(Next { latest: latest.min(last), file, id, what: What::Zone(first, last) });
+            }
         }
         Ok(())
     }
@@ -85,7 +85,7 @@ impl Search<'_> {
                  AND max_closed_at_us > ?3 AND min_closed_at_us <= ?4 AND min_opened_at_us <= ?5",
         )?;
         for host in self.hosts.numbers() {
-            let mut rows = statement.query(params_from_iter(self.bounds([chapter, host])))?;
+            let mut rows = statement.query(params_from_iter(bounds([chapter, host], self.meaning.window.bounds())))?;
             while let Some(row) = rows.next()? {
                 let (first, id, latest) = (row.get(0)?, row.get(1)?, row.get(2)?);
                 heap.push(Next { latest, file, id, what: What::Run(first) });
@@ -94,23 +94,12 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// The first five values of a question with [`IN_WINDOW`].
-    fn bounds(&self, [first, second]: [i64; 2]) -> [Value; 5] {
-        let [after, last, until] = self.meaning.window.bounds();
-        [first, second, after, last, until].map(Value::from)
-    }
-
-    /// The same of what zones tell.
-    fn bounds_of_zone(&self, [first, last]: [i64; 2]) -> [Value; 5] {
-        let [after, _, until] = self.meaning.window.bounds();
-        [first, last, after, self.last_of_zones(), until].map(Value::from)
-    }
-
-    /// Finds what may be meant in a zone, without reading it.
+    /// Finds what may be meant in a zone and closed until a moment, without reading it.
     pub(super) fn read_zone(
         &mut self,
         file: InFile,
         (first, last): (i64, i64),
+        closed_until: i64,
         heap: &mut BinaryHeap<Next>,
     ) -> Result<(), rusqlite::Error> {
         let Some(connection) = self.file(file)? else { return Ok(()) };
@@ -118,7 +107,8 @@ impl Search<'_> {
             "SELECT id, host_id, closed_at_us FROM sessions WHERE id BETWEEN ?1 AND ?2 AND {IN_WINDOW} AND {}",
             self.meaning.sql
         ))?;
-        let bounds = self.bounds_of_zone([first, last]);
+        let [after, _, until] = self.meaning.window.bounds();
+        let bounds = bounds([first, last], [after, closed_until, until]);
         let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.meaning.values)))?;
         while let Some(row) = rows.next()? {
             if self.hosts.contains(row.get("host_id")?) {
@@ -147,92 +137,63 @@ impl Search<'_> {
         runs: &[(i64, i64)],
         heap: &mut BinaryHeap<Next>,
     ) -> Result<(), HistoryError> {
-        self.each_row(file, runs, |search, id, one| {
-            heap.extend(search.turn(file, id, one));
-            Ok(())
-        })
+        let window = self.meaning.window.bounds();
+        self.each_row(file, runs, window, |search, id, one| search.take_turn((file, id), one, heap))
     }
 
-    /// The turn of a row that was read.
-    fn turn(&mut self, file: InFile, id: i64, one: StoredSession) -> Option<Next> {
-        let (latest, _) = one.closed?;
-        let what = if self.held < HELD { What::Session(Box::new(one)) } else { What::Row };
-        self.held += usize::from(matches!(what, What::Session(_)));
-        Some(Next { latest, file, id, what })
-    }
-
-    /// Reads some of what is long and meant, and finds the rest of it.
+    /// The same of the long rows of a zone that closed later than what is looked for by zones, from a row on.
     pub(super) fn read_long(
         &mut self,
         file: InFile,
-        (behind, last): (i64, i64),
+        (zone, first): (i64, i64),
         heap: &mut BinaryHeap<Next>,
     ) -> Result<(), HistoryError> {
-        let (mut read, mut earliest) = (0, last);
-        let left = self.each_long(file, (behind, last), |search, id, one| {
-            let closed = one.closed.map_or(earliest, |(at, _)| at);
-            // What closed at one moment stays together.
-            if read >= LONG_ROWS && closed < earliest {
-                return Ok(Wanted::NoMore);
-            }
-            (read, earliest) = (read + 1, closed);
-            heap.extend(search.turn(file, id, one));
-            Ok(Wanted::More)
-        })?;
-        if left == Wanted::NoMore {
-            let (latest, what) = (earliest - 1, What::Long(behind, earliest - 1));
-            heap.push(Next { latest, file, id: i64::MAX, what });
-        }
+        self.each_long(file, (zone, first), |search, id, one| search.take_turn((file, id), one, heap))
+    }
+
+    /// Has a row that was read wait for its turn.
+    fn take_turn(
+        &mut self,
+        (file, id): (InFile, i64),
+        one: StoredSession,
+        heap: &mut BinaryHeap<Next>,
+    ) -> Result<(), HistoryError> {
+        let Some((latest, _)) = one.closed else { return Ok(()) };
+        let what = if self.held < HELD { What::Session(Box::new(one)) } else { What::Row };
+        self.held += usize::from(matches!(what, What::Session(_)));
+        heap.push(Next { latest, file, id, what });
         Ok(())
     }
 
-    /// Shows the rows behind one that are meant and long and closed until a moment, the latest first, for as long as they are
-    /// wanted.
+    /// Shows the long rows of a zone that are meant and closed later than what is looked for by zones, from a row on.
     pub(super) fn each_long(
         &mut self,
         file: InFile,
-        (behind, last): (i64, i64),
-        mut show: impl FnMut(&mut Self, i64, StoredSession) -> Result<Wanted, HistoryError>,
-    ) -> Result<Wanted, HistoryError> {
-        self.reader.go_on()?;
-        let Some(connection) = self.file(file)? else { return Ok(Wanted::More) };
-        let mut statement = connection.prepare_cached(&format!(
-            "SELECT {}, id FROM sessions INDEXED BY sessions_long
-             WHERE {IS_LONG} AND id BETWEEN ?1 AND ?2 AND {IN_WINDOW} AND {} ORDER BY closed_at_us DESC",
-            stored::OVER,
-            self.meaning.sql
-        ))?;
-        let [after, _, until] = self.meaning.window.bounds();
-        let bounds = [behind + 1, i64::MAX, after.max(self.last_of_zones()), last, until].map(Value::from);
-        let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.meaning.values)))?;
-        while let Some(row) = rows.next()? {
-            let one = StoredSession::over(row)?;
-            if self.is_meant(&one)? && show(self, row.get(stored::OVER_COLUMNS)?, one)? == Wanted::NoMore {
-                return Ok(Wanted::NoMore);
-            }
-        }
-        Ok(Wanted::More)
-    }
-
-    /// Shows all rows of a zone that are meant, in no order.
-    pub(super) fn each_of_zone(
-        &mut self,
-        file: InFile,
-        (first, last): (i64, i64),
-        mut show: impl FnMut(&mut Self, StoredSession) -> Result<(), HistoryError>,
+        (zone, first): (i64, i64),
+        show: impl FnMut(&mut Self, i64, StoredSession) -> Result<(), HistoryError>,
     ) -> Result<(), HistoryError> {
-        let last_of_zones = self.last_of_zones();
-        self.each_row(file, &[(first, last)], |search, _, one| match one.closed {
-            Some((at, _)) if at > last_of_zones => Ok(()),
-            _ => show(search, one),
-        })
+        let Some(connection) = self.file(file)? else { return Ok(()) };
+        let [after, last, until] = self.meaning.window.bounds();
+        let after = after.max(self.last_of_zones());
+        let mut found = Vec::new();
+        let mut statement = connection.prepare_cached("SELECT rows FROM zone_long WHERE first_id = ?1")?;
+        let mut rows = statement.query([zone])?;
+        while let Some(row) = rows.next()? {
+            let bytes = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("rows", error.to_string()))?;
+            long::each(bytes, |row, (opened_at_us, closed_at_us)| {
+                let id = zone.saturating_add(row);
+                found.extend((id >= first && closed_at_us > after && opened_at_us <= until).then_some(id));
+            })?;
+        }
+        self.each_row(file, &runs(&found), [after, last, until], show)
     }
 
-    /// Shows all rows that are meant of runs, with their numbers, in no order.
+    /// Shows all rows that are meant of runs and in a window, with their numbers, in no order.
     pub(super) fn each_row(
         &mut self,
         file: InFile,
         runs: &[(i64, i64)],
+        window: [i64; 3],
         mut show: impl FnMut(&mut Self, i64, StoredSession) -> Result<(), HistoryError>,
     ) -> Result<(), HistoryError> {
         self.reader.go_on()?;
@@ -243,7 +204,7 @@ impl Search<'_> {
             self.meaning.sql
         ))?;
         for (first, last) in runs {
-            let bounds = self.bounds([*first, *last]);
+            let bounds = bounds([*first, *last], window);
             let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.meaning.values)))?;
             while let Some(row) = rows.next()? {
                 let one = StoredSession::over(row)?;
@@ -253,5 +214,33 @@ impl Search<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// The first five values of a question with [`IN_WINDOW`].
+fn bounds([first, second]: [i64; 2], [after, last, until]: [i64; 3]) -> [Value; 5] {
+    [first, second, after, last, until].map(Value::from)
+}
+
+/// Rows as runs of those that follow each other.
+pub(super) fn runs(rows: &[i64]) -> Vec<(i64, i64)> {
+    let mut runs: Vec<(i64, i64)> = Vec::new();
+    for row in rows {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == *row => *last = *row,
+            _ => runs.push((*row, *row)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_follow_each_other_are_one_run() {
+        assert_eq!(runs(&[1, 2, 3, 7, 9, 10]), [(1, 3), (7, 7), (9, 10)]);
+        assert_eq!(runs(&[]), []);
     }
 }

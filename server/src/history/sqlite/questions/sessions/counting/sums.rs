@@ -222,14 +222,17 @@ impl Search<'_> {
         })?;
         for number in hours {
             with_hour(connection, *number, |(totals, _)| {
-                Ok(cubes::each_total(totals, |what, counts| {
-                    let at = all.binary_search_by_key(&what, |(what, _)| *what).ok();
-                    let (_, sum) = at.and_then(|at| all.get_mut(at)).ok_or(Damaged("a part is not in the whole"))?;
+                // Both ascend.
+                let mut whole = all.iter_mut();
+                Ok(cubes::each_total(totals, |part, counts| {
+                    let found = whole.find(|(what, _)| *what >= part).filter(|(what, _)| *what == part);
+                    let (_, sum) = found.ok_or(Damaged("a part is not in the whole"))?;
                     *sum = sum.minus(counts).ok_or(Damaged("a part is more than the whole"))?;
                     Ok::<_, Damaged>(())
                 })?)
             })?;
         }
+        read.groups.reserve(all.len().min(HELD));
         let left = all.into_iter().filter(|(_, counts)| counts.sessions > 0);
         left.into_iter().try_for_each(|(what, counts)| self.add_sum(read, (what, 0), counts, into))
     }
@@ -357,7 +360,7 @@ impl Search<'_> {
             if !may_be_unclear && covers(covered, first) && covers(covered, last) {
                 continue;
             }
-            self.each_row(file, &[(first, last)], |search, id, one| {
+            self.each_row(file, &[(first, last)], window, |search, id, one| {
                 let told = covers(covered, id) && span(&one).is_meant(window) != Meant::Unclear;
                 if told { Ok(()) } else { search.add_one(&one, into) }
             })?;
