@@ -259,11 +259,11 @@ async fn grown(folder: &Path, arguments: &Arguments, table: &mut Table) -> (Arc<
     (history, hosts, reports)
 }
 
-/// Has the system have all files in memory, as far as there is room, as they were when the questions were designed.
+/// Has the system have the sealed files in memory, as far as there is room, as they were when the questions were designed.
 fn read_through(folder: &Path) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let mut file = fs::File::open(entry.unwrap().path()).unwrap();
-        std::io::copy(&mut file, &mut std::io::sink()).unwrap();
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    for path in files.filter(|path| path.extension().is_some_and(|ending| ending == "sealed")) {
+        std::io::copy(&mut fs::File::open(path).unwrap(), &mut std::io::sink()).unwrap();
     }
 }
 

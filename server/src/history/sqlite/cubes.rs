@@ -12,7 +12,7 @@ use rusqlite::Connection;
 pub(super) use self::{
     adding::{Cubes, store_totals},
     choosing::{Choice, Told},
-    encoding::{each, each_total},
+    encoding::{each, each_total, take_off},
 };
 use super::{
     sealed::{Damaged, Reading},

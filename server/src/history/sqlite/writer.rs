@@ -464,6 +464,7 @@ impl Writer {
             Noting::resume(before, unindexed)?;
             unindexed.complete(before)
         }) {
+            *unindexed = Unindexed::default();
             tracing::error!(%error, "the next file of sessions is given up; the one before goes on");
         }
     }

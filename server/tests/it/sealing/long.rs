@@ -33,10 +33,14 @@ fn times() -> Vec<(SessionTime, i64, i64)> {
     moments.chain(windows).collect()
 }
 
-/// Sessions of the first hosts are these numbers.
+/// The sessions of so many hosts are there, and no others.
 async fn answers_are_right(world: &World<Hesitant<MANY>>, count: i64) {
     let now = at(40_000);
-    for (hosts, meant) in [("*", count), ("host0*", 10)] {
+    for (hosts, meant, peer) in [("*", count, None), ("host0*", 10, None), ("*", count, Some("10.9.9.9/32"))] {
+        let question = |time, hosts| {
+            let peers = peer.iter().map(|peer| peer.parse().unwrap()).collect();
+            SessionQuestion { peers, ..question(time, hosts) }
+        };
         for (time, since, until) in times() {
             let all = (0..HOSTS * EACH).filter(|number| number % HOSTS < meant);
             let expected: Vec<i64> = all.filter(|number| opens(*number) <= until && closes(*number) >= since).collect();

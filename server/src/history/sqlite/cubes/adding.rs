@@ -188,7 +188,7 @@ mod tests {
 
     use super::*;
     use crate::history::sqlite::{
-        cubes::{each, each_total},
+        cubes::{each, each_total, take_off},
         sealed::Damaged,
     };
 
@@ -211,7 +211,11 @@ mod tests {
                 prop_assert!(cube.held.is_empty());
             }
             let (mut found, mut totals) = (HashMap::<_, Counts>::new(), HashMap::<_, Counts>::new());
+            let mut whole = BTreeMap::<_, Counts>::new();
+            expected.iter().for_each(|((what, _), counts)| whole.entry(*what).or_default().add(*counts));
+            let mut left: Vec<_> = whole.into_iter().collect();
             for Summed { hour, totals: all, earlier } in cube.finish().unwrap() {
+                take_off(&mut left, &all).unwrap();
                 let mut opened = (i64::MAX, i64::MIN);
                 each(hour.closed, (&all, &earlier), |what, span, counts| {
                     found.entry((what, span)).or_default().add(counts);
@@ -224,6 +228,7 @@ mod tests {
                     Ok::<_, Damaged>(())
                 }).unwrap();
             }
+            prop_assert!(left.iter().all(|(_, counts)| *counts == Counts::default()), "{left:?}");
             let mut summed = HashMap::<_, Counts>::new();
             expected.iter().for_each(|((what, span), counts)| summed.entry((*what, span.closed)).or_default().add(*counts));
             prop_assert_eq!(found, expected);

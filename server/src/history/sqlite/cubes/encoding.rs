@@ -108,6 +108,24 @@ pub(in crate::history::sqlite) fn each_total<E: From<Damaged>>(
     each_sum(totals, |what, counts, _| show(what, counts))
 }
 
+/// Takes what was counted of an hour off what was counted of all hours, which ascends and has each once.
+pub(in crate::history::sqlite) fn take_off(whole: &mut [(What, Counts)], totals: &[u8]) -> Result<(), Damaged> {
+    let (mut at, mut before) = (0, None);
+    each_total(totals, |what, counts| {
+        // They ascend too, but begin anew where they were too many to be written at once.
+        if before.replace(what).is_some_and(|before| what < before) {
+            at = 0;
+        }
+        while whole.get(at).is_some_and(|(other, _)| *other < what) {
+            at += 1;
+        }
+        let found = whole.get_mut(at).filter(|(other, _)| *other == what);
+        let (_, sum) = found.ok_or(Damaged("a part is not in the whole"))?;
+        *sum = sum.minus(counts).ok_or(Damaged("a part is more than the whole"))?;
+        Ok(())
+    })
+}
+
 /// Shows what was counted of an hour, apart for the hours in which it opened.
 pub(in crate::history::sqlite) fn each<E: From<Damaged>>(
     closed: i64,

@@ -138,7 +138,12 @@ impl Database {
                     transaction.commit()
                 });
                 match ended {
-                    Ok(()) => return self.turn_over(turning, now),
+                    Ok(()) => {
+                        let turned = self.turn_over(turning, now);
+                        // The catalogue may name the next file although that seemed to fail, so that it stays.
+                        self.given_up_at = turned.is_err().then_some(now).or(self.given_up_at);
+                        return turned;
+                    }
                     Err(error) => engine(&self.files.catalogue().hot.path, &error),
                 }
             }

@@ -221,16 +221,7 @@ impl Search<'_> {
             Ok::<_, Damaged>(())
         })?;
         for number in hours {
-            with_hour(connection, *number, |(totals, _)| {
-                // Both ascend.
-                let mut whole = all.iter_mut();
-                Ok(cubes::each_total(totals, |part, counts| {
-                    let found = whole.find(|(what, _)| *what >= part).filter(|(what, _)| *what == part);
-                    let (_, sum) = found.ok_or(Damaged("a part is not in the whole"))?;
-                    *sum = sum.minus(counts).ok_or(Damaged("a part is more than the whole"))?;
-                    Ok::<_, Damaged>(())
-                })?)
-            })?;
+            with_hour(connection, *number, |(totals, _)| Ok(cubes::take_off(&mut all, totals)?))?;
         }
         read.groups.reserve(all.len().min(HELD));
         let left = all.into_iter().filter(|(_, counts)| counts.sessions > 0);
