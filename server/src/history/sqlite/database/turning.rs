@@ -119,8 +119,8 @@ impl Database {
         }
     }
 
-    /// The next file takes over some of what is open. When that was the last, `end` writes the last to the file before, and the next
-    /// one is written to. An error leaves everything as it was.
+    /// The next file takes over some of what is open. When that was the last of it, `end` may write to the file before once more, and
+    /// from then on the next one is written to. An error leaves everything as it was.
     pub(in super::super) fn turn(
         &mut self,
         now: Timestamp,
