@@ -10,8 +10,7 @@ use std::{
 
 use super::postings::{Addresses, Peers};
 
-/// Up to so many networks are looked for: the writer waits meanwhile, some ten microseconds for each, and some more where all
-/// peers have IPv6.
+/// Up to so many networks are looked for: the writer waits meanwhile, up to a tenth of a millisecond for each.
 const NETWORKS: usize = 64;
 
 /// The peers of rows that follow each other, some MiB at most.

@@ -199,23 +199,14 @@ impl Search<'_> {
     ) -> Result<(), HistoryError> {
         self.reader.go_on()?;
         let Some(connection) = self.file(file)? else { return Ok(()) };
-        // To ask for a row by itself is half the work of reading it.
-        let singles = runs.iter().filter(|(first, last)| first == last);
-        let (which, asked): (_, Vec<[Value; 2]>) = if runs.len() > 1 && singles.count() == runs.len() {
-            ("id IN (SELECT value FROM json_each(?1)) AND ?2 IS NULL", vec![[list(runs), Value::Null]])
-        } else {
-            let run = |(first, last): &(i64, i64)| [Value::from(*first), Value::from(*last)];
-            ("id BETWEEN ?1 AND ?2", runs.iter().map(run).collect())
-        };
         let mut statement = connection.prepare_cached(&format!(
-            "SELECT {}, id FROM sessions WHERE {which} AND {IN_WINDOW} AND {}",
+            "SELECT {}, id FROM sessions WHERE id BETWEEN ?1 AND ?2 AND {IN_WINDOW} AND {}",
             stored::OVER,
             self.meaning.sql
         ))?;
-        let window = window.map(Value::from);
-        for asked in asked {
-            let values = asked.iter().chain(&window).chain(&self.meaning.values);
-            let mut rows = statement.query(params_from_iter(values))?;
+        for (first, last) in runs {
+            let bounds = bounds([*first, *last], window);
+            let mut rows = statement.query(params_from_iter(bounds.iter().chain(&self.meaning.values)))?;
             while let Some(row) = rows.next()? {
                 let one = StoredSession::over(row)?;
                 if self.is_meant(&one)? {
@@ -230,12 +221,6 @@ impl Search<'_> {
 /// The first five values of a question with [`IN_WINDOW`].
 fn bounds([first, second]: [i64; 2], [after, last, until]: [i64; 3]) -> [Value; 5] {
     [first, second, after, last, until].map(Value::from)
-}
-
-/// Rows that are runs by themselves, as a list in JSON.
-fn list(runs: &[(i64, i64)]) -> Value {
-    let rows: Vec<String> = runs.iter().map(|(row, _)| row.to_string()).collect();
-    Value::from(format!("[{}]", rows.join(",")))
 }
 
 /// Rows as runs of those that follow each other.
