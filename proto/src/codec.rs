@@ -85,9 +85,9 @@ impl<U: Message + Default> Decoder for FrugalDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // What is in one piece is quicker to read than a buffer that could be in several.
+        // What is in one piece is quicker to read than a buffer that could be in several, and has parts that need not be copied.
         let whole = buf.copy_to_bytes(buf.remaining());
-        U::decode(whole.as_ref()).map(Some).map_err(|error| Status::internal(error.to_string()))
+        U::decode(whole).map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 
     fn buffer_settings(&self) -> BufferSettings {

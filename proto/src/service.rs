@@ -3,7 +3,7 @@
 //! Source: IANA Service Name and Transport Protocol Port Number Registry (RFC 6335), September 2026, public domain
 //! (CC0 1.0). `proto/iana/README.md` describes the two files.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{cell::RefCell, collections::HashMap, sync::LazyLock};
 
 use crate::{socket::Protocol, word::words};
 
@@ -61,14 +61,6 @@ const SPOKEN: [(&str, u16, Protocol); 13] = [
     ("pop", 110, Protocol::Tcp),
 ];
 
-/// Each service by its port. Whoever shows ports needs only these, and not a text for each of their names.
-static BY_PORT: LazyLock<HashMap<(u16, Protocol), Service>> = LazyLock::new(|| {
-    let mut by_port = HashMap::with_capacity(12_500);
-    // The everyday name comes last and wins.
-    by_port.extend(services().map(|service| ((service.port, service.protocol), service)));
-    by_port
-});
-
 static BY_NAME: LazyLock<HashMap<String, Vec<(u16, Protocol)>>> = LazyLock::new(|| {
     let mut by_name = HashMap::with_capacity(16_000);
     for service in services() {
@@ -110,9 +102,64 @@ fn row(line: &'static str, source: ServiceSource) -> Option<Service> {
     Some(Service { port, protocol, name, aliases, description, source })
 }
 
+/// Bytes of an entry of an index: the port, and where its first line begins; both little-endian. `build.rs` writes it.
+const ENTRY: usize = 2 + 4;
+
+/// A file, and where the lines of each port are in it. Reading all lines would take a command that lasts a few milliseconds as
+/// many.
+struct Lines {
+    text: &'static str,
+    /// Entries in the order of their ports.
+    index: &'static [u8],
+    source: ServiceSource,
+}
+
+const BY_PORT: [Lines; 2] = [
+    Lines {
+        text: DE_FACTO,
+        index: include_bytes!(concat!(env!("OUT_DIR"), "/de-facto.index")),
+        source: ServiceSource::DeFacto,
+    },
+    Lines {
+        text: IANA,
+        index: include_bytes!(concat!(env!("OUT_DIR"), "/services.index")),
+        source: ServiceSource::Iana,
+    },
+];
+
+impl Lines {
+    fn find(&self, port: u16, protocol: Protocol) -> Option<Service> {
+        let (entries, _) = self.index.as_chunks::<ENTRY>();
+        let at = entries.binary_search_by_key(&port, |[low, high, ..]| u16::from_le_bytes([*low, *high])).ok()?;
+        let [_, _, begin @ ..] = *entries.get(at)?;
+        let begin = usize::try_from(u32::from_le_bytes(begin)).ok()?;
+        let lines = self.text.get(begin..)?.lines().map_while(|line| row(line, self.source));
+        lines.take_while(|service| service.port == port).find(|service| service.protocol == protocol)
+    }
+}
+
+/// Ports of which a thread remembers the services.
+const REMEMBERED: usize = 64;
+
+/// A port, and its service where it has one.
+type Known = ((u16, Protocol), Option<Service>);
+
+thread_local! {
+    /// What was asked for lately: the many rows of an answer are of few services.
+    static LATELY: RefCell<[Option<Known>; REMEMBERED]> = const { RefCell::new([None; REMEMBERED]) };
+}
+
 /// The usual service of a port.
 pub fn by_port(port: u16, protocol: Protocol) -> Option<Service> {
-    BY_PORT.get(&(port, protocol)).copied()
+    LATELY.with_borrow_mut(|lately| match &mut lately[usize::from(port) % REMEMBERED] {
+        Some((known, service)) if *known == (port, protocol) => *service,
+        place => {
+            // The everyday name comes first and wins.
+            let service = BY_PORT.iter().find_map(|lines| lines.find(port, protocol));
+            *place = Some(((port, protocol), service));
+            service
+        }
+    })
 }
 
 /// The ports that a name or alias stands for, upper or lower case; empty when nobody uses the name.
@@ -159,6 +206,17 @@ mod tests {
         for (file, source) in [(IANA, ServiceSource::Iana), (DE_FACTO, ServiceSource::DeFacto)] {
             for line in file.lines() {
                 assert!(row(line, source).is_some(), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_port_has_its_line_and_the_everyday_one_wins() {
+        let mut last: HashMap<(u16, Protocol), Service> = HashMap::new();
+        last.extend(services().map(|service| ((service.port, service.protocol), service)));
+        for protocol in Protocol::ALL.iter().copied() {
+            for port in 0..=u16::MAX {
+                assert_eq!(by_port(port, protocol), last.get(&(port, protocol)).copied(), "{port}/{protocol}");
             }
         }
     }

@@ -54,11 +54,11 @@ impl ListenAddress {
     pub(crate) fn from_wire(
         field: &'static str,
         protocol: Protocol,
-        bytes: Vec<u8>,
+        bytes: impl AsRef<[u8]> + Into<Vec<u8>>,
     ) -> Result<ListenAddress, InvalidMessage> {
         match protocol {
-            Protocol::Unix => path_from_wire(field, bytes).map(ListenAddress::Path),
-            _ => address::from_bytes(field, &bytes).map(ListenAddress::Ip),
+            Protocol::Unix => path_from_wire(field, bytes.into()).map(ListenAddress::Path),
+            _ => address::from_bytes(field, bytes.as_ref()).map(ListenAddress::Ip),
         }
     }
 }
