@@ -63,8 +63,8 @@ impl Clock {
     pub fn age(&self, time: Timestamp) -> String {
         let age = self.now().since(time);
         match age.as_secs() {
-            60..3_600 => format!("{}m", age.as_secs() / 60),
-            0..60 => format!("{}s", age.as_secs()),
+            60..3_600 => in_units(&[(age.as_secs() / 60, "m")]),
+            0..60 => in_units(&[(age.as_secs(), "s")]),
             _ => lapse(age),
         }
     }
@@ -83,20 +83,30 @@ pub fn compact(time: Timestamp) -> String {
 /// A lapse of time in at most two units: `12ms`, `12s`, `2m10s`, `2h5m`, `2d4h`, `123d`.
 pub fn lapse(lapse: Duration) -> String {
     let seconds = lapse.as_secs();
-    let two = |large: u64, unit: char, small: u64, small_unit: char| match small {
-        0 => format!("{large}{unit}"),
-        small => format!("{large}{unit}{small}{small_unit}"),
+    let two = |large: u64, unit: &'static str, small: u64, small_unit: &'static str| match small {
+        0 => in_units(&[(large, unit)]),
+        small => in_units(&[(large, unit), (small, small_unit)]),
     };
     match seconds {
         0 if lapse.is_zero() => "0s".to_owned(),
         0 if lapse.as_millis() == 0 => "<1ms".to_owned(),
-        0 => format!("{}ms", lapse.as_millis()),
-        1..60 => format!("{seconds}s"),
-        60..3_600 => two(seconds / 60, 'm', seconds % 60, 's'),
-        3_600..86_400 => two(seconds / 3_600, 'h', seconds % 3_600 / 60, 'm'),
-        86_400..8_640_000 => two(seconds / 86_400, 'd', seconds % 86_400 / 3_600, 'h'),
-        _ => format!("{}d", seconds / 86_400),
+        0 => in_units(&[(lapse.subsec_millis().into(), "ms")]),
+        1..60 => in_units(&[(seconds, "s")]),
+        60..3_600 => two(seconds / 60, "m", seconds % 60, "s"),
+        3_600..86_400 => two(seconds / 3_600, "h", seconds % 3_600 / 60, "m"),
+        86_400..8_640_000 => two(seconds / 86_400, "d", seconds % 86_400 / 3_600, "h"),
+        _ => in_units(&[(seconds / 86_400, "d")]),
     }
+}
+
+/// Numbers, each before its unit, in a fraction of the time that formatting takes.
+fn in_units(numbers: &[(u64, &str)]) -> String {
+    let mut text = String::with_capacity(8);
+    for (number, unit) in numbers {
+        text.push_str(itoa::Buffer::new().format(*number));
+        text.push_str(unit);
+    }
+    text
 }
 
 #[cfg(test)]

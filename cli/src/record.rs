@@ -313,7 +313,7 @@ pub fn process_cell(owners: &[Owner], known: OwnerKnown) -> Cell {
     let Some(owner) = owners.first() else {
         return match known {
             OwnerKnown::None => Cell::new(""),
-            known => Cell::new(&format!("({known})")).tone(Tone::Faint),
+            known => Cell::of(["(", known.as_str(), ")"].concat()).tone(Tone::Faint),
         };
     };
     let mut text = String::with_capacity(owner.process.len() + 16);
@@ -325,7 +325,9 @@ pub fn process_cell(owners: &[Owner], known: OwnerKnown) -> Cell {
         text.push_str(&format!(" +{}", owners.len() - 1));
     }
     if known != OwnerKnown::Exact {
-        text.push_str(&format!(" ({known})"));
+        text.push_str(" (");
+        text.push_str(known.as_str());
+        text.push(')');
     }
     Cell::of(text)
 }
@@ -382,7 +384,7 @@ pub fn host_cell(name: &str, state: fleetsock_proto::host::HostState) -> Cell {
     use fleetsock_proto::host::HostState;
     match state {
         HostState::Online => Cell::new(name),
-        state => Cell::new(&format!("{name} ({state})")).tone(Tone::Warning),
+        state => Cell::of([name, " (", state.as_str(), ")"].concat()).tone(Tone::Warning),
     }
 }
 

@@ -24,7 +24,8 @@ fn is_hostile(c: char) -> bool {
 /// `text` with everything invisible written out, as `\u{1b}` or `\n`.
 pub fn sanitise(text: &str) -> Cow<'_, str> {
     // Most text is of characters that stand for themselves, which is seen without looking at each of them.
-    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) || !text.contains(is_hostile) {
+    let is_plain = text.bytes().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'));
+    if is_plain || !text.contains(is_hostile) {
         return Cow::Borrowed(text);
     }
     let mut safe = String::with_capacity(text.len() + 8);

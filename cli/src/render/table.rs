@@ -57,6 +57,16 @@ fn width(text: &str) -> usize {
     if text.is_ascii() { text.len() } else { text.width() }
 }
 
+/// Adds blanks to a line, many at a time.
+fn add_blanks(mut count: usize, line: &mut String) {
+    const BLANKS: &str = "                                ";
+    while let Some(rest) = count.checked_sub(BLANKS.len()) {
+        line.push_str(BLANKS);
+        count = rest;
+    }
+    line.push_str(&BLANKS[..count]);
+}
+
 impl Aligner {
     fn new(columns: Vec<(String, Side)>, headers: Headers, paint: Paint) -> Aligner {
         let (headings, sides): (Vec<String>, Vec<Side>) = columns.into_iter().unzip();
@@ -105,14 +115,14 @@ impl Aligner {
             }
             match side {
                 Side::Right => {
-                    line.extend(std::iter::repeat_n(' ', blanks));
+                    add_blanks(blanks, line);
                     paint.add(cell.tone, &cell.text, line);
                 }
                 // No blanks at the end of a line.
                 Side::Left if place + 1 == row.len() => paint.add(cell.tone, &cell.text, line),
                 Side::Left => {
                     paint.add(cell.tone, &cell.text, line);
-                    line.extend(std::iter::repeat_n(' ', blanks));
+                    add_blanks(blanks, line);
                 }
             }
         }
