@@ -47,7 +47,7 @@ pub mod summing;
 pub type Rows<T> = mpsc::Sender<Vec<T>>;
 
 /// Rows per chunk of an answer, at most.
-pub const CHUNK_ROWS: usize = 256;
+pub const CHUNK_ROWS: usize = 128;
 
 /// Bounds on every question.
 #[derive(Debug, Clone, Copy)]

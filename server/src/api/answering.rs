@@ -32,7 +32,7 @@ use crate::{
 /// Chunks that wait for a slow reader; the question itself then waits.
 const CHUNKS_AHEAD: usize = 4;
 /// Chunks with which an answer is a long one.
-const LONG: usize = 4;
+const LONG: usize = 8;
 
 /// How long a reader who does not read may keep the last word from being sent.
 const LAST_WORD: Duration = Duration::from_secs(1);

@@ -275,7 +275,13 @@ impl<'a> Programs<'a> {
 
     /// The owners of a row, the primary one first.
     pub(super) fn owners(&mut self, columns: &OwnerColumns) -> Result<Vec<Owner>, rusqlite::Error> {
-        columns.owners().into_iter().map(|stored| self.owner(stored)).collect()
+        let stored = columns.owners();
+        // Most have one, for which a collection would set aside the room of four.
+        let mut owners = Vec::with_capacity(stored.len());
+        for one in stored {
+            owners.push(self.owner(one)?);
+        }
+        Ok(owners)
     }
 
     fn owner(&mut self, stored: StoredOwner) -> Result<Owner, rusqlite::Error> {

@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::{BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap, binary_heap::PeekMut},
     net::IpAddr,
 };
 
@@ -242,66 +242,56 @@ impl<'a> Search<'a> {
     /// Sends the sessions that are over.
     fn over(&mut self, selection: &Selection, sink: &mut dyn Sink<Session>) -> Result<(), HistoryError> {
         let mut heap: BinaryHeap<Next> = self.files();
-        while let Some(Next { file, id, what, .. }) = heap.pop() {
-            let found = match what {
-                What::Session(one) => {
-                    self.held -= 1;
-                    Some(self.shown(&one)?)
+        loop {
+            let Some(mut next) = heap.peek_mut() else { return Ok(()) };
+            let found = if let What::InBlock(sessions) = &mut next.what {
+                let shown = sessions.first().map(|one| self.shown(one)).transpose()?;
+                sessions.go_on()?;
+                self.held -= usize::from(sessions.is_held);
+                // What follows waits where it is, which is half the work of taking it off and putting it back.
+                match sessions.latest() {
+                    Some(latest) => next.latest = latest,
+                    None => drop(PeekMut::pop(next)),
                 }
-                What::Row => match self.read_row(file, id)? {
-                    Some(one) => Some(self.shown(&one)?),
-                    None => None,
-                },
-                What::InBlock(mut sessions) => {
-                    let one = sessions.take()?;
-                    self.held -= usize::from(sessions.is_held);
-                    heap.extend(sessions.turn((file, id)));
-                    match one {
-                        Some(one) => Some(self.shown(&one)?),
-                        None => None,
-                    }
-                }
-                What::Block(head) => {
-                    heap.extend(self.choose(file, head)?);
-                    None
-                }
-                What::Placed(placed) => {
-                    heap.extend(self.choose_placed(file, &placed)?);
-                    None
-                }
-                What::File => {
-                    self.open_file(file, selection, &mut heap)?;
-                    None
-                }
-                What::Chapter(chapter) => {
-                    self.runs(file, chapter, &mut heap)?;
-                    None
-                }
-                What::Run(first) => {
-                    self.read_runs(file, &[(first, id)], &mut heap)?;
-                    None
-                }
-                What::Rows(runs) => {
-                    self.read_runs(file, &runs, &mut heap)?;
-                    None
-                }
-                What::Zone(first, last) => {
-                    self.read_zone(file, (first, id), last, &mut heap)?;
-                    None
-                }
-                What::Long(zone, first) => {
-                    self.read_long(file, (zone, first), &mut heap)?;
-                    None
-                }
+                shown
+            } else {
+                let next = PeekMut::pop(next);
+                let one = self.unfold(next, selection, &mut heap)?;
+                one.map(|one| self.shown(&one)).transpose()?
             };
             if let Some(session) = found {
                 self.left = self.left.map(|left| left.saturating_sub(1));
                 if sink.push(session)? == Wanted::NoMore {
-                    break;
+                    return Ok(());
                 }
             }
         }
-        Ok(())
+    }
+
+    /// The session whose turn it is; none of a page, which is replaced by what it is made of.
+    fn unfold(
+        &mut self,
+        Next { file, id, what, .. }: Next,
+        selection: &Selection,
+        heap: &mut BinaryHeap<Next>,
+    ) -> Result<Option<StoredSession>, HistoryError> {
+        match what {
+            What::Session(one) => {
+                self.held -= 1;
+                return Ok(Some(*one));
+            }
+            What::Row => return self.read_row(file, id),
+            What::InBlock(sessions) => heap.extend(sessions.waiting((file, id))),
+            What::Block(head) => heap.extend(self.choose(file, head)?),
+            What::Placed(placed) => heap.extend(self.choose_placed(file, &placed)?),
+            What::File => self.open_file(file, selection, heap)?,
+            What::Chapter(chapter) => self.runs(file, chapter, heap)?,
+            What::Run(first) => self.read_runs(file, &[(first, id)], heap)?,
+            What::Rows(runs) => self.read_runs(file, &runs, heap)?,
+            What::Zone(first, last) => self.read_zone(file, (first, id), last, heap)?,
+            What::Long(zone, first) => self.read_long(file, (zone, first), heap)?,
+        }
+        Ok(None)
     }
 
     /// Whether so many sessions with chosen peers are read before their turn comes, to be put into order once.

@@ -223,7 +223,7 @@ impl Block {
         match &self.form {
             Form::InPlace(layout) if places.len() <= self.len() / MOST => {
                 let opened = Opened::read(self.host_id, layout)?;
-                places.iter().map(|at| opened.session(*at)).collect()
+                gathered(places.len(), places.iter().map(|at| opened.session(*at)))
             }
             _ => {
                 let mut columns = [&[][..]; COLUMNS];
@@ -236,7 +236,7 @@ impl Block {
                     let ends = (*locals.of(*at)?, *peers.of(*at)?, owners.of(*at)?.clone());
                     put_together(self.host_id, number, ends)
                 };
-                places.iter().map(session).collect()
+                gathered(places.len(), places.iter().map(session))
             }
         }
     }
@@ -252,6 +252,15 @@ fn once<T>(cell: &OnceCell<T>, read: impl FnOnce() -> Result<T, Damaged>) -> Res
         Some(known) => Ok(known),
         None => read().map(|value| cell.get_or_init(|| value)),
     }
+}
+
+/// So many values, in the room that they need: where one may be damaged, a collection cannot know how many there will be.
+fn gathered<T>(count: usize, values: impl Iterator<Item = Result<T, Damaged>>) -> Result<Vec<T>, Damaged> {
+    let mut all = Vec::with_capacity(count);
+    for value in values {
+        all.push(value?);
+    }
+    Ok(all)
 }
 
 fn narrow<T: TryFrom<i64>>(number: i64) -> Result<T, Damaged> {

@@ -36,7 +36,7 @@ const RETRY: Duration = Duration::from_secs(60);
 /// Niceness of the thread: whoever waits for an answer goes first.
 const NICE: i32 = 10;
 /// Between two steps in which the room of a file is given back.
-const GIVEN_BACK_EVERY: Duration = Duration::from_millis(100);
+const GIVEN_BACK_EVERY: Duration = Duration::from_millis(50);
 
 /// How files are sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

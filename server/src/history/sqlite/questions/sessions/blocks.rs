@@ -87,18 +87,27 @@ impl InBlock {
     }
 
     /// The session whose turn it is.
-    pub(super) fn take(&mut self) -> Result<Option<StoredSession>, HistoryError> {
-        let taken = self.next.pop();
+    pub(super) fn first(&self) -> Option<&StoredSession> {
+        self.next.last()
+    }
+
+    /// It was shown.
+    pub(super) fn go_on(&mut self) -> Result<(), HistoryError> {
+        self.next.pop();
         if self.next.is_empty() {
             self.make(usize::MAX)?;
         }
-        Ok(taken)
+        Ok(())
     }
 
-    /// Their turn; none when there are no more.
-    pub(super) fn turn(self, (file, id): (InFile, i64)) -> Option<Next> {
-        let (latest, _) = self.next.last()?.closed?;
-        Some(Next { latest, file, id, what: What::InBlock(self) })
+    /// When the session closed whose turn it is.
+    pub(super) fn latest(&self) -> Option<i64> {
+        self.first()?.closed.map(|(at, _)| at)
+    }
+
+    /// What waits for its turn; none when there are no more.
+    pub(super) fn waiting(self, (file, id): (InFile, i64)) -> Option<Next> {
+        Some(Next { latest: self.latest()?, file, id, what: What::InBlock(self) })
     }
 }
 
@@ -215,20 +224,23 @@ impl<'a> Search<'a> {
         if places.is_empty() {
             return Ok(None);
         }
-        Ok(InBlock::of(block, places)?.turn((file, head.id)))
+        Ok(InBlock::of(block, places)?.waiting((file, head.id)))
     }
 
     /// Where in a block the sessions are that are meant: each condition looks only at what the ones before left.
     pub(super) fn meant_in(&mut self, block: &Block) -> Result<Vec<usize>, HistoryError> {
-        let mut places: Vec<usize> = (0..block.len()).collect();
-        if self.meaning.asks_for_peers() {
+        let window = self.meaning.window.bounds();
+        let mut places = if self.meaning.asks_for_peers() {
             let peers = block.peers()?;
             let meant: Vec<bool> = peers.values.iter().map(|peer| self.meaning.has_peer(*peer)).collect();
-            places.retain(|at| meant[peers.places[*at]]);
-        }
-        if !places.is_empty() {
-            block.keep_within(self.meaning.window.bounds(), &mut places)?;
-        }
+            let mut places: Vec<usize> = (0..block.len()).filter(|at| meant[peers.places[*at]]).collect();
+            if !places.is_empty() {
+                block.keep_within(window, &mut places)?;
+            }
+            places
+        } else {
+            block.within(window)?
+        };
         if self.meaning.asks_for_traits() && !places.is_empty() {
             self.keep_by_traits(block, &mut places)?;
         }

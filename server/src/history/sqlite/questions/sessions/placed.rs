@@ -108,7 +108,7 @@ impl Search<'_> {
         // Those of one block are in their order already.
         sessions.sort_by_key(|(block, one)| (one.closed.map(|(at, _)| at), *block));
         self.held += sessions.len();
-        Ok(InBlock::held(sessions.into_iter().map(|(_, one)| one).collect()).turn((file, last.id)))
+        Ok(InBlock::held(sessions.into_iter().map(|(_, one)| one).collect()).waiting((file, last.id)))
     }
 
     /// How blocks are found with the least work.
@@ -153,7 +153,7 @@ impl Search<'_> {
             Chosen::Few(sessions) => InBlock::made(sessions),
             Chosen::Many(block, meant) => InBlock::of(*block, meant)?,
         };
-        Ok(sessions.turn((file, placed.head.id)))
+        Ok(sessions.waiting((file, placed.head.id)))
     }
 }
 

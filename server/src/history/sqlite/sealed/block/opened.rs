@@ -1,6 +1,6 @@
 //! All columns of a block, in place: for a few sessions of it.
 
-use super::{Column, Damaged, by_direction, put_together};
+use super::{Column, Damaged, NUMBERS, by_direction, gathered, put_together};
 use crate::history::sqlite::{
     sealed::{
         layout::Layout,
@@ -23,7 +23,7 @@ pub(super) struct Opened<'a> {
 impl<'a> Opened<'a> {
     /// Reads the beginnings of the columns.
     pub(super) fn read(host_id: i64, layout: &'a Layout) -> Result<Opened<'a>, Damaged> {
-        let numbers = super::NUMBERS.iter().map(|(column, ..)| layout.numbers(*column)).collect::<Result<_, _>>()?;
+        let numbers = gathered(NUMBERS.len(), NUMBERS.iter().map(|(column, ..)| layout.numbers(*column)))?;
         Ok(Opened { host_id, numbers, local: layout.local()?, peer: layout.peers()?, owners: layout.owners()? })
     }
 

@@ -17,9 +17,7 @@ impl Block {
     ) -> Result<(), Damaged> {
         if places.len() > self.len() / MOST {
             let within = self.within(window)?;
-            if places.len() == self.len() {
-                *places = within;
-            } else if within.len() < self.len() {
+            if within.len() < self.len() {
                 places.retain(|at| within.binary_search(at).is_ok());
             }
             return Ok(());
@@ -37,7 +35,7 @@ impl Block {
     }
 
     /// The places of those that closed after the first moment, not after the second, and opened not after the third (us).
-    pub(super) fn within(&self, window: [i64; 3]) -> Result<Vec<usize>, Damaged> {
+    pub(in crate::history::sqlite) fn within(&self, window: [i64; 3]) -> Result<Vec<usize>, Damaged> {
         if let Form::InPlace(layout) = &self.form
             && layout.order() == Order::Kept
             && let Some(places) = in_order(layout, window)?
@@ -48,6 +46,9 @@ impl Block {
         Ok((0..self.len()).filter(|at| is_within(window, closed[*at], lasted[*at])).collect())
     }
 }
+
+/// Of how many sessions one is unclear when it is as well to look at all.
+const MANY: usize = 3;
 
 const fn is_within([after, last, until]: [i64; 3], closed_at_us: i64, lasted_us: i64) -> bool {
     closed_at_us > after && closed_at_us <= last && closed_at_us.wrapping_sub(lasted_us) <= until
@@ -63,24 +64,27 @@ fn in_order(layout: &Layout, window: [i64; 3]) -> Result<Option<Vec<usize>>, Dam
     if closed.get(at)?.saturating_sub(lasted.least()) <= until {
         return Ok(Some((begin..end).collect()));
     }
-    // The longest sessions are few.
+    // The longest sessions are few. Each place with how long its session lasted at least if it is meant.
     let mut unclear = Vec::new();
     for frame in begin / FRAME..end.div_ceil(FRAME) {
-        let earliest = closed.get(begin.max(frame * FRAME))?;
-        let mut may = lasted.may_reach(frame, earliest.saturating_sub(until))?;
+        let shortest = closed.get(begin.max(frame * FRAME))?.saturating_sub(until);
+        let mut may = lasted.may_reach(frame, shortest)?;
         while may != 0 {
-            unclear.push(frame * FRAME + may.trailing_zeros() as usize);
+            unclear.push((frame * FRAME + may.trailing_zeros() as usize, shortest));
             may &= may - 1;
         }
     }
-    unclear.retain(|at| (begin..end).contains(at));
-    if unclear.len() > layout.sessions() / MOST {
+    if unclear.len() > layout.sessions() / MANY {
         return Ok(None);
     }
-    let mut places = Vec::with_capacity(unclear.len());
-    for at in unclear {
-        if is_within(window, closed.get(at)?, lasted.get(at)?) {
-            places.push(at);
+    let mut places = Vec::new();
+    for (at, shortest) in unclear {
+        if (begin..end).contains(&at) {
+            let lasted_us = lasted.get(at)?;
+            // When it closed is three numbers in place of one.
+            if lasted_us >= shortest && is_within(window, closed.get(at)?, lasted_us) {
+                places.push(at);
+            }
         }
     }
     Ok(Some(places))
