@@ -153,6 +153,15 @@ mod tests {
     }
 
     #[test]
+    fn as_many_blanks_are_added_as_are_asked_for() {
+        for count in [0, 1, 31, 32, 33, 64, 1_000] {
+            let mut line = "a".to_owned();
+            add_blanks(count, &mut line);
+            assert_eq!(line, format!("a{}", " ".repeat(count)));
+        }
+    }
+
+    #[test]
     fn columns_stand_beneath_each_other_whatever_the_script() {
         let columns = [("HOST", Side::Left), ("PORT", Side::Right), ("USER", Side::Left)];
         let text = aligned(&columns, Headers::Shown, &rows(&[&["web1", "443", "www"], &["日本", "8", ""]]));

@@ -246,7 +246,7 @@ impl<'a> Search<'a> {
             let Some(mut next) = heap.peek_mut() else { return Ok(()) };
             let found = if let What::InBlock(sessions) = &mut next.what {
                 let shown = sessions.first().map(|one| self.shown(one)).transpose()?;
-                sessions.go_on()?;
+                sessions.advance()?;
                 self.held -= usize::from(sessions.is_held);
                 // What follows waits where it is, which is half the work of taking it off and putting it back.
                 match sessions.latest() {
@@ -281,6 +281,7 @@ impl<'a> Search<'a> {
                 return Ok(Some(*one));
             }
             What::Row => return self.read_row(file, id),
+            // These are shown where they wait.
             What::InBlock(sessions) => heap.extend(sessions.waiting((file, id))),
             What::Block(head) => heap.extend(self.choose(file, head)?),
             What::Placed(placed) => heap.extend(self.choose_placed(file, &placed)?),

@@ -91,8 +91,8 @@ impl InBlock {
         self.next.last()
     }
 
-    /// It was shown.
-    pub(super) fn go_on(&mut self) -> Result<(), HistoryError> {
+    /// It was shown: the next one follows.
+    pub(super) fn advance(&mut self) -> Result<(), HistoryError> {
         self.next.pop();
         if self.next.is_empty() {
             self.make(usize::MAX)?;
