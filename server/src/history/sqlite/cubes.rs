@@ -3,15 +3,15 @@
 //!
 //! Sums are kept apart for each hour of closing, so that a question reads those of its window: for each of an hour all
 //! sessions ([`each_total`]), and apart what of them opened earlier, which is little and which most questions do not need
-//! ([`each`]). A sealed file also has those of all hours together; where a question means most of a file it is less work to take
-//! off these what it does not mean ([`Choice`]).
+//! ([`each`]). A sealed file also has those of all hours together, and of a few consecutive ones; of these together as few are
+//! read as tell what a question means, in part by taking off what it does not ([`Choice`]).
 
 use fleetsock_proto::socket::Direction;
 use rusqlite::Connection;
 
 pub(super) use self::{
     adding::{Cubes, store_totals},
-    choosing::{Choice, Told},
+    choosing::{Choice, Run, Stored, Taken, Told},
     encoding::{each, each_total, take_off},
 };
 use super::{
@@ -211,6 +211,11 @@ pub(super) fn are_told(connection: &Connection) -> Result<bool, rusqlite::Error>
 /// Whether a file has sums of all hours together.
 pub(super) fn have_totals(connection: &Connection) -> Result<bool, rusqlite::Error> {
     connection.table_exists(None, "cube_totals")
+}
+
+/// Whether a file may have sums of runs of hours.
+pub(super) fn have_runs(connection: &Connection) -> Result<bool, rusqlite::Error> {
+    connection.table_exists(None, "cube_runs")
 }
 
 /// Shows the hosts of which there are sums, by the bytes that say so.

@@ -290,18 +290,19 @@ fn summed(sealed: &Connection) -> Result<Vec<u64>, SealError> {
             Ok::<_, Damaged>(())
         })?;
     }
-    let mut together = Vec::new();
-    let mut statement = sealed.prepare("SELECT totals FROM cube_totals")?;
+    let mut together = BTreeMap::<(bool, i64), u64>::new();
+    let mut statement = sealed
+        .prepare("SELECT FALSE, kind, totals FROM cube_totals UNION ALL SELECT TRUE, kind, totals FROM cube_runs")?;
     let mut totals = statement.query([])?;
     while let Some(row) = totals.next()? {
-        let (mut total, sums) = (0, row.get::<_, Vec<u8>>(0)?);
+        let total = together.entry((row.get(0)?, row.get(1)?)).or_default();
+        let sums: Vec<u8> = row.get(2)?;
         cubes::each_total(&sums, |_, counts| {
-            total += counts.sessions;
+            *total += counts.sessions;
             Ok::<_, Damaged>(())
         })?;
-        together.push(total);
     }
-    Ok(by_hour.into_values().chain(together).collect())
+    Ok(by_hour.into_values().chain(together.into_values()).collect())
 }
 
 impl From<Damaged> for HistoryError {

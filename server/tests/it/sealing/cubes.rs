@@ -118,16 +118,21 @@ async fn sums_beside_rows_say_what_the_rows_say_before_they_are_sealed_and_after
     let sealed = Connection::open(world.engine.folder().join("day-1.sealed")).unwrap();
     let together: i64 = sealed.query_row("SELECT count(*) FROM cube_totals", [], |row| row.get(0)).unwrap();
     assert_eq!(together, 2, "by service, and by host and program");
+    let runs: i64 = sealed.query_row("SELECT count(*) FROM cube_runs", [], |row| row.get(0)).unwrap();
+    assert!(runs > 4, "several hours together, of both kinds");
     drop(sealed);
 
-    // One that earlier versions sealed has no sums of all hours together, other sums, or none.
+    // One that earlier versions sealed has no sums of runs of hours or of all hours together, other sums, or none.
+    let whole = "DROP TABLE cube_runs; DELETE FROM refinery_schema_history WHERE version > 5;";
     let apart = "DROP TABLE cube_totals; DELETE FROM refinery_schema_history WHERE version > 4;";
     let before = concat!(
         "DROP TABLE beginnings; DROP TABLE cube_hours; DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 3;",
         include_str!("../../../../migrations/sqlite/sealed/V2__cubes.sql"),
         "INSERT INTO cubes VALUES (1, 5, x'01', x'0101', x'0202');"
     );
-    for made_earlier in [apart, before, "DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 1;"] {
+    for made_earlier in
+        [whole, apart, before, "DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 1;"]
+    {
         change(&world.engine.folder().join("day-1.sealed"), made_earlier);
         world.begin().await;
         sums_are_those_of_the_rows(&world, total).await;

@@ -22,6 +22,8 @@ const SERVICES_BYTES: usize = 4 * 1024 * 1024;
 const OWNERS_BYTES: usize = 16 * 1024 * 1024;
 /// Most hours in which what is counted together closed.
 const HOURS: usize = 512;
+/// Hours of a run: about as many as there are runs in a day, so that any part of it is a few of both.
+const RUN: usize = 5;
 
 /// Sums of one kind, while rows are added.
 #[derive(Debug)]
@@ -142,26 +144,45 @@ impl Cubes {
     }
 }
 
-/// Stores the sums of all hours together of those that are stored, which are all of the file, unless they are too many.
+/// Stores the sums of all hours together of those that are stored, which are all of the file, and those of its runs of hours,
+/// unless they are too many.
 pub(in crate::history::sqlite) fn store_totals(connection: &Connection) -> Result<(), SealError> {
     for by in [By::Services, By::Owners] {
         let is_told = format!("SELECT {} FROM cubes", by.column());
         if !connection.query_row(&is_told, [], |row| row.get(0)).optional()?.unwrap_or(false) {
             continue;
         }
-        if let Some(totals) = total(connection, by)? {
-            let row = params![by.number(), encode(&totals)];
-            connection.execute("INSERT INTO cube_totals (kind, totals) VALUES (?1, ?2)", row)?;
-        }
+        let Some(totals) = total(connection, by, (i64::MIN, i64::MAX))? else { continue };
+        let row = params![by.number(), encode(&totals)];
+        connection.execute("INSERT INTO cube_totals (kind, totals) VALUES (?1, ?2)", row)?;
+        store_runs(connection, by)?;
     }
     Ok(())
 }
 
-/// The sums of all hours together; none when they are too many, or more than can be counted.
-fn total(connection: &Connection, by: By) -> Result<Option<Vec<(What, Counts)>>, SealError> {
+/// Stores the sums of runs of hours, where all of these together can be told.
+fn store_runs(connection: &Connection, by: By) -> Result<(), SealError> {
+    let mut hours = connection.prepare("SELECT closed_hour FROM cube_hours WHERE kind = ?1 ORDER BY closed_hour")?;
+    let hours = hours.query_map([by.number()], |row| row.get(0))?.collect::<Result<Vec<i64>, _>>()?;
+    if hours.len() <= RUN {
+        return Ok(());
+    }
+    let ends = |run: &[i64]| run.first().copied().zip(run.last().copied());
+    for (first, last) in hours.chunks(RUN).filter_map(ends) {
+        let totals = total(connection, by, (first, last))?.unwrap_or_default();
+        let row = params![by.number(), first, last, encode(&totals)];
+        connection
+            .execute("INSERT INTO cube_runs (kind, first_hour, last_hour, totals) VALUES (?1, ?2, ?3, ?4)", row)?;
+    }
+    Ok(())
+}
+
+/// The sums of the hours from one to another together; none when they are too many, or more than can be counted.
+fn total(connection: &Connection, by: By, (first, last): (i64, i64)) -> Result<Option<Vec<(What, Counts)>>, SealError> {
     let mut all = BTreeMap::<What, Counts>::new();
-    let mut hours = connection.prepare("SELECT totals FROM cube_hours WHERE kind = ?1")?;
-    let mut hours = hours.query([by.number()])?;
+    let mut hours =
+        connection.prepare("SELECT totals FROM cube_hours WHERE kind = ?1 AND closed_hour BETWEEN ?2 AND ?3")?;
+    let mut hours = hours.query([by.number(), first, last])?;
     while let Some(row) = hours.next()? {
         let totals = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("totals", error.to_string()))?;
         let mut told = true;

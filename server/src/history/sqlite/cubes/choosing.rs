@@ -2,49 +2,135 @@
 
 use super::{Hour, Meant};
 
+/// Sums that are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::history::sqlite) enum Stored {
+    /// Those of all hours of the file together.
+    Whole,
+    /// Those of a run of hours together, by its number.
+    Run(i64),
+    /// Those of an hour, by its number.
+    Hour(i64),
+}
+
+/// Consecutive hours of a file of which there also are sums together.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::history::sqlite) struct Run {
+    pub(in crate::history::sqlite) number: i64,
+    /// The first hour and the last.
+    pub(in crate::history::sqlite) hours: (i64, i64),
+}
+
 /// What is told of a file, and what is asked for.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::history::sqlite) struct Told {
+pub(in crate::history::sqlite) struct Told<'a> {
     /// Whether there are sums of all of its hours together.
     pub(in crate::history::sqlite) whole: bool,
+    /// The runs of its hours, in their order.
+    pub(in crate::history::sqlite) runs: &'a [Run],
     /// Whether it matters when sessions opened.
     pub(in crate::history::sqlite) openings: bool,
 }
 
-/// The sums that are read, by the numbers of their hours.
+/// Sums that are read, and those of hours among them that are taken off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::history::sqlite) struct Taken {
+    pub(in crate::history::sqlite) of: Stored,
+    pub(in crate::history::sqlite) less: Vec<Stored>,
+}
+
+/// What is read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::history::sqlite) struct Choice {
-    /// Whether those of all hours together are: then the next ones are taken off them.
-    pub(in crate::history::sqlite) whole: bool,
-    /// Those of which no more is read than the total.
-    pub(in crate::history::sqlite) totals: Vec<i64>,
-    /// Those that are read apart for the hours of opening.
+    /// Of what no more is read than the total.
+    pub(in crate::history::sqlite) totals: Vec<Taken>,
+    /// The hours of which is read apart what opened when, by their numbers.
     pub(in crate::history::sqlite) apart: Vec<(i64, Hour)>,
 }
 
 impl Choice {
-    /// What is read of these hours, each with its number, for a window.
-    pub(in crate::history::sqlite) fn of(hours: &[(i64, Hour)], window: [i64; 3], told: Told) -> Choice {
-        let with = |wanted: Meant| hours.iter().filter(move |(_, hour)| hour.is_meant(window) == wanted);
-        let numbers = |hours: &[&(i64, Hour)]| hours.iter().map(|(number, _)| *number).collect();
-        let meant: Vec<_> = with(Meant::Yes).collect();
-        let unclear = with(Meant::Unclear);
+    /// What is read of these hours, each with its number and in their order, for a window.
+    pub(in crate::history::sqlite) fn of(hours: &[(i64, Hour)], window: [i64; 3], told: Told<'_>) -> Choice {
+        let with = |wanted: Meant| hours.iter().filter(move |(_, hour)| hour.is_meant(window) == wanted).copied();
         if told.openings {
-            return Choice { apart: meant.into_iter().chain(unclear).copied().collect(), ..Choice::default() };
+            return Choice { totals: Vec::new(), apart: with(Meant::Yes).chain(with(Meant::Unclear)).collect() };
         }
-        let apart: Vec<_> = unclear.copied().collect();
-        let others: Vec<_> = hours.iter().filter(|(_, hour)| hour.is_meant(window) != Meant::Yes).collect();
-        if told.whole && 1 + others.len() < meant.len() {
-            Choice { whole: true, totals: numbers(&others), apart }
-        } else {
-            Choice { whole: false, totals: numbers(&meant), apart }
-        }
+        let stretches = stretches(hours, told.runs, window);
+        let one_by_one: Vec<Taken> = stretches.iter().flat_map(Stretch::added).collect();
+        let totals = match told.whole.then(|| off_the_whole(&stretches)) {
+            Some(off) if reads(&off) < reads(&one_by_one) => off,
+            _ => one_by_one,
+        };
+        Choice { totals, apart: with(Meant::Unclear).collect() }
     }
 
     /// Whether nothing is.
     pub(in crate::history::sqlite) const fn is_empty(&self) -> bool {
-        !self.whole && self.totals.is_empty() && self.apart.is_empty()
+        self.totals.is_empty() && self.apart.is_empty()
     }
+}
+
+/// How many sums are read for these.
+fn reads(totals: &[Taken]) -> usize {
+    totals.iter().map(|Taken { less, .. }| 1 + less.len()).sum()
+}
+
+/// Consecutive hours: those of a run, or all that are in none.
+#[derive(Debug, Default)]
+struct Stretch {
+    run: Option<i64>,
+    meant: Vec<Stored>,
+    others: Vec<Stored>,
+}
+
+fn stretches(hours: &[(i64, Hour)], runs: &[Run], window: [i64; 3]) -> Vec<Stretch> {
+    let run_of = |hour: &Hour| {
+        let found = runs.get(runs.partition_point(|run| run.hours.1 < hour.closed))?;
+        (found.hours.0 <= hour.closed).then_some(found.number)
+    };
+    let mut stretches: Vec<Stretch> = Vec::new();
+    for (number, hour) in hours {
+        let run = run_of(hour);
+        if stretches.last().is_none_or(|last| last.run != run) {
+            stretches.push(Stretch { run, ..Stretch::default() });
+        }
+        let Some(Stretch { meant, others, .. }) = stretches.last_mut() else { continue };
+        let among = if hour.is_meant(window) == Meant::Yes { meant } else { others };
+        among.push(Stored::Hour(*number));
+    }
+    stretches
+}
+
+impl Stretch {
+    /// The sums of the hours that are meant.
+    fn added(&self) -> Vec<Taken> {
+        match self.run {
+            Some(run) if 1 + self.others.len() < self.meant.len() => {
+                vec![Taken { of: Stored::Run(run), less: self.others.clone() }]
+            }
+            _ => each(&self.meant).collect(),
+        }
+    }
+}
+
+/// The sums of the hours that are meant, by those of all hours.
+fn off_the_whole(stretches: &[Stretch]) -> Vec<Taken> {
+    let (mut less, mut added) = (Vec::new(), Vec::new());
+    for Stretch { run, meant, others } in stretches {
+        match run {
+            Some(run) if 1 + meant.len() < others.len() => {
+                less.push(Stored::Run(*run));
+                added.extend(each(meant));
+            }
+            _ => less.extend(others),
+        }
+    }
+    added.push(Taken { of: Stored::Whole, less });
+    added
+}
+
+fn each(sums: &[Stored]) -> impl Iterator<Item = Taken> {
+    sums.iter().map(|of| Taken { of: *of, less: Vec::new() })
 }
 
 #[cfg(test)]
@@ -61,36 +147,81 @@ mod tests {
         (closed + 100, Hour { closed, opened_us: ((closed - earlier) * HOUR + 1, (closed + 1) * HOUR - 1) })
     }
 
+    /// The hours in runs of so many.
+    fn in_runs(hours: &[(i64, Hour)], of: usize) -> Vec<Run> {
+        let ends = |run: &[(i64, Hour)]| (run[0].1.closed, run[run.len() - 1].1.closed);
+        (1..).zip(hours.chunks(of)).map(|(number, run)| Run { number, hours: ends(run) }).collect()
+    }
+
+    fn from(begin: i64, end: i64) -> [i64; 3] {
+        [begin * HOUR - 1, i64::MAX, end * HOUR]
+    }
+
     #[test]
     fn of_most_of_a_file_the_rest_is_taken_off_the_whole() {
         let hours: Vec<_> = (0..24).map(|closed| hour(closed, 2)).collect();
-        let from = |begin: i64, end: i64| [begin * HOUR - 1, i64::MAX, end * HOUR];
-        let of = |window, whole| Choice::of(&hours, window, Told { whole, openings: false });
+        let of = |window, whole| Choice::of(&hours, window, Told { whole, runs: &[], openings: false });
+        let whole = |less: &[i64]| Taken { of: Stored::Whole, less: less.iter().copied().map(Stored::Hour).collect() };
         let late = of(from(1, 24), true);
-        assert_eq!((late.whole, late.totals.as_slice(), late.apart.len()), (true, &[100][..], 0));
+        assert_eq!(late, Choice { totals: vec![whole(&[100])], apart: vec![] });
         assert_eq!(of(from(1, 24), false).totals.len(), 23);
         // Of 10 and 11 o'clock some opened before: these are taken off as well, and told apart.
         let early = of(from(0, 10), true);
-        assert_eq!((early.whole, early.totals.len(), early.apart.len()), (false, 10, 2));
+        assert_eq!((early.totals.len(), early.apart.len()), (10, 2));
+        assert!(early.totals.iter().all(|taken| taken.of != Stored::Whole));
         assert!(of(from(30, 40), true).is_empty());
-        assert_eq!(of(from(-9, 40), true), Choice { whole: true, ..Choice::default() });
+        assert_eq!(of(from(-9, 40), true), Choice { totals: vec![whole(&[])], apart: vec![] });
+    }
+
+    #[test]
+    fn of_half_a_file_few_runs_are_read() {
+        let hours: Vec<_> = (0..25).map(|closed| hour(closed, 0)).collect();
+        let runs = in_runs(&hours, 5);
+        let of = |begin, end| {
+            let told = Told { whole: true, runs: &runs, openings: false };
+            Choice::of(&hours, from(begin, end), told).totals
+        };
+        let taken = |of, less: &[Stored]| Taken { of, less: less.to_vec() };
+        use Stored::{Hour, Run, Whole};
+        assert_eq!(of(0, 10), [taken(Run(1), &[]), taken(Run(2), &[])]);
+        assert_eq!(of(0, 9), [taken(Run(1), &[]), taken(Run(2), &[Hour(109)])]);
+        assert_eq!(of(9, 20), [taken(Hour(109), &[]), taken(Run(3), &[]), taken(Run(4), &[])]);
+        assert_eq!(of(6, 25), [taken(Whole, &[Run(1), Hour(105)])]);
+        assert_eq!(of(4, 25), [taken(Hour(104), &[]), taken(Whole, &[Run(1)])]);
+        let most = (0..26).flat_map(|begin| (begin..26).map(move |end| (begin, end)));
+        assert_eq!(most.map(|(begin, end)| reads(&of(begin, end))).max(), Some(7));
     }
 
     proptest! {
         #[test]
         fn what_is_read_tells_each_hour_once(
             earlier in btree_map(-9_i64..9, 0_i64..4, 0..15), begin in -9_i64..9, length in 0_i64..15, at in 0_i64..2,
-            whole: bool, openings: bool
+            in_run in 0_usize..6, whole: bool, openings: bool
         ) {
             let hours: Vec<_> = earlier.into_iter().map(|(closed, earlier)| hour(closed, earlier)).collect();
+            let runs = if in_run == 0 { Vec::new() } else { in_runs(&hours, in_run) };
             let window = [begin * HOUR - at, i64::MAX, (begin + length) * HOUR];
-            let choice = Choice::of(&hours, window, Told { whole, openings });
+            let choice = Choice::of(&hours, window, Told { whole, runs: &runs, openings });
+            let hours_of = |stored: &Stored| -> Vec<i64> {
+                let run = |(first, last): (i64, i64)| {
+                    let within = hours.iter().filter(move |(_, hour)| (first..=last).contains(&hour.closed));
+                    within.map(|(number, _)| *number).collect()
+                };
+                match stored {
+                    Stored::Whole => run((i64::MIN, i64::MAX)),
+                    Stored::Run(number) => run(runs.iter().find(|run| run.number == *number).unwrap().hours),
+                    Stored::Hour(number) => vec![*number],
+                }
+            };
             let mut told = BTreeMap::<i64, i64>::new();
-            if choice.whole {
-                hours.iter().for_each(|(number, _)| *told.entry(*number).or_default() += 1);
+            for Taken { of, less } in &choice.totals {
+                let of = hours_of(of);
+                of.iter().for_each(|number| *told.entry(*number).or_default() += 1);
+                for number in less.iter().flat_map(hours_of) {
+                    prop_assert!(of.contains(&number), "only what is in it is taken off");
+                    *told.entry(number).or_default() -= 1;
+                }
             }
-            let step = if choice.whole { -1 } else { 1 };
-            choice.totals.iter().for_each(|number| *told.entry(*number).or_default() += step);
             for (number, found) in &hours {
                 let apart = choice.apart.contains(&(*number, *found));
                 let total = told.get(number).copied().unwrap_or_default();
@@ -102,7 +233,7 @@ mod tests {
                 };
                 prop_assert_eq!((total, apart), expected);
             }
-            prop_assert!(choice.totals.len() + usize::from(choice.whole) <= hours.len().max(1));
+            prop_assert!(reads(&choice.totals) <= hours.len().max(1));
         }
     }
 }

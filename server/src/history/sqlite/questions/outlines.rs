@@ -25,13 +25,16 @@ pub(in crate::history::sqlite) struct Outline {
     pub(in crate::history::sqlite) sums: bool,
     /// Whether it has those of all hours together.
     pub(in crate::history::sqlite) totals: bool,
+    /// Whether it has those of runs of hours.
+    pub(in crate::history::sqlite) runs: bool,
     /// Whose its blocks are, if it tells that.
     pub(in crate::history::sqlite) extents: Option<Extents>,
 }
 
 impl Outline {
     pub(super) fn of(sealed: &Connection) -> Result<Outline, rusqlite::Error> {
-        let (places, sums, totals) = (places::are_told(sealed)?, cubes::are_told(sealed)?, cubes::have_totals(sealed)?);
+        let (places, sums) = (places::are_told(sealed)?, cubes::are_told(sealed)?);
+        let (totals, runs) = (cubes::have_totals(sealed)?, cubes::have_runs(sealed)?);
         // Earlier versions noted no beginning either.
         let beginning = if sums {
             "SELECT min(min_opened_at_us), min(min_closed_at_us) FROM beginnings"
@@ -43,7 +46,7 @@ impl Outline {
             // Of no sessions all are later than anything.
             let earliest = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.unwrap_or(i64::MAX));
             let (opened_at_us, closed_at_us) = (earliest(0)?, earliest(1)?);
-            Ok(Outline { opened_at_us, closed_at_us, places, sums, totals, extents })
+            Ok(Outline { opened_at_us, closed_at_us, places, sums, totals, runs, extents })
         })
     }
 }

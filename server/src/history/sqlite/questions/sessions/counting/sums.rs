@@ -16,7 +16,7 @@ use crate::history::{
     HistoryError,
     sqlite::{
         coding,
-        cubes::{self, By, Choice, Hour, Meant, Service, Span, What},
+        cubes::{self, By, Choice, Hour, Meant, Run, Service, Span, Stored, Taken, What},
         numbered::Numbered,
         sealed::{Column, Damaged, Head},
         stored::StoredSession,
@@ -104,11 +104,11 @@ impl Search<'_> {
     /// Counts what is meant in a file whose sums can be used; whether it has such.
     pub(super) fn add_sums(&mut self, file: InFile, read: &mut Read, into: &mut Sums) -> Result<bool, HistoryError> {
         let is_sealed = self.is_sealed(file);
-        let (connection, whole) = if is_sealed {
+        let (connection, together) = if is_sealed {
             match self.sealed(file)? {
                 // An earlier version sealed files without.
                 Some((_, outline)) if !outline.sums => return Ok(false),
-                Some((sealed, outline)) => (sealed, outline.totals),
+                Some((sealed, outline)) => (sealed, (outline.totals, outline.runs)),
                 None => return Ok(true),
             }
         } else {
@@ -116,9 +116,9 @@ impl Search<'_> {
             if !self.begins_in_time(file)? {
                 return Ok(true);
             }
-            (connection, false)
+            (connection, (false, false))
         };
-        let covered = self.read_sums((connection, whole), read, into)?;
+        let covered = self.read_sums((connection, together), read, into)?;
         if covered.is_empty() {
             return Ok(false);
         }
@@ -133,7 +133,7 @@ impl Search<'_> {
     /// Reads what the sums of a file tell of sessions that are meant, which may also be told together; gives which rows they are of.
     fn read_sums(
         &mut self,
-        (connection, whole): (&Connection, bool),
+        (connection, (whole, runs)): (&Connection, (bool, bool)),
         read: &mut Read,
         into: &mut Sums,
     ) -> Result<Covered, HistoryError> {
@@ -145,11 +145,12 @@ impl Search<'_> {
         ))?;
         let mut hours = connection.prepare_cached(
             "SELECT id, closed_hour, min_opened_at_us, max_opened_at_us FROM cube_hours
-             WHERE first_id = ?1 AND kind = ?2 AND closed_hour BETWEEN ?3 AND ?4",
+             WHERE first_id = ?1 AND kind = ?2 AND closed_hour BETWEEN ?3 AND ?4 ORDER BY closed_hour",
         )?;
         let window = self.meaning.window.bounds();
         let [after, last, _] = window;
         let whole = whole && is_told_together(connection, by)?;
+        let runs = if runs { runs_of(connection, by)? } else { Vec::new() };
         // What is taken off the whole lies beyond the window.
         let (first, last) =
             if whole { (i64::MIN, i64::MAX) } else { (sums::hour(after.saturating_add(1)), sums::hour(last)) };
@@ -161,7 +162,7 @@ impl Search<'_> {
             let hour =
                 |row: &Row<'_>| Ok((row.get(0)?, Hour { closed: row.get(1)?, opened_us: (row.get(2)?, row.get(3)?) }));
             let hours = hours.query_map([first_id, by.number(), first, last], hour)?.collect::<Result<Vec<_>, _>>()?;
-            let choice = Choice::of(&hours, window, cubes::Told { whole, openings });
+            let choice = Choice::of(&hours, window, cubes::Told { whole, runs: &runs, openings });
             // Of services it is not told whose they are.
             if by == By::Owners || choice.is_empty() || self.means_all(row.get_ref(2)?)? {
                 self.read_chosen(connection, &choice, read, into)?;
@@ -179,13 +180,13 @@ impl Search<'_> {
         into: &mut Sums,
     ) -> Result<(), HistoryError> {
         let window = self.meaning.window.bounds();
-        if choice.whole {
-            self.read_all_but(connection, &choice.totals, read, into)?;
-        } else {
-            for number in &choice.totals {
-                with_hour(connection, *number, |(totals, _)| {
+        for Taken { of, less } in &choice.totals {
+            if less.is_empty() {
+                with_totals(connection, read.by, *of, |totals| {
                     cubes::each_total(totals, |what, counts| self.add_sum(read, (what, 0), counts, into))
                 })?;
+            } else {
+                self.read_all_but(connection, (*of, less), read, into)?;
             }
         }
         let by_hour = into.are_by(Dimension::Hour);
@@ -204,24 +205,23 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Reads the sums of all hours of a file but these.
+    /// Reads sums without those of hours that they are of too.
     fn read_all_but(
         &mut self,
         connection: &Connection,
-        hours: &[i64],
+        (of, less): (Stored, &[Stored]),
         read: &mut Read,
         into: &mut Sums,
     ) -> Result<(), HistoryError> {
         let mut all: Vec<(What, Counts)> = Vec::new();
-        let mut statement = connection.prepare_cached("SELECT totals FROM cube_totals WHERE kind = ?1")?;
-        let mut rows = statement.query([read.by.number()])?;
-        let row = rows.next()?.ok_or(Damaged("there are no sums of all hours"))?;
-        cubes::each_total(blob(row, 0)?, |what, counts| {
-            all.push((what, counts));
-            Ok::<_, Damaged>(())
+        with_totals(connection, read.by, of, |totals| {
+            cubes::each_total(totals, |what, counts| {
+                all.push((what, counts));
+                Ok(())
+            })
         })?;
-        for number in hours {
-            with_hour(connection, *number, |(totals, _)| Ok(cubes::take_off(&mut all, totals)?))?;
+        for part in less {
+            with_totals(connection, read.by, *part, |totals| Ok(cubes::take_off(&mut all, totals)?))?;
         }
         read.groups.reserve(all.len().min(HELD));
         let left = all.into_iter().filter(|(_, counts)| counts.sessions > 0);
@@ -362,6 +362,32 @@ impl Search<'_> {
 
 fn is_told_together(connection: &Connection, by: By) -> Result<bool, rusqlite::Error> {
     connection.prepare_cached("SELECT 1 FROM cube_totals WHERE kind = ?1")?.exists([by.number()])
+}
+
+/// The runs of hours of a file, in their order.
+fn runs_of(connection: &Connection, by: By) -> Result<Vec<Run>, rusqlite::Error> {
+    connection
+        .prepare_cached("SELECT id, first_hour, last_hour FROM cube_runs WHERE kind = ?1 ORDER BY first_hour")?
+        .query_map([by.number()], |row| Ok(Run { number: row.get(0)?, hours: (row.get(1)?, row.get(2)?) }))?
+        .collect()
+}
+
+/// Shows the totals of a kind.
+fn with_totals(
+    connection: &Connection,
+    by: By,
+    of: Stored,
+    show: impl FnOnce(&[u8]) -> Result<(), HistoryError>,
+) -> Result<(), HistoryError> {
+    let (sql, key) = match of {
+        Stored::Whole => ("SELECT totals FROM cube_totals WHERE kind = ?1", by.number()),
+        Stored::Run(number) => ("SELECT totals FROM cube_runs WHERE id = ?1", number),
+        Stored::Hour(number) => ("SELECT totals FROM cube_hours WHERE id = ?1", number),
+    };
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([key])?;
+    let row = rows.next()?.ok_or(Damaged("sums of hours are missing"))?;
+    show(blob(row, 0)?)
 }
 
 /// Shows the sums of an hour, by its number: the totals, and what opened earlier.
