@@ -4,7 +4,8 @@
 //! is written in segments, each at once when its rows are complete, and several small segments become a large one. So a
 //! search looks into few segments, and in each at a page or two.
 //!
-//! A page has the addresses of one family: each as its difference to the one before, then its rows as differences, then 0.
+//! A page has the addresses of one family: each as its difference to the one before, then its rows as differences, then 0. Steps
+//! before them say what can be skipped: after which address one can begin to read, and where.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -17,6 +18,12 @@ use super::sealed::{Damaged, Reading, Writing};
 const PAGE_BYTES: usize = 4000;
 /// Bytes that the next row may add to a page, at most, with what ends the page.
 const ROW_BYTES: usize = 32;
+/// Bytes of a step, at most.
+const STEP_BYTES: usize = 24;
+/// Bytes between two steps, at least: so a search reads a sixteenth of a page, and as many steps.
+const STRIDE: usize = 256;
+/// Added to the family of a page with steps: those of earlier versions have none.
+const WITH_STEPS: u8 = 8;
 /// Bytes of what is kept of the first address of a page.
 const FIRST_BYTES: usize = 8;
 
@@ -67,7 +74,7 @@ impl Peers {
 
     /// Adds what is in a page of a segment that begins so many rows later.
     pub(super) fn add_page(&mut self, page: &[u8], later: u32) -> Result<(), Damaged> {
-        let mut postings = Postings::of(page)?;
+        let mut postings = Postings::of(page, None)?;
         while let Some((address, row)) = postings.next()? {
             let peer = postings.address_of(address)?;
             self.add(peer, row.checked_add(later).ok_or(Damaged("a row has too large a number"))?);
@@ -121,34 +128,37 @@ struct Turning {
 
 struct Page {
     family: u8,
-    writing: Writing,
+    steps: Steps,
+    postings: Writing,
     /// The last address, when there is one, and its last row.
     last: Option<(u128, u32)>,
+}
+
+/// Steps while they are written.
+#[derive(Default)]
+struct Steps {
+    writing: Writing,
+    count: u64,
+    /// The last one: after which address one can begin to read, and where.
+    last: (u128, usize),
 }
 
 impl Turning {
     fn add(&mut self, peer: IpAddr, row: u32) {
         let (family, address) = key(peer);
-        if self
-            .page
-            .as_ref()
-            .is_some_and(|page| page.family != family || page.writing.length() + ROW_BYTES > PAGE_BYTES)
-        {
+        if self.page.as_ref().is_some_and(|page| page.family != family || page.is_full()) {
             self.turn();
         }
         let page = self.page.get_or_insert_with(|| {
             self.done.firsts.extend(beginning(peer).to_be_bytes());
-            let mut writing = Writing::default();
-            writing.unsigned(family.into());
-            Page { family, writing, last: None }
+            Page { family, steps: Steps::default(), postings: Writing::default(), last: None }
         });
         page.add(address, row);
     }
 
     fn turn(&mut self) {
-        if let Some(mut page) = self.page.take() {
-            page.writing.unsigned(0);
-            self.done.pages.push(page.writing.finish());
+        if let Some(page) = self.page.take() {
+            self.done.pages.push(page.finish());
         }
     }
 
@@ -159,23 +169,59 @@ impl Turning {
 }
 
 impl Page {
+    fn is_full(&self) -> bool {
+        self.postings.length() + self.steps.writing.length() + STEP_BYTES + ROW_BYTES > PAGE_BYTES
+    }
+
     fn add(&mut self, address: u128, row: u32) {
         match self.last {
-            Some((last, before)) if last == address => self.writing.unsigned((row - before).into()),
+            Some((last, before)) if last == address => self.postings.unsigned((row - before).into()),
             last => {
-                if last.is_some() {
-                    self.writing.unsigned(0);
+                let last = last.map(|(last, _)| last);
+                if let Some(last) = last {
+                    self.postings.unsigned(0);
+                    if self.postings.length() >= self.steps.last.1 + STRIDE {
+                        self.steps.add(self.family, (last, self.postings.length()));
+                    }
                 }
-                let [high, low] = halves(address - last.map_or(0, |(last, _)| last));
-                if self.family == 6 {
-                    self.writing.unsigned(high);
-                }
-                self.writing.unsigned(low);
-                self.writing.unsigned(u64::from(row) + 1);
+                write_address(&mut self.postings, self.family, address - last.unwrap_or_default());
+                self.postings.unsigned(u64::from(row) + 1);
             }
         }
         self.last = Some((address, row));
     }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.postings.unsigned(0);
+        let mut page = Writing::default();
+        page.unsigned((self.family + WITH_STEPS).into());
+        page.unsigned(self.steps.count);
+        page.append(self.steps.writing.bytes());
+        page.append(self.postings.bytes());
+        page.finish()
+    }
+}
+
+impl Steps {
+    fn add(&mut self, family: u8, (address, at): (u128, usize)) {
+        let (before, begun) = std::mem::replace(&mut self.last, (address, at));
+        write_address(&mut self.writing, family, address - before);
+        self.writing.unsigned((at - begun) as u64);
+        self.count += 1;
+    }
+}
+
+fn write_address(writing: &mut Writing, family: u8, number: u128) {
+    let [high, low] = halves(number);
+    if family == 6 {
+        writing.unsigned(high);
+    }
+    writing.unsigned(low);
+}
+
+fn read_address(reading: &mut Reading<'_>, family: u8) -> Result<u128, Damaged> {
+    let high = if family == 6 { reading.unsigned()? } else { 0 };
+    Ok(u128::from(high) << 64 | u128::from(reading.unsigned()?))
 }
 
 /// What is in a page.
@@ -188,13 +234,25 @@ struct Postings<'a> {
 }
 
 impl Postings<'_> {
-    fn of(page: &[u8]) -> Result<Postings<'_>, Damaged> {
+    /// All of a page, or without what is skipped because no address in it is as large as this one.
+    fn of(page: &[u8], first: Option<u128>) -> Result<Postings<'_>, Damaged> {
         let mut reading = Reading::new(page);
-        let family = reading.narrow()?;
+        let form: u8 = reading.narrow()?;
+        let family = form & !WITH_STEPS;
         if !matches!(family, 4 | 6) {
             return Err(Damaged("a family has no meaning"));
         }
-        Ok(Postings { family, reading, address: 0, row: 0 })
+        let (mut address, mut at, mut after) = (0, 0, (0, 0));
+        for _ in 0..if form == family { 0 } else { reading.unsigned()? } {
+            address = plus(address, read_address(&mut reading, family)?)?;
+            at = reading.narrow::<usize>()?.saturating_add(at);
+            if first.is_some_and(|first| address < first) {
+                after = (address, at);
+            }
+        }
+        let (address, at) = after;
+        let rest = reading.rest().get(at..).ok_or(Damaged("a step leads too far"))?;
+        Ok(Postings { family, reading: Reading::new(rest), address, row: 0 })
     }
 
     /// The next row, and the number of its address.
@@ -204,7 +262,7 @@ impl Postings<'_> {
                 if self.reading.rest().is_empty() {
                     return Ok(None);
                 }
-                self.address = self.address.checked_add(self.step()?).ok_or(Damaged("an address is too large"))?;
+                self.address = plus(self.address, read_address(&mut self.reading, self.family)?)?;
             }
             match self.reading.unsigned()? {
                 0 => self.row = 0,
@@ -217,11 +275,6 @@ impl Postings<'_> {
         }
     }
 
-    fn step(&mut self) -> Result<u128, Damaged> {
-        let high = if self.family == 6 { self.reading.unsigned()? } else { 0 };
-        Ok(u128::from(high) << 64 | u128::from(self.reading.unsigned()?))
-    }
-
     fn address_of(&self, number: u128) -> Result<IpAddr, Damaged> {
         match self.family {
             4 => u32::try_from(number)
@@ -230,6 +283,10 @@ impl Postings<'_> {
             _ => Ok(IpAddr::V6(Ipv6Addr::from_bits(number))),
         }
     }
+}
+
+fn plus(address: u128, more: u128) -> Result<u128, Damaged> {
+    address.checked_add(more).ok_or(Damaged("an address is too large"))
 }
 
 /// Which pages of a segment may have addresses that are meant, by their [`Pages::firsts`].
@@ -248,9 +305,9 @@ pub(super) fn count(firsts: &[u8]) -> usize {
 
 /// Shows the rows in a page with addresses that are meant.
 pub(super) fn find(page: &[u8], (first, last): Addresses, mut show: impl FnMut(u32)) -> Result<(), Damaged> {
-    let mut postings = Postings::of(page)?;
-    // By numbers, which is half the work: most addresses of a page are not meant.
+    // By numbers, which is half the work: most addresses that are read are not meant.
     let ((family, first), (_, last)) = (key(first), key(last));
+    let mut postings = Postings::of(page, Some(first))?;
     if family != postings.family {
         return Ok(());
     }
@@ -275,6 +332,12 @@ mod tests {
             any::<u16>().prop_map(|last| IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(last)).to_be_bytes())),
             any::<[u8; 16]>().prop_map(IpAddr::from),
         ]
+    }
+
+    /// The page as earlier versions wrote it.
+    fn without_steps(page: &[u8]) -> Vec<u8> {
+        let postings = Postings::of(page, None).unwrap();
+        [&[postings.family], postings.reading.rest()].concat()
     }
 
     fn found(pages: &Pages, meant: Addresses) -> Vec<u32> {
@@ -306,6 +369,10 @@ mod tests {
             let (whole, merged) = (whole.pages(), merged.pages());
             prop_assert_eq!((&whole.pages, &whole.firsts), (&merged.pages, &merged.firsts));
             prop_assert!(whole.pages.iter().all(|page| page.len() <= PAGE_BYTES));
+            let earlier = Pages {
+                pages: whole.pages.iter().map(|page| without_steps(page)).collect(),
+                firsts: whole.firsts.clone(),
+            };
             prop_assert_eq!(count(&whole.firsts), whole.pages.len());
             for meant in others.iter().chain(peers.iter().step_by(97)).zip(&others) {
                 let network = (*meant.0.min(meant.1), *meant.0.max(meant.1));
@@ -313,14 +380,17 @@ mod tests {
                 for (first, last) in [(*meant.0, *meant.0)].into_iter().chain(is_of_one_family.then_some(network)) {
                     let is_meant = |peer: &IpAddr| (first..=last).contains(peer);
                     let expected: Vec<u32> = rows().filter(|(_, peer)| is_meant(peer)).map(|(row, _)| row).collect();
-                    prop_assert_eq!(found(&whole, (first, last)), expected);
+                    prop_assert_eq!(&found(&whole, (first, last)), &expected);
+                    prop_assert_eq!(&found(&earlier, (first, last)), &expected);
                 }
             }
         }
 
         #[test]
-        fn no_bytes_make_it_fail_otherwise_than_by_saying_so(mut bytes: Vec<u8>, family in 3_u8..8, short: bool) {
-            bytes.insert(0, family);
+        fn no_bytes_make_it_fail_otherwise_than_by_saying_so(
+            mut bytes: Vec<u8>, family in 3_u8..8, short: bool, steps: bool
+        ) {
+            bytes.insert(0, family + if steps { WITH_STEPS } else { 0 });
             for all in [(IpAddr::from([0; 4]), IpAddr::from([0xff; 4])), (IpAddr::from([0; 16]), IpAddr::from([0xff; 16]))] {
                 let mut shown = 0;
                 let found = find(&bytes, all, |_| shown += 1);
@@ -329,6 +399,27 @@ mod tests {
                 prop_assert!(found.is_ok() || Peers::default().add_page(&bytes, later).is_err());
                 prop_assert!(among(&bytes, all).end <= bytes.len() / FIRST_BYTES);
             }
+        }
+    }
+
+    #[test]
+    fn of_a_page_little_is_read_for_one_address() {
+        let mut peers = Peers::default();
+        let addresses = || (0..2000_u32).map(|number| Ipv4Addr::from_bits(number * 50_000));
+        addresses().zip(0..).for_each(|(address, row)| peers.add(address.into(), row));
+        let Pages { pages, firsts } = peers.pages();
+        for address in addresses() {
+            let address = IpAddr::from(address);
+            let read = |page: usize| Postings::of(&pages[page], Some(key(address).1)).unwrap();
+            let mut before_it = 0;
+            for page in among(&firsts, (address, address)) {
+                let mut postings = read(page);
+                while postings.next().unwrap().is_some_and(|(found, _)| found < key(address).1) {
+                    before_it += 1;
+                }
+            }
+            // An address is three bytes here, a row is two, and then comes 0; where a page begins that before it is read too.
+            assert!(before_it <= 2 * STRIDE / 6, "{before_it} of {address}");
         }
     }
 
