@@ -1,14 +1,14 @@
 //! What was open at a moment of a file that is not sealed, and closed soon after it or hours later.
 
-use fleetsock_proto::{host::HostSelector, question::SummaryQuestion, summary::Dimension};
+use fleetsock_proto::{host::HostSelector, port::PortClass, question::SummaryQuestion, summary::Dimension};
 
 use super::*;
 
 /// More hosts than are each looked for, with the rows of some zones.
 const HOSTS: i64 = 70;
 const EACH: i64 = 60;
-/// How long they last, in seconds: less than ten minutes, as long, and more.
-const LASTS: [i64; 6] = [0, 1, 599, 600, 601, 9_000];
+/// How long they last, in seconds: less than a minute, as long, and more.
+const LASTS: [i64; 6] = [0, 1, 59, 60, 61, 9_000];
 
 fn opens(number: i64) -> i64 {
     number * 37 % 10_000
@@ -16,6 +16,11 @@ fn opens(number: i64) -> i64 {
 
 fn closes(number: i64) -> i64 {
     opens(number) + LASTS[usize::try_from(number).unwrap() % LASTS.len()]
+}
+
+/// The port of the service: some are well-known.
+fn port(number: i64) -> i64 {
+    if number % 4 == 1 { 8_443 } else { 443 }
 }
 
 fn question(time: SessionTime, hosts: &str) -> SessionQuestion {
@@ -26,7 +31,7 @@ fn question(time: SessionTime, hosts: &str) -> SessionQuestion {
 
 /// A time, and of those that are meant the earliest closing and the latest opening.
 fn times() -> Vec<(SessionTime, i64, i64)> {
-    let moments = [-1, 0, 1, 599, 3_000, 9_999, 19_000].into_iter().map(|t| (SessionTime::At(at(t)), t + 1, t));
+    let moments = [-1, 0, 1, 59, 3_000, 9_999, 19_000].into_iter().map(|t| (SessionTime::At(at(t)), t + 1, t));
     let windows = [(0, 10), (50, 1_000), (1_000, 1_700), (0, 30_000)]
         .into_iter()
         .map(|(since, until)| (SessionTime::Within { since: at(since), until: Some(at(until)) }, since, until));
@@ -36,13 +41,22 @@ fn times() -> Vec<(SessionTime, i64, i64)> {
 /// The sessions of so many hosts are there, and no others.
 async fn answers_are_right(world: &World<Hesitant<MANY>>, count: i64) {
     let now = at(40_000);
-    for (hosts, meant, peer) in [("*", count, None), ("host0*", 10, None), ("*", count, Some("10.9.9.9/32"))] {
+    let well_known = Some(PortClass::WellKnown);
+    for (hosts, meant, peer, class) in [
+        ("*", count, None, None),
+        ("*", count, None, well_known),
+        ("host0*", 10, None, None),
+        ("*", count, Some("10.9.9.9/32"), None),
+    ] {
         let question = |time, hosts| {
             let peers = peer.iter().map(|peer| peer.parse().unwrap()).collect();
-            SessionQuestion { peers, ..question(time, hosts) }
+            let question = question(time, hosts);
+            let filter = SocketFilter { classes: class.into_iter().collect(), ..question.filter };
+            SessionQuestion { peers, filter, ..question }
         };
         for (time, since, until) in times() {
-            let all = (0..HOSTS * EACH).filter(|number| number % HOSTS < meant);
+            let is_meant = |number: &i64| number % HOSTS < meant && (class.is_none() || port(*number) < 1024);
+            let all = (0..HOSTS * EACH).filter(is_meant);
             let expected: Vec<i64> = all.filter(|number| opens(*number) <= until && closes(*number) >= since).collect();
             let numbers = |found: &[Session]| {
                 let mut numbers: Vec<i64> = found.iter().map(|one| i64::from(one.local.port()) - 1).collect();
@@ -79,7 +93,8 @@ async fn tell(world: &World<Hesitant<MANY>>, host: i64) {
     numbers.sort_by_key(|number| closes(*number));
     let lives = numbers.iter().map(|number| {
         let local = format!("10.0.0.1:{}", 1 + number);
-        closed(session(1 + number.unsigned_abs(), &local, Out, "10.9.9.9:443").since(opens(*number)), closes(*number))
+        let peer = format!("10.9.9.9:{}", port(*number));
+        closed(session(1 + number.unsigned_abs(), &local, Out, &peer).since(opens(*number)), closes(*number))
     });
     world.tell(&mut agent, SnapshotWhole, 30_000, lives.collect()).await;
 }

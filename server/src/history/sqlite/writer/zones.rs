@@ -68,7 +68,7 @@ pub(super) struct Zones(Option<Zone>);
 impl Zones {
     /// Notes a row, which is the last one.
     pub(super) fn add(&mut self, transaction: &Transaction<'_>, ended: &Ended) -> Result<(), rusqlite::Error> {
-        let Ended { id, closed_at_us, opened_at_us, .. } = *ended;
+        let Ended { id, closed_at_us, opened_at_us, service, .. } = *ended;
         let into = match self.0.take() {
             Some(zone) if zone.is_full() => {
                 zone.store(transaction)?;
@@ -83,7 +83,7 @@ impl Zones {
         into.max_closed_at_us = into.max_closed_at_us.max(closed_at_us);
         into.min_opened_at_us = into.min_opened_at_us.map(|earliest| earliest.min(opened_at_us));
         if let Some(long) = &mut into.long {
-            long.add(id - into.first_id, (opened_at_us, closed_at_us));
+            long.add(id - into.first_id, (opened_at_us, closed_at_us), service.port);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Which sessions a question means, whichever kind of file they are in.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::RangeInclusive};
 
 use fleetsock_proto::{
     question::{SessionQuestion, SessionTime},
@@ -92,6 +92,8 @@ impl Traits {
 pub(super) struct Meaning<'a> {
     pub(super) question: &'a SessionQuestion,
     pub(super) window: Window,
+    /// The ports of services, from the lowest one that is meant to the highest.
+    pub(super) ports: RangeInclusive<u16>,
     /// For SQLite, with unnumbered parameters, which follow the numbered ones. It lets through whatever is meant.
     pub(super) sql: String,
     pub(super) values: Vec<Value>,
@@ -102,8 +104,9 @@ impl<'a> Meaning<'a> {
     pub(super) fn of(question: &'a SessionQuestion) -> Result<Meaning<'a>, HistoryError> {
         let matcher = Matcher::new(&question.filter)?;
         let window = Window { closed_before: question.closed_before, ..Window::of(question.time) };
-        let (sql, values) = narrowed(&matcher, question);
-        Ok(Meaning { question, window, sql, values, matcher })
+        let (first, last) = matcher.port_bounds();
+        let (sql, values) = narrowed((first, last), question);
+        Ok(Meaning { question, window, ports: first..=last, sql, values, matcher })
     }
 
     /// Whether words and ports have to be looked at.
@@ -151,10 +154,9 @@ impl<'a> Meaning<'a> {
 }
 
 /// Conditions that SQLite can hold against a row before much is read of it.
-fn narrowed(matcher: &Matcher, question: &SessionQuestion) -> (String, Vec<Value>) {
+fn narrowed((first, last): (u16, u16), question: &SessionQuestion) -> (String, Vec<Value>) {
     let mut sql = "TRUE".to_owned();
     let mut values = Vec::new();
-    let (first, last) = matcher.port_bounds();
     if (first, last) != (0, u16::MAX) {
         sql += &format!(" AND iif(direction = {}, local_port, peer_port) BETWEEN ? AND ?", Direction::In.number());
         values.extend([Value::from(i64::from(first)), Value::from(i64::from(last))]);

@@ -175,15 +175,16 @@ impl Search<'_> {
     ) -> Result<(), HistoryError> {
         let Some(connection) = self.file(file)? else { return Ok(()) };
         let [after, last, until] = self.meaning.window.bounds();
-        let after = after.max(self.last_of_zones());
+        let (after, ports) = (after.max(self.last_of_zones()), self.meaning.ports.clone());
         let mut found = Vec::new();
         let mut statement = connection.prepare_cached("SELECT rows FROM zone_long WHERE first_id = ?1")?;
         let mut rows = statement.query([zone])?;
         while let Some(row) = rows.next()? {
             let bytes = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("rows", error.to_string()))?;
-            long::each(bytes, |row, (opened_at_us, closed_at_us)| {
-                let id = zone.saturating_add(row);
-                found.extend((id >= first && closed_at_us > after && opened_at_us <= until).then_some(id));
+            long::each(bytes, |one| {
+                let id = zone.saturating_add(one.row);
+                let may_be_meant = id >= first && one.closed_at_us > after && one.opened_at_us <= until;
+                found.extend((may_be_meant && ports.contains(&one.port)).then_some(id));
             })?;
         }
         self.each_row(file, &runs(&found), [after, last, until], show)
