@@ -101,6 +101,10 @@ fn commands(days: i64) -> Vec<(&'static str, Words)> {
         command("a /24, all history", Box::new(move |turn| peer(within(any(turn), 24).to_string()))),
         command("a /24 of a busy client, all history", Box::new(move |turn| peer(within(v4(turn), 24).to_string()))),
         command(
+            "a /16, newest 100",
+            Box::new(move |turn| format!("{} --limit {PAGE}", peer(within(any(turn), 16).to_string()))),
+        ),
+        command(
             "open at a moment, class well-known",
             Box::new(move |turn| {
                 format!("sessions --class well-known --at @{}", second(begin_us(turn, days)) + 43_200)

@@ -11,8 +11,9 @@ use rusqlite::Connection;
 
 pub(super) use self::{
     adding::{Cubes, store_totals},
-    choosing::{Choice, Run, Stored, Taken, Told},
-    encoding::{each, each_total, take_off},
+    choosing::{Choice, Run, Stored, Told},
+    encoding::{each, each_total},
+    merging::{Balance, Part, merge},
 };
 use super::{
     sealed::{Damaged, Reading},
@@ -23,6 +24,7 @@ use super::{
 mod adding;
 mod choosing;
 mod encoding;
+mod merging;
 
 /// When sessions opened and closed, as exactly as sums tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -32,18 +32,12 @@ pub(in crate::history::sqlite) struct Told<'a> {
     pub(in crate::history::sqlite) openings: bool,
 }
 
-/// Sums that are read, and those of hours among them that are taken off.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::history::sqlite) struct Taken {
-    pub(in crate::history::sqlite) of: Stored,
-    pub(in crate::history::sqlite) less: Vec<Stored>,
-}
-
 /// What is read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::history::sqlite) struct Choice {
-    /// Of what no more is read than the total.
-    pub(in crate::history::sqlite) totals: Vec<Taken>,
+    /// The sums whose totals are added, and those that are taken off them, which they are of too.
+    pub(in crate::history::sqlite) added: Vec<Stored>,
+    pub(in crate::history::sqlite) taken_off: Vec<Stored>,
     /// The hours of which is read apart what opened when, by their numbers.
     pub(in crate::history::sqlite) apart: Vec<(i64, Hour)>,
 }
@@ -52,27 +46,32 @@ impl Choice {
     /// What is read of these hours, each with its number and in their order, for a window.
     pub(in crate::history::sqlite) fn of(hours: &[(i64, Hour)], window: [i64; 3], told: Told<'_>) -> Choice {
         let with = |wanted: Meant| hours.iter().filter(move |(_, hour)| hour.is_meant(window) == wanted).copied();
+        let unclear = || with(Meant::Unclear);
         if told.openings {
-            return Choice { totals: Vec::new(), apart: with(Meant::Yes).chain(with(Meant::Unclear)).collect() };
+            return Choice { apart: with(Meant::Yes).chain(unclear()).collect(), ..Choice::default() };
         }
         let stretches = stretches(hours, told.runs, window);
-        let one_by_one: Vec<Taken> = stretches.iter().flat_map(Stretch::added).collect();
-        let totals = match told.whole.then(|| off_the_whole(&stretches)) {
-            Some(off) if reads(&off) < reads(&one_by_one) => off,
-            _ => one_by_one,
-        };
-        Choice { totals, apart: with(Meant::Unclear).collect() }
+        let some = Choice { apart: unclear().collect(), ..Choice::default() };
+        let one_by_one = stretches.iter().fold(some, Stretch::add_to);
+        if told.whole {
+            let all = Choice { added: vec![Stored::Whole], apart: unclear().collect(), ..Choice::default() };
+            let off_the_whole = stretches.iter().fold(all, Stretch::take_off);
+            if off_the_whole.totals() < one_by_one.totals() {
+                return off_the_whole;
+            }
+        }
+        one_by_one
+    }
+
+    /// How many totals are read.
+    const fn totals(&self) -> usize {
+        self.added.len() + self.taken_off.len()
     }
 
     /// Whether nothing is.
     pub(in crate::history::sqlite) const fn is_empty(&self) -> bool {
-        self.totals.is_empty() && self.apart.is_empty()
+        self.totals() == 0 && self.apart.is_empty()
     }
-}
-
-/// How many sums are read for these.
-fn reads(totals: &[Taken]) -> usize {
-    totals.iter().map(|Taken { less, .. }| 1 + less.len()).sum()
 }
 
 /// Consecutive hours: those of a run, or all that are in none.
@@ -102,35 +101,31 @@ fn stretches(hours: &[(i64, Hour)], runs: &[Run], window: [i64; 3]) -> Vec<Stret
 }
 
 impl Stretch {
-    /// The sums of the hours that are meant.
-    fn added(&self) -> Vec<Taken> {
-        match self.run {
-            Some(run) if 1 + self.others.len() < self.meant.len() => {
-                vec![Taken { of: Stored::Run(run), less: self.others.clone() }]
+    /// Adds those that are meant.
+    fn add_to(mut choice: Choice, stretch: &Stretch) -> Choice {
+        let Stretch { run, meant, others } = stretch;
+        match run {
+            Some(run) if 1 + others.len() < meant.len() => {
+                choice.added.push(Stored::Run(*run));
+                choice.taken_off.extend(others);
             }
-            _ => each(&self.meant).collect(),
+            _ => choice.added.extend(meant),
         }
+        choice
     }
-}
 
-/// The sums of the hours that are meant, by those of all hours.
-fn off_the_whole(stretches: &[Stretch]) -> Vec<Taken> {
-    let (mut less, mut added) = (Vec::new(), Vec::new());
-    for Stretch { run, meant, others } in stretches {
+    /// Takes those off that are not meant.
+    fn take_off(mut choice: Choice, stretch: &Stretch) -> Choice {
+        let Stretch { run, meant, others } = stretch;
         match run {
             Some(run) if 1 + meant.len() < others.len() => {
-                less.push(Stored::Run(*run));
-                added.extend(each(meant));
+                choice.taken_off.push(Stored::Run(*run));
+                choice.added.extend(meant);
             }
-            _ => less.extend(others),
+            _ => choice.taken_off.extend(others),
         }
+        choice
     }
-    added.push(Taken { of: Stored::Whole, less });
-    added
-}
-
-fn each(sums: &[Stored]) -> impl Iterator<Item = Taken> {
-    sums.iter().map(|of| Taken { of: *of, less: Vec::new() })
 }
 
 #[cfg(test)]
@@ -161,16 +156,19 @@ mod tests {
     fn of_most_of_a_file_the_rest_is_taken_off_the_whole() {
         let hours: Vec<_> = (0..24).map(|closed| hour(closed, 2)).collect();
         let of = |window, whole| Choice::of(&hours, window, Told { whole, runs: &[], openings: false });
-        let whole = |less: &[i64]| Taken { of: Stored::Whole, less: less.iter().copied().map(Stored::Hour).collect() };
-        let late = of(from(1, 24), true);
-        assert_eq!(late, Choice { totals: vec![whole(&[100])], apart: vec![] });
-        assert_eq!(of(from(1, 24), false).totals.len(), 23);
+        let whole = |less: &[i64]| Choice {
+            added: vec![Stored::Whole],
+            taken_off: less.iter().copied().map(Stored::Hour).collect(),
+            apart: vec![],
+        };
+        assert_eq!(of(from(1, 24), true), whole(&[100]));
+        assert_eq!(of(from(1, 24), false).added.len(), 23);
         // Of 10 and 11 o'clock some opened before: these are taken off as well, and told apart.
         let early = of(from(0, 10), true);
-        assert_eq!((early.totals.len(), early.apart.len()), (10, 2));
-        assert!(early.totals.iter().all(|taken| taken.of != Stored::Whole));
+        assert_eq!((early.added.len(), early.taken_off.len(), early.apart.len()), (10, 0, 2));
+        assert!(!early.added.contains(&Stored::Whole));
         assert!(of(from(30, 40), true).is_empty());
-        assert_eq!(of(from(-9, 40), true), Choice { totals: vec![whole(&[])], apart: vec![] });
+        assert_eq!(of(from(-9, 40), true), whole(&[]));
     }
 
     #[test]
@@ -179,17 +177,18 @@ mod tests {
         let runs = in_runs(&hours, 5);
         let of = |begin, end| {
             let told = Told { whole: true, runs: &runs, openings: false };
-            Choice::of(&hours, from(begin, end), told).totals
+            let choice = Choice::of(&hours, from(begin, end), told);
+            (choice.added, choice.taken_off)
         };
-        let taken = |of, less: &[Stored]| Taken { of, less: less.to_vec() };
         use Stored::{Hour, Run, Whole};
-        assert_eq!(of(0, 10), [taken(Run(1), &[]), taken(Run(2), &[])]);
-        assert_eq!(of(0, 9), [taken(Run(1), &[]), taken(Run(2), &[Hour(109)])]);
-        assert_eq!(of(9, 20), [taken(Hour(109), &[]), taken(Run(3), &[]), taken(Run(4), &[])]);
-        assert_eq!(of(6, 25), [taken(Whole, &[Run(1), Hour(105)])]);
-        assert_eq!(of(4, 25), [taken(Hour(104), &[]), taken(Whole, &[Run(1)])]);
-        let most = (0..26).flat_map(|begin| (begin..26).map(move |end| (begin, end)));
-        assert_eq!(most.map(|(begin, end)| reads(&of(begin, end))).max(), Some(7));
+        assert_eq!(of(0, 10), (vec![Run(1), Run(2)], vec![]));
+        assert_eq!(of(0, 9), (vec![Run(1), Run(2)], vec![Hour(109)]));
+        assert_eq!(of(9, 20), (vec![Hour(109), Run(3), Run(4)], vec![]));
+        assert_eq!(of(6, 25), (vec![Whole], vec![Run(1), Hour(105)]));
+        assert_eq!(of(4, 25), (vec![Whole, Hour(104)], vec![Run(1)]));
+        let all = (0..26).flat_map(|begin| (begin..26).map(move |end| (begin, end)));
+        let reads = all.map(|(begin, end)| of(begin, end)).map(|(added, taken_off)| added.len() + taken_off.len());
+        assert_eq!(reads.max(), Some(7));
     }
 
     proptest! {
@@ -214,13 +213,8 @@ mod tests {
                 }
             };
             let mut told = BTreeMap::<i64, i64>::new();
-            for Taken { of, less } in &choice.totals {
-                let of = hours_of(of);
-                of.iter().for_each(|number| *told.entry(*number).or_default() += 1);
-                for number in less.iter().flat_map(hours_of) {
-                    prop_assert!(of.contains(&number), "only what is in it is taken off");
-                    *told.entry(number).or_default() -= 1;
-                }
+            for (all, step) in [(&choice.added, 1), (&choice.taken_off, -1)] {
+                all.iter().flat_map(hours_of).for_each(|number| *told.entry(number).or_default() += step);
             }
             for (number, found) in &hours {
                 let apart = choice.apart.contains(&(*number, *found));
@@ -233,7 +227,7 @@ mod tests {
                 };
                 prop_assert_eq!((total, apart), expected);
             }
-            prop_assert!(reads(&choice.totals) <= hours.len().max(1));
+            prop_assert!(choice.totals() <= hours.len().max(1));
         }
     }
 }

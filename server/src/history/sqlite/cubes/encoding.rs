@@ -84,20 +84,28 @@ fn read_counts(reading: &mut Reading<'_>) -> Result<Counts, Damaged> {
     Ok(Counts { sessions: reading.unsigned()?, bytes_sent: reading.unsigned()?, bytes_received: reading.unsigned()? })
 }
 
-/// Shows the sums in these bytes, and of how many of what opened earlier each is.
-fn each_sum<E: From<Damaged>>(
-    totals: &[u8],
-    mut show: impl FnMut(What, Counts, u64) -> Result<(), E>,
-) -> Result<(), E> {
-    let (mut reading, mut before) = (Reading::new(totals), [0_i64; 2]);
-    while !reading.rest().is_empty() {
-        for number in &mut before {
-            *number = number.wrapping_add(reading.signed()?);
-        }
-        let counts = read_counts(&mut reading)?;
-        show(before, counts, reading.unsigned()?)?;
+/// The sums in some bytes, one after the other.
+pub(super) struct Totals<'a> {
+    reading: Reading<'a>,
+    before: What,
+}
+
+impl Totals<'_> {
+    pub(super) fn of(totals: &[u8]) -> Totals<'_> {
+        Totals { reading: Reading::new(totals), before: What::default() }
     }
-    Ok(())
+
+    /// The next one, and of how many of what opened earlier it is.
+    pub(super) fn next(&mut self) -> Result<Option<(What, Counts, u64)>, Damaged> {
+        if self.reading.rest().is_empty() {
+            return Ok(None);
+        }
+        for number in &mut self.before {
+            *number = number.wrapping_add(self.reading.signed()?);
+        }
+        let counts = read_counts(&mut self.reading)?;
+        Ok(Some((self.before, counts, self.reading.unsigned()?)))
+    }
 }
 
 /// Shows what was counted of an hour, whenever it opened.
@@ -105,25 +113,11 @@ pub(in crate::history::sqlite) fn each_total<E: From<Damaged>>(
     totals: &[u8],
     mut show: impl FnMut(What, Counts) -> Result<(), E>,
 ) -> Result<(), E> {
-    each_sum(totals, |what, counts, _| show(what, counts))
-}
-
-/// Takes what was counted of an hour off what was counted of all hours, which ascends and has each once.
-pub(in crate::history::sqlite) fn take_off(whole: &mut [(What, Counts)], totals: &[u8]) -> Result<(), Damaged> {
-    let (mut at, mut before) = (0, None);
-    each_total(totals, |what, counts| {
-        // They ascend too, but begin anew where they were too many to be written at once.
-        if before.replace(what).is_some_and(|before| what < before) {
-            at = 0;
-        }
-        while whole.get(at).is_some_and(|(other, _)| *other < what) {
-            at += 1;
-        }
-        let found = whole.get_mut(at).filter(|(other, _)| *other == what);
-        let (_, sum) = found.ok_or(Damaged("a part is not in the whole"))?;
-        *sum = sum.minus(counts).ok_or(Damaged("a part is more than the whole"))?;
-        Ok(())
-    })
+    let mut totals = Totals::of(totals);
+    while let Some((what, counts, _)) = totals.next()? {
+        show(what, counts)?;
+    }
+    Ok(())
 }
 
 /// Shows what was counted of an hour, apart for the hours in which it opened.
@@ -133,15 +127,18 @@ pub(in crate::history::sqlite) fn each<E: From<Damaged>>(
     mut show: impl FnMut(What, Span, Counts) -> Result<(), E>,
 ) -> Result<(), E> {
     let (mut earlier, usual) = (Reading::new(earlier), Span::within(closed));
-    each_sum(totals, |what, mut rest, parts| {
+    let mut totals = Totals::of(totals);
+    while let Some((what, mut rest, parts)) = totals.next()? {
         for _ in 0..parts {
             let opened = usual.opened.wrapping_sub(earlier.signed()?);
             let counts = read_counts(&mut earlier)?;
             rest = rest.minus(counts).ok_or(Damaged("a part is more than the whole"))?;
             show(what, Span { closed, opened }, counts)?;
         }
-        if rest == Counts::default() { Ok(()) } else { show(what, usual, rest) }
-    })?;
+        if rest != Counts::default() {
+            show(what, usual, rest)?;
+        }
+    }
     earlier.end().map_err(E::from)
 }
 

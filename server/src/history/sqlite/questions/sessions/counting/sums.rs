@@ -16,7 +16,7 @@ use crate::history::{
     HistoryError,
     sqlite::{
         coding,
-        cubes::{self, By, Choice, Hour, Meant, Run, Service, Span, Stored, Taken, What},
+        cubes::{self, Balance, By, Choice, Hour, Meant, Part, Run, Service, Span, Stored, What},
         numbered::Numbered,
         sealed::{Column, Damaged, Head},
         stored::StoredSession,
@@ -48,15 +48,18 @@ pub(super) fn answering(question: &SummaryQuestion, hosts: usize) -> Option<By> 
 /// Most groups that are held while sums are read; an agent says when its sessions opened, so that there may be more.
 const HELD: usize = 64 * 1024;
 
+/// Totals that are added up together.
+const AT_ONCE: usize = 32;
+
 /// What is counted together: what it has in common, and the hour of its opening where sums are by it.
 type Group = (What, i64);
 
 /// What is meant of sums that were read, in all files: names are looked up for each group once.
 pub(super) struct Read {
     by: By,
-    groups: Numbered<Group, Counts>,
+    groups: Numbered<Group, Balance>,
     /// The group of the sum that was read last: sums of one group mostly follow each other.
-    last: Option<(Group, Counts)>,
+    last: Option<(Group, Balance)>,
     /// The host of the sum that was read last, and whether it is meant: those of a host follow each other.
     host: Option<(i64, bool)>,
 }
@@ -73,11 +76,11 @@ impl Read {
         }
     }
 
-    fn add(&mut self, group: Group, counts: Counts) {
+    fn add(&mut self, group: Group, balance: Balance) {
         match &mut self.last {
-            Some((last, sum)) if *last == group => sum.add(counts),
+            Some((last, sum)) if *last == group => sum.add(balance),
             last => {
-                if let Some((before, sum)) = last.replace((group, counts)) {
+                if let Some((before, sum)) = last.replace((group, balance)) {
                     self.groups.entry(before).or_default().add(sum);
                 }
             }
@@ -85,7 +88,7 @@ impl Read {
     }
 
     /// All groups; after that there are none any more.
-    fn take(&mut self) -> Numbered<Group, Counts> {
+    fn take(&mut self) -> Numbered<Group, Balance> {
         if let Some((last, sum)) = self.last.take() {
             self.groups.entry(last).or_default().add(sum);
         }
@@ -180,15 +183,20 @@ impl Search<'_> {
         into: &mut Sums,
     ) -> Result<(), HistoryError> {
         let window = self.meaning.window.bounds();
-        for Taken { of, less } in &choice.totals {
-            if less.is_empty() {
-                with_totals(connection, read.by, *of, |totals| {
-                    cubes::each_total(totals, |what, counts| self.add_sum(read, (what, 0), counts, into))
-                })?;
-            } else {
-                self.read_all_but(connection, (*of, less), read, into)?;
-            }
+        let added = choice.added.iter().map(|of| (*of, false));
+        let totals: Vec<(Stored, bool)> = added.chain(choice.taken_off.iter().map(|of| (*of, true))).collect();
+        for some in totals.chunks(AT_ONCE) {
+            let part = |(of, is_taken_off): &(Stored, bool)| {
+                Ok(Part { totals: totals_of(connection, read.by, *of)?, is_taken_off: *is_taken_off })
+            };
+            let parts = some.iter().map(part).collect::<Result<Vec<Part>, HistoryError>>()?;
+            cubes::merge(&parts, |what, balance| {
+                self.add_sum(read, (what, 0), balance);
+                // Of what something is taken off there is no more than this.
+                if choice.taken_off.is_empty() { self.make_room(read, into) } else { Ok(()) }
+            })?;
         }
+        self.make_room(read, into)?;
         let by_hour = into.are_by(Dimension::Hour);
         for (number, hour) in &choice.apart {
             with_hour(connection, *number, |bytes| {
@@ -198,41 +206,22 @@ impl Search<'_> {
                     }
                     let opened_at = Timestamp::from_micros(span.opened_at_us());
                     let hour = if by_hour { into.hour_of(opened_at).as_micros() } else { 0 };
-                    self.add_sum(read, (what, hour), counts, into)
+                    self.add_sum(read, (what, hour), counts.into());
+                    self.make_room(read, into)
                 })
             })?;
         }
         Ok(())
     }
 
-    /// Reads sums without those of hours that they are of too.
-    fn read_all_but(
-        &mut self,
-        connection: &Connection,
-        (of, less): (Stored, &[Stored]),
-        read: &mut Read,
-        into: &mut Sums,
-    ) -> Result<(), HistoryError> {
-        let mut all: Vec<(What, Counts)> = Vec::new();
-        with_totals(connection, read.by, of, |totals| {
-            cubes::each_total(totals, |what, counts| {
-                all.push((what, counts));
-                Ok(())
-            })
-        })?;
-        for part in less {
-            with_totals(connection, read.by, *part, |totals| Ok(cubes::take_off(&mut all, totals)?))?;
+    fn add_sum(&self, read: &mut Read, group: Group, balance: Balance) {
+        if read.by == By::Services || read.means(group.0[0], |host| self.hosts.contains(host)) {
+            read.add(group, balance);
         }
-        read.groups.reserve(all.len().min(HELD));
-        let left = all.into_iter().filter(|(_, counts)| counts.sessions > 0);
-        left.into_iter().try_for_each(|(what, counts)| self.add_sum(read, (what, 0), counts, into))
     }
 
-    fn add_sum(&mut self, read: &mut Read, group: Group, counts: Counts, into: &mut Sums) -> Result<(), HistoryError> {
-        if read.by == By::Owners && !read.means(group.0[0], |host| self.hosts.contains(host)) {
-            return Ok(());
-        }
-        read.add(group, counts);
+    /// Counts what was read when it is much.
+    fn make_room(&mut self, read: &mut Read, into: &mut Sums) -> Result<(), HistoryError> {
         if read.groups.len() >= HELD {
             self.reader.go_on()?;
             self.add_read(read, into)?;
@@ -244,7 +233,13 @@ impl Search<'_> {
     pub(super) fn add_read(&mut self, read: &mut Read, into: &mut Sums) -> Result<(), HistoryError> {
         let groups = read.take();
         into.reserve(groups.len());
-        groups.into_iter().try_for_each(|((what, at), counts)| self.add_group(read.by, what, at, counts, into))
+        for ((what, at), balance) in groups {
+            let counts = balance.counts()?;
+            if counts.sessions > 0 {
+                self.add_group(read.by, what, at, counts, into)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether all hosts are meant of which there are sessions.
@@ -372,13 +367,8 @@ fn runs_of(connection: &Connection, by: By) -> Result<Vec<Run>, rusqlite::Error>
         .collect()
 }
 
-/// Shows the totals of a kind.
-fn with_totals(
-    connection: &Connection,
-    by: By,
-    of: Stored,
-    show: impl FnOnce(&[u8]) -> Result<(), HistoryError>,
-) -> Result<(), HistoryError> {
+/// The totals of a kind.
+fn totals_of(connection: &Connection, by: By, of: Stored) -> Result<Vec<u8>, HistoryError> {
     let (sql, key) = match of {
         Stored::Whole => ("SELECT totals FROM cube_totals WHERE kind = ?1", by.number()),
         Stored::Run(number) => ("SELECT totals FROM cube_runs WHERE id = ?1", number),
@@ -387,7 +377,7 @@ fn with_totals(
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query([key])?;
     let row = rows.next()?.ok_or(Damaged("sums of hours are missing"))?;
-    show(blob(row, 0)?)
+    Ok(blob(row, 0)?.to_vec())
 }
 
 /// Shows the sums of an hour, by its number: the totals, and what opened earlier.
