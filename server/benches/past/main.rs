@@ -102,7 +102,7 @@ struct Arguments {
     /// Sessions that the history has in the end; 0 for no such history.
     #[arg(long, default_value_t = 20_000_000)]
     sessions: u64,
-    /// Times that each question is asked, at least: quick ones are asked up to ten times as often.
+    /// How many of each question are asked: of other hosts, peers and times. Of quick ones each is asked ten times.
     #[arg(long, default_value_t = 50)]
     asked: usize,
     /// Ask only the questions that have these words.

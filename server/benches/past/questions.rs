@@ -18,10 +18,13 @@ use super::{
     table::p50_p99,
 };
 
+#[derive(Clone, Copy)]
 struct Asking<'a> {
     history: &'a SqliteHistory,
     days: i64,
+    /// How many times, and how often these.
     times: usize,
+    again: usize,
     only: &'a str,
 }
 
@@ -58,10 +61,14 @@ impl Answered {
     }
 }
 
+/// Of quick questions all are asked so often: else their p99 would be that of one which met something else of the machine.
+const AGAIN: usize = 10;
+
 /// Asks all questions whose words have `only` in them, each so many times.
 pub(crate) async fn ask_all(history: &SqliteHistory, sessions: u64, (times, only): (usize, &str)) -> Vec<Answered> {
     let days = i64::try_from(sessions / DAY_SESSIONS).unwrap().max(1);
-    let asking = Asking { history, days, times, only };
+    let asking = Asking { history, days, times, again: 1, only };
+    let quick = Asking { again: AGAIN, ..asking };
     let mut told = Vec::new();
     let day = |turn: usize| {
         let since = begin_us(turn, days);
@@ -70,34 +77,32 @@ pub(crate) async fn ask_all(history: &SqliteHistory, sessions: u64, (times, only
     let of_day = |turn| SessionTime::Within { since: day(turn).0, until: Some(day(turn).1) };
     let all = SessionTime::Within { since: Timestamp::MIN, until: None };
     let newest = |turn| SessionQuestion { limit: Some(PAGE), ..of(host(turn), of_day(turn)) };
-    told.extend(asking.sessions(("a host, a day, newest 100", Some((0.57, 1.9))), newest).await);
+    told.extend(quick.sessions(("a host, a day, newest 100", Some((0.57, 1.9))), newest).await);
     // The design's does not look for the other ends of sessions whose peers are hosts of the fleet.
     let alone = |turn| SessionQuestion { pairing: Pairing::Never, ..newest(turn) };
-    told.extend(
-        asking.sessions(("a host, a day, newest 100 without their other ends", Some((0.57, 1.9))), alone).await,
-    );
+    told.extend(quick.sessions(("a host, a day, newest 100 without their other ends", Some((0.57, 1.9))), alone).await);
     let whole = |turn| of(host(turn), of_day(turn));
-    told.extend(asking.sessions(("a host, a day, all", Some((10.5, 200.0))), whole).await);
+    told.extend(quick.sessions(("a host, a day, all", Some((10.5, 200.0))), whole).await);
     let peer = |prefix: IpNet| SessionQuestion { peers: vec![prefix], ..of(SocketFilter::default(), all) };
     let what = ("an external peer, IPv4, all history", Some((4.5, 37.0)));
-    told.extend(asking.sessions(what, |turn| peer(v4(turn).into())).await);
+    told.extend(quick.sessions(what, |turn| peer(v4(turn).into())).await);
     let what = ("an external peer, IPv6, all history", Some((3.0, 27.0)));
-    told.extend(asking.sessions(what, |turn| peer(v6(turn).into())).await);
+    told.extend(quick.sessions(what, |turn| peer(v6(turn).into())).await);
     let of_fleet = |turn: usize| peer(address(turn * 37 % HOSTS).into());
     let first = |turn| SessionQuestion { limit: Some(PAGE), ..of_fleet(turn) };
-    told.extend(asking.sessions(("a host of the fleet as peer, newest 100", Some((10.2, 34.0))), first).await);
+    told.extend(quick.sessions(("a host of the fleet as peer, newest 100", Some((10.2, 34.0))), first).await);
     told.extend(asking.sessions(("a host of the fleet as peer, all history", None), of_fleet).await);
     let what = ("a peer that was never there", Some((0.23, 0.34)));
-    told.extend(asking.sessions(what, |turn| peer(nobody(turn).into())).await);
+    told.extend(quick.sessions(what, |turn| peer(nobody(turn).into())).await);
     // The middle one of the design's networks costs an eighth of its middle address: they are drawn like this.
     let of_any = |turn| peer(within(any(turn), 24));
-    told.extend(asking.sessions(("a /24, all history", Some((0.58, 108.0))), of_any).await);
+    told.extend(quick.sessions(("a /24, all history", Some((0.58, 108.0))), of_any).await);
     let of_busy = |turn| peer(within(v4(turn), 24));
-    told.extend(asking.sessions(("a /24 of a busy client, all history", None), of_busy).await);
+    told.extend(quick.sessions(("a /24 of a busy client, all history", None), of_busy).await);
     let first = |turn| SessionQuestion { limit: Some(PAGE), ..peer(within(any(turn), 16)) };
-    told.extend(asking.sessions(("a /16, newest 100", Some((1.2, 113.0))), first).await);
+    told.extend(quick.sessions(("a /16, newest 100", Some((1.2, 113.0))), first).await);
     let first = |turn| SessionQuestion { limit: Some(PAGE), ..peer(within(v4(turn), 16)) };
-    told.extend(asking.sessions(("a /16 of a busy client, newest 100", None), first).await);
+    told.extend(quick.sessions(("a /16 of a busy client, newest 100", None), first).await);
     let well_known = SocketFilter { classes: vec![PortClass::WellKnown], ..SocketFilter::default() };
     let then = |turn: usize| SessionTime::At(Timestamp::from_micros(day(turn).0.as_micros() + DAY_US / 2));
     let few = Asking { times: times.min(10), ..asking };
@@ -165,6 +170,12 @@ fn host(turn: usize) -> SocketFilter {
 }
 
 impl Asking<'_> {
+    /// All turns so often, after one that meets a cold cache.
+    fn turns(&self) -> impl Iterator<Item = usize> {
+        let (times, again) = (self.times, self.again);
+        std::iter::once(0).chain((0..again).flat_map(move |_| 1..=times))
+    }
+
     fn now(&self) -> Timestamp {
         Timestamp::from_micros(BEGIN_US + DAY_US * self.days)
     }
@@ -175,8 +186,8 @@ impl Asking<'_> {
         }
         eprintln!("asking: {}", what.0);
         let mut told = Told::default();
-        while !told.are_enough(self.times) {
-            let (turn, (rows, chunks)) = (told.ms.len(), mpsc::channel(4));
+        for turn in self.turns() {
+            let (rows, chunks) = mpsc::channel(4);
             told.time(self.history.list_sessions(question(turn), self.now(), rows), chunks).await;
         }
         Some(told.answered(what))
@@ -188,8 +199,8 @@ impl Asking<'_> {
         }
         eprintln!("asking: {}", what.0);
         let mut told = Told::default();
-        while !told.are_enough(self.times) {
-            let (turn, (rows, chunks)) = (told.ms.len(), mpsc::channel(4));
+        for turn in self.turns() {
+            let (rows, chunks) = mpsc::channel(4);
             told.time(self.history.summarize(question(turn), self.now(), rows), chunks).await;
         }
         Some(told.answered(what))
@@ -222,13 +233,6 @@ impl Told {
         meta.unwrap();
         self.ms.push(begun.elapsed().as_secs_f64() * 1000.0);
         self.rows.push(count);
-    }
-
-    /// Whether there are so many beside the first. Of quick ones there are up to ten times as many, for as long as they take less
-    /// than this together: else their p99 would be one that met something else of the machine.
-    fn are_enough(&self, times: usize) -> bool {
-        const QUICK_MS: f64 = 2_000.0;
-        self.ms.len() > times && (self.ms.len() > 10 * times || self.ms.iter().sum::<f64>() > QUICK_MS)
     }
 
     /// The first time, which meets a cold cache, is left out.

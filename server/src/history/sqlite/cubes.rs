@@ -2,7 +2,7 @@
 //! which they opened and closed. A summary reads these in place of the rows, as far as hours tell which rows are meant.
 //!
 //! Sums are kept apart for each hour of closing, so that a question reads those of its window: for each of an hour all
-//! sessions ([`each_total`]), and apart what of them opened earlier, which is little and which most questions do not need
+//! sessions ([`merge`]), and apart what of them opened earlier, which is little and which most questions do not need
 //! ([`each`]). A sealed file also has those of all hours together, and of a few consecutive ones; of these together as few are
 //! read as tell what a question means, in part by taking off what it does not ([`Choice`]).
 
@@ -13,7 +13,7 @@ pub(super) use self::{
     adding::{Cubes, store_totals},
     choosing::{Choice, Run, Stored, Told},
     encoding::{each, each_total},
-    merging::{Balance, Part, merge},
+    merging::{Balances, Part, merge},
 };
 use super::{
     sealed::{Damaged, Reading},

@@ -364,7 +364,11 @@ mod tests {
             for begin in [0, third, 2 * third] {
                 let mut part = Peers::default();
                 rows().filter(|(row, _)| row / third * third == begin).for_each(|(row, peer)| part.add(peer, row - begin));
-                part.pages().pages.iter().for_each(|page| merged.add_page(page, begin).unwrap());
+                for page in part.pages().pages {
+                    // One of them an earlier version wrote.
+                    let page = if begin == third { without_steps(&page) } else { page };
+                    merged.add_page(&page, begin).unwrap();
+                }
             }
             let (whole, merged) = (whole.pages(), merged.pages());
             prop_assert_eq!((&whole.pages, &whole.firsts), (&merged.pages, &merged.firsts));

@@ -211,7 +211,7 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
     let Written { peers, contents, cubes, .. } = writing;
     peers.write(&transaction, goes_on)?;
     cubes.store(&transaction, (1, contents.sessions))?;
-    cubes::store_totals(&transaction)?;
+    cubes::store_totals(&transaction, goes_on)?;
     transaction.execute(
         "INSERT INTO beginnings (min_opened_at_us, min_closed_at_us)
          SELECT min(min_opened_at_us), min(min_closed_at_us) FROM blocks HAVING count(*) > 0",

@@ -14,9 +14,9 @@ fn moment(hours: i64, by_us: i64) -> Timestamp {
     Timestamp::from_micros((at(0).as_micros() / HOUR_US + hours) * HOUR_US + by_us)
 }
 
-/// Sessions of some hours: some open in the first microsecond of an hour or close in the last one.
+/// Sessions of most of a day: some open in the first microsecond of an hour or close in the last one.
 fn life(number: i64) -> fleetsock_proto::batch::Change {
-    let hours = number * 10 / ROWS;
+    let hours = number * 20 / ROWS;
     let opened_at = moment(hours, if number % 5 == 0 { 0 } else { number * 7_919_000 % HOUR_US });
     let lasted = match number % 4 {
         0 => HOUR_US - 1,
@@ -51,6 +51,8 @@ async fn sums_are_those_of_the_rows(world: &World<Hesitant<ROWS>>, total: u64) {
         SessionTime::Within { since: moment(2, 1), until: Some(moment(6, -1)) },
         SessionTime::Within { since: moment(3, 1_234_567_890), until: Some(moment(3, 2_000_000_000)) },
         SessionTime::Within { since: moment(4, 900), until: None },
+        SessionTime::Within { since: moment(6, 0), until: None },
+        SessionTime::Within { since: moment(16, 0), until: None },
         SessionTime::At(moment(5, 0)),
         SessionTime::At(moment(5, 17)),
     ];

@@ -11,7 +11,7 @@ use super::{
 use crate::history::sqlite::{
     coding,
     numbered::Numbered,
-    sealed::{Damaged, SealError, Writing},
+    sealed::{Damaged, GoesOn, SealError, Writing},
     sums::Counts,
 };
 
@@ -23,7 +23,7 @@ const OWNERS_BYTES: usize = 16 * 1024 * 1024;
 /// Most hours in which what is counted together closed.
 const HOURS: usize = 512;
 /// Hours of a run: about as many as there are runs in a day, so that any part of it is a few of both.
-const RUN: usize = 5;
+const RUN_HOURS: usize = 5;
 
 /// Sums of one kind, while rows are added.
 #[derive(Debug)]
@@ -146,59 +146,91 @@ impl Cubes {
 
 /// Stores the sums of all hours together of those that are stored, which are all of the file, and those of its runs of hours,
 /// unless they are too many.
-pub(in crate::history::sqlite) fn store_totals(connection: &Connection) -> Result<(), SealError> {
+pub(in crate::history::sqlite) fn store_totals(connection: &Connection, goes_on: &GoesOn) -> Result<(), SealError> {
     for by in [By::Services, By::Owners] {
         let is_told = format!("SELECT {} FROM cubes", by.column());
         if !connection.query_row(&is_told, [], |row| row.get(0)).optional()?.unwrap_or(false) {
             continue;
         }
-        let Some(totals) = total(connection, by, (i64::MIN, i64::MAX))? else { continue };
-        let row = params![by.number(), encode(&totals)];
+        let Some((whole, runs)) = together(connection, by, goes_on)? else { continue };
+        let row = params![by.number(), whole.encoded()];
         connection.execute("INSERT INTO cube_totals (kind, totals) VALUES (?1, ?2)", row)?;
-        store_runs(connection, by)?;
-    }
-    Ok(())
-}
-
-/// Stores the sums of runs of hours, where all of these together can be told.
-fn store_runs(connection: &Connection, by: By) -> Result<(), SealError> {
-    let mut hours = connection.prepare("SELECT closed_hour FROM cube_hours WHERE kind = ?1 ORDER BY closed_hour")?;
-    let hours = hours.query_map([by.number()], |row| row.get(0))?.collect::<Result<Vec<i64>, _>>()?;
-    if hours.len() <= RUN {
-        return Ok(());
-    }
-    let ends = |run: &[i64]| run.first().copied().zip(run.last().copied());
-    for (first, last) in hours.chunks(RUN).filter_map(ends) {
-        let totals = total(connection, by, (first, last))?.unwrap_or_default();
-        let row = params![by.number(), first, last, encode(&totals)];
-        connection
-            .execute("INSERT INTO cube_runs (kind, first_hour, last_hour, totals) VALUES (?1, ?2, ?3, ?4)", row)?;
-    }
-    Ok(())
-}
-
-/// The sums of the hours from one to another together; none when they are too many, or more than can be counted.
-fn total(connection: &Connection, by: By, (first, last): (i64, i64)) -> Result<Option<Vec<(What, Counts)>>, SealError> {
-    let mut all = BTreeMap::<What, Counts>::new();
-    let mut hours =
-        connection.prepare("SELECT totals FROM cube_hours WHERE kind = ?1 AND closed_hour BETWEEN ?2 AND ?3")?;
-    let mut hours = hours.query([by.number(), first, last])?;
-    while let Some(row) = hours.next()? {
-        let totals = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("totals", error.to_string()))?;
-        let mut told = true;
-        each_total(totals, |what, counts| {
-            let sum = all.entry(what).or_default();
-            match sum.plus(counts) {
-                Some(more) => *sum = more,
-                None => told = false,
-            }
-            Ok::<_, Damaged>(())
-        })?;
-        if !told || all.len() > HELD {
-            return Ok(None);
+        for Run { hours: (first, last), sums } in runs {
+            let row = params![by.number(), first, last, sums];
+            connection
+                .execute("INSERT INTO cube_runs (kind, first_hour, last_hour, totals) VALUES (?1, ?2, ?3, ?4)", row)?;
         }
     }
-    Ok(Some(all.into_iter().collect()))
+    Ok(())
+}
+
+/// The sums of hours together.
+#[derive(Debug)]
+struct Together {
+    sums: BTreeMap<What, Counts>,
+    /// Whether they are not too many, and not more than can be counted.
+    are_told: bool,
+}
+
+impl Together {
+    fn new() -> Together {
+        Together { sums: BTreeMap::new(), are_told: true }
+    }
+
+    fn add(&mut self, what: What, counts: Counts) {
+        let sum = self.sums.entry(what).or_default();
+        match sum.plus(counts) {
+            Some(more) => *sum = more,
+            None => self.are_told = false,
+        }
+        self.are_told &= self.sums.len() <= HELD;
+    }
+
+    fn encoded(&self) -> Vec<u8> {
+        encode(self.sums.iter().map(|(what, counts)| (*what, *counts)))
+    }
+}
+
+/// A run of hours, from the first to the last, with its sums as bytes.
+struct Run {
+    hours: (i64, i64),
+    sums: Vec<u8>,
+}
+
+/// The sums of all hours together, and of their runs where there is more than one; none when they cannot be told.
+fn together(connection: &Connection, by: By, goes_on: &GoesOn) -> Result<Option<(Together, Vec<Run>)>, SealError> {
+    let mut hours =
+        connection.prepare("SELECT id, closed_hour FROM cube_hours WHERE kind = ?1 ORDER BY closed_hour")?;
+    let hours: Vec<(i64, i64)> =
+        hours.query_map([by.number()], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+    let mut totals = connection.prepare("SELECT totals FROM cube_hours WHERE id = ?1")?;
+    let (mut whole, mut runs) = (Together::new(), Vec::new());
+    for run in hours.chunks(RUN_HOURS) {
+        let mut sums = Together::new();
+        for (number, _) in run {
+            if !goes_on() {
+                return Err(SealError::Unwanted);
+            }
+            let mut rows = totals.query([number])?;
+            let row = rows.next()?.ok_or(Damaged("an hour is missing"))?;
+            let bytes = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("totals", error.to_string()))?;
+            each_total(bytes, |what, counts| {
+                sums.add(what, counts);
+                Ok::<_, Damaged>(())
+            })?;
+        }
+        sums.sums.iter().for_each(|(what, counts)| whole.add(*what, *counts));
+        if !(sums.are_told && whole.are_told) {
+            return Ok(None);
+        }
+        if let ([(_, first), ..], [.., (_, last)]) = (run, run) {
+            runs.push(Run { hours: (*first, *last), sums: sums.encoded() });
+        }
+    }
+    if runs.len() == 1 {
+        runs.clear();
+    }
+    Ok(Some((whole, runs)))
 }
 
 #[cfg(test)]
@@ -209,7 +241,7 @@ mod tests {
 
     use super::*;
     use crate::history::sqlite::{
-        cubes::{Balance, Part, each, each_total, merge},
+        cubes::{Balances, Part, each, each_total, merge},
         sealed::Damaged,
     };
 
@@ -235,7 +267,7 @@ mod tests {
             let mut whole = BTreeMap::<_, Counts>::new();
             expected.iter().for_each(|((what, _), counts)| whole.entry(*what).or_default().add(*counts));
             let whole: Vec<_> = whole.into_iter().collect();
-            let mut all_but = vec![Part { totals: encode(&whole), is_taken_off: false }];
+            let mut all_but = vec![Part { totals: encode(whole.iter().copied()), is_taken_off: false }];
             for Summed { hour, totals: all, earlier } in cube.finish().unwrap() {
                 all_but.push(Part { totals: all.clone(), is_taken_off: true });
                 let mut opened = (i64::MAX, i64::MIN);
@@ -250,12 +282,13 @@ mod tests {
                     Ok::<_, Damaged>(())
                 }).unwrap();
             }
-            let mut left = BTreeMap::<What, Balance>::new();
+            let mut left = Balances::default();
             merge(&all_but, |what, balance| {
-                left.entry(what).or_default().add(balance);
+                left.add(what, balance);
                 Ok::<_, Damaged>(())
             }).unwrap();
-            prop_assert!(left.values().all(|balance| *balance == Balance::default()), "{left:?}");
+            let left = left.told().unwrap();
+            prop_assert!(left.iter().all(|(_, counts)| *counts == Counts::default()), "{left:?}");
             let mut summed = HashMap::<_, Counts>::new();
             expected.iter().for_each(|((what, span), counts)| summed.entry((*what, span.closed)).or_default().add(*counts));
             prop_assert_eq!(found, expected);

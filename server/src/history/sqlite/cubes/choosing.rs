@@ -35,7 +35,7 @@ pub(in crate::history::sqlite) struct Told<'a> {
 /// What is read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::history::sqlite) struct Choice {
-    /// The sums whose totals are added, and those that are taken off them, which they are of too.
+    /// The sums whose totals are added, and those that are taken off, each of which is part of one that is added.
     pub(in crate::history::sqlite) added: Vec<Stored>,
     pub(in crate::history::sqlite) taken_off: Vec<Stored>,
     /// The hours of which is read apart what opened when, by their numbers.
@@ -43,7 +43,8 @@ pub(in crate::history::sqlite) struct Choice {
 }
 
 impl Choice {
-    /// What is read of these hours, each with its number and in their order, for a window.
+    /// What is read of these hours, each with its number and in their order, for a window: all of the file where there are sums of
+    /// more than one together.
     pub(in crate::history::sqlite) fn of(hours: &[(i64, Hour)], window: [i64; 3], told: Told<'_>) -> Choice {
         let with = |wanted: Meant| hours.iter().filter(move |(_, hour)| hour.is_meant(window) == wanted).copied();
         let unclear = || with(Meant::Unclear);

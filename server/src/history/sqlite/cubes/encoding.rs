@@ -60,9 +60,9 @@ pub(super) struct Summed {
 }
 
 /// Sums of which nothing more is told, as bytes.
-pub(super) fn encode(sums: &[(What, Counts)]) -> Vec<u8> {
+pub(super) fn encode(sums: impl Iterator<Item = (What, Counts)>) -> Vec<u8> {
     let (mut writing, mut before) = (Writing::default(), What::default());
-    sums.iter().for_each(|(what, counts)| write_sum(&mut writing, &mut before, (*what, *counts, 0)));
+    sums.for_each(|(what, counts)| write_sum(&mut writing, &mut before, (what, counts, 0)));
     writing.finish()
 }
 

@@ -71,6 +71,30 @@ pub(in crate::history::sqlite) fn merge<E: From<Damaged>>(
     Ok(())
 }
 
+/// What is left of sums when all of them were added and taken off, which is not shown before.
+#[derive(Debug, Default)]
+pub(in crate::history::sqlite) struct Balances(Vec<(What, Balance)>);
+
+impl Balances {
+    pub(in crate::history::sqlite) fn add(&mut self, what: What, balance: Balance) {
+        self.0.push((what, balance));
+    }
+
+    /// Each once.
+    pub(in crate::history::sqlite) fn told(mut self) -> Result<Vec<(What, Counts)>, Damaged> {
+        // They mostly are in order.
+        self.0.sort_by_key(|(what, _)| *what);
+        self.0.dedup_by(|(what, more), (before, sum)| {
+            let is_same = what == before;
+            if is_same {
+                sum.add(*more);
+            }
+            is_same
+        });
+        self.0.into_iter().map(|(what, balance)| Ok((what, balance.counts()?))).collect()
+    }
+}
+
 /// The next sum of a part.
 struct Cursor<'a> {
     what: What,
@@ -127,14 +151,18 @@ mod tests {
                 expected.entry(*what).or_default().add(if *off { balance.taken_off() } else { balance });
             }
             let parts: Vec<Part> =
-                all.iter().map(|(sums, off)| Part { totals: encode(sums), is_taken_off: *off }).collect();
+                all.iter().map(|(sums, off)| Part { totals: encode(sums.iter().copied()), is_taken_off: *off }).collect();
             let mut found = BTreeMap::<What, Balance>::new();
+            let mut balances = Balances::default();
             merge(&parts, |what, balance| {
                 found.entry(what).or_default().add(balance);
+                balances.add(what, balance);
                 Ok::<_, Damaged>(())
             })
             .unwrap();
-            prop_assert_eq!(found, expected);
+            prop_assert_eq!(&found, &expected);
+            let told = |(what, balance): (What, Balance)| Ok((what, balance.counts()?));
+            prop_assert_eq!(balances.told(), expected.into_iter().map(told).collect());
         }
 
         #[test]
@@ -142,7 +170,7 @@ mod tests {
             let ascending = |mut sums: Vec<(What, Counts)>| {
                 sums.sort_by_key(|(what, _)| *what);
                 sums.dedup_by_key(|(what, _)| *what);
-                Part { totals: encode(&sums), is_taken_off: false }
+                Part { totals: encode(sums.into_iter()), is_taken_off: false }
             };
             let mut shown = Vec::new();
             merge(&[ascending(one), ascending(other)], |what, _| {

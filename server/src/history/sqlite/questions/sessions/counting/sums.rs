@@ -16,7 +16,7 @@ use crate::history::{
     HistoryError,
     sqlite::{
         coding,
-        cubes::{self, Balance, By, Choice, Hour, Meant, Part, Run, Service, Span, Stored, What},
+        cubes::{self, Balances, By, Choice, Hour, Meant, Part, Run, Service, Span, Stored, What},
         numbered::Numbered,
         sealed::{Column, Damaged, Head},
         stored::StoredSession,
@@ -57,9 +57,9 @@ type Group = (What, i64);
 /// What is meant of sums that were read, in all files: names are looked up for each group once.
 pub(super) struct Read {
     by: By,
-    groups: Numbered<Group, Balance>,
+    groups: Numbered<Group, Counts>,
     /// The group of the sum that was read last: sums of one group mostly follow each other.
-    last: Option<(Group, Balance)>,
+    last: Option<(Group, Counts)>,
     /// The host of the sum that was read last, and whether it is meant: those of a host follow each other.
     host: Option<(i64, bool)>,
 }
@@ -76,11 +76,11 @@ impl Read {
         }
     }
 
-    fn add(&mut self, group: Group, balance: Balance) {
+    fn add(&mut self, group: Group, counts: Counts) {
         match &mut self.last {
-            Some((last, sum)) if *last == group => sum.add(balance),
+            Some((last, sum)) if *last == group => sum.add(counts),
             last => {
-                if let Some((before, sum)) = last.replace((group, balance)) {
+                if let Some((before, sum)) = last.replace((group, counts)) {
                     self.groups.entry(before).or_default().add(sum);
                 }
             }
@@ -88,7 +88,7 @@ impl Read {
     }
 
     /// All groups; after that there are none any more.
-    fn take(&mut self) -> Numbered<Group, Balance> {
+    fn take(&mut self) -> Numbered<Group, Counts> {
         if let Some((last, sum)) = self.last.take() {
             self.groups.entry(last).or_default().add(sum);
         }
@@ -153,8 +153,8 @@ impl Search<'_> {
         let window = self.meaning.window.bounds();
         let [after, last, _] = window;
         let whole = whole && is_told_together(connection, by)?;
-        let runs = if runs { runs_of(connection, by)? } else { Vec::new() };
-        // What is taken off the whole lies beyond the window.
+        let runs = if whole && runs { runs_of(connection, by)? } else { Vec::new() };
+        // What is taken off the whole, or off a run, lies beyond the window.
         let (first, last) =
             if whole { (i64::MIN, i64::MAX) } else { (sums::hour(after.saturating_add(1)), sums::hour(last)) };
         let openings = into.are_by(Dimension::Hour);
@@ -182,21 +182,30 @@ impl Search<'_> {
         read: &mut Read,
         into: &mut Sums,
     ) -> Result<(), HistoryError> {
-        let window = self.meaning.window.bounds();
-        let added = choice.added.iter().map(|of| (*of, false));
-        let totals: Vec<(Stored, bool)> = added.chain(choice.taken_off.iter().map(|of| (*of, true))).collect();
-        for some in totals.chunks(AT_ONCE) {
-            let part = |(of, is_taken_off): &(Stored, bool)| {
-                Ok(Part { totals: totals_of(connection, read.by, *of)?, is_taken_off: *is_taken_off })
-            };
-            let parts = some.iter().map(part).collect::<Result<Vec<Part>, HistoryError>>()?;
-            cubes::merge(&parts, |what, balance| {
-                self.add_sum(read, (what, 0), balance);
-                // Of what something is taken off there is no more than this.
-                if choice.taken_off.is_empty() { self.make_room(read, into) } else { Ok(()) }
-            })?;
+        let (window, by) = (self.meaning.window.bounds(), read.by);
+        let parts = |some: &[Stored], is_taken_off: bool| {
+            let part = |of: &Stored| Ok(Part { totals: totals_of(connection, by, *of)?, is_taken_off });
+            some.iter().map(part).collect::<Result<Vec<Part>, HistoryError>>()
+        };
+        if choice.taken_off.is_empty() {
+            for some in choice.added.chunks(AT_ONCE) {
+                cubes::merge(&parts(some, false)?, |what, balance| {
+                    self.add_sum(read, (what, 0), balance.counts()?, into)
+                })?;
+            }
+        } else {
+            let mut balances = Balances::default();
+            for (all, is_taken_off) in [(&choice.added, false), (&choice.taken_off, true)] {
+                for some in all.chunks(AT_ONCE) {
+                    cubes::merge(&parts(some, is_taken_off)?, |what, balance| {
+                        balances.add(what, balance);
+                        Ok::<_, HistoryError>(())
+                    })?;
+                }
+            }
+            let left = balances.told()?.into_iter().filter(|(_, counts)| counts.sessions > 0);
+            left.into_iter().try_for_each(|(what, counts)| self.add_sum(read, (what, 0), counts, into))?;
         }
-        self.make_room(read, into)?;
         let by_hour = into.are_by(Dimension::Hour);
         for (number, hour) in &choice.apart {
             with_hour(connection, *number, |bytes| {
@@ -206,22 +215,18 @@ impl Search<'_> {
                     }
                     let opened_at = Timestamp::from_micros(span.opened_at_us());
                     let hour = if by_hour { into.hour_of(opened_at).as_micros() } else { 0 };
-                    self.add_sum(read, (what, hour), counts.into());
-                    self.make_room(read, into)
+                    self.add_sum(read, (what, hour), counts, into)
                 })
             })?;
         }
         Ok(())
     }
 
-    fn add_sum(&self, read: &mut Read, group: Group, balance: Balance) {
-        if read.by == By::Services || read.means(group.0[0], |host| self.hosts.contains(host)) {
-            read.add(group, balance);
+    fn add_sum(&mut self, read: &mut Read, group: Group, counts: Counts, into: &mut Sums) -> Result<(), HistoryError> {
+        if read.by == By::Owners && !read.means(group.0[0], |host| self.hosts.contains(host)) {
+            return Ok(());
         }
-    }
-
-    /// Counts what was read when it is much.
-    fn make_room(&mut self, read: &mut Read, into: &mut Sums) -> Result<(), HistoryError> {
+        read.add(group, counts);
         if read.groups.len() >= HELD {
             self.reader.go_on()?;
             self.add_read(read, into)?;
@@ -233,13 +238,7 @@ impl Search<'_> {
     pub(super) fn add_read(&mut self, read: &mut Read, into: &mut Sums) -> Result<(), HistoryError> {
         let groups = read.take();
         into.reserve(groups.len());
-        for ((what, at), balance) in groups {
-            let counts = balance.counts()?;
-            if counts.sessions > 0 {
-                self.add_group(read.by, what, at, counts, into)?;
-            }
-        }
-        Ok(())
+        groups.into_iter().try_for_each(|((what, at), counts)| self.add_group(read.by, what, at, counts, into))
     }
 
     /// Whether all hosts are meant of which there are sessions.
