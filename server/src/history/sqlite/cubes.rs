@@ -3,17 +3,20 @@
 //!
 //! Sums are kept apart for each hour of closing, so that a question reads those of its window: for each of an hour all
 //! sessions ([`merge`]), and apart what of them opened earlier, which is little and which most questions do not need
-//! ([`each`]). A sealed file also has those of all hours together, and of a few consecutive ones; of these together as few are
-//! read as tell what a question means, in part by taking off what it does not ([`Choice`]).
+//! ([`each`]). A sealed file also has those of all hours together, of a few consecutive ones, and of what was open when an hour
+//! began; of these as few are read as tell what a question means, in part by taking off what it does not ([`Choice`]).
 
 use fleetsock_proto::socket::Direction;
 use rusqlite::Connection;
 
+#[cfg(test)]
+pub(super) use self::encoding::each_total;
 pub(super) use self::{
-    adding::{Cubes, store_totals},
+    adding::Cubes,
     choosing::{Choice, Run, Stored, Told},
-    encoding::{each, each_total},
+    encoding::each,
     merging::{Balances, Part, merge},
+    together::{Expected, store_together},
 };
 use super::{
     sealed::{Damaged, Reading},
@@ -25,6 +28,7 @@ mod adding;
 mod choosing;
 mod encoding;
 mod merging;
+mod together;
 
 /// When sessions opened and closed, as exactly as sums tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,12 +76,17 @@ impl Span {
     pub(super) fn of(opened_at_us: i64, closed_at_us: i64) -> Span {
         let opened = hour(opened_at_us);
         let within = i64::from(beginning(opened) != opened_at_us);
-        Span { closed: hour(closed_at_us), opened: opened.saturating_mul(2).saturating_add(within) }
+        Span { closed: hour(closed_at_us), opened: Span::beginning(opened).saturating_add(within) }
     }
 
     /// Those that opened in the hour in which they closed, after its first microsecond: most.
     const fn within(closed: i64) -> Span {
-        Span { closed, opened: closed.saturating_mul(2).saturating_add(1) }
+        Span { closed, opened: Span::beginning(closed).saturating_add(1) }
+    }
+
+    /// What is told of those that opened in the first microsecond of an hour: whoever opened before it has less.
+    const fn beginning(hour: i64) -> i64 {
+        hour.saturating_mul(2)
     }
 
     /// The first moment and the last at which they may have opened, us.

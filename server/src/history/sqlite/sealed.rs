@@ -9,7 +9,6 @@
 //! the two. `block` and `layout` say how sessions become bytes.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     hash::{Hash, Hasher},
     io,
@@ -22,7 +21,7 @@ use rusqlite::{Connection, OpenFlags, params};
 
 use super::{
     coding,
-    cubes::{self, Cubes, Facts},
+    cubes::{self, Cubes, Expected, Facts},
     database::OpenError,
     parts::UNFINISHED,
     schema::make_sealed,
@@ -211,7 +210,7 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
     let Written { peers, contents, cubes, .. } = writing;
     peers.write(&transaction, goes_on)?;
     cubes.store(&transaction, (1, contents.sessions))?;
-    cubes::store_totals(&transaction, goes_on)?;
+    cubes::store_together(&transaction, goes_on)?;
     transaction.execute(
         "INSERT INTO beginnings (min_opened_at_us, min_closed_at_us)
          SELECT min(min_opened_at_us), min(min_closed_at_us) FROM blocks HAVING count(*) > 0",
@@ -277,34 +276,6 @@ fn store(sealed: &Connection, block: &[StoredSession], columns: &[u8]) -> Result
     Ok(Some(id))
 }
 
-/// How many sessions the sums of a sealed file tell of: each time those of a kind.
-fn summed(sealed: &Connection) -> Result<Vec<u64>, SealError> {
-    let mut by_hour = BTreeMap::<i64, u64>::new();
-    let mut statement = sealed.prepare("SELECT kind, closed_hour, totals, earlier FROM cube_hours")?;
-    let mut hours = statement.query([])?;
-    while let Some(row) = hours.next()? {
-        let total = by_hour.entry(row.get(0)?).or_default();
-        let (totals, earlier): (Vec<u8>, Vec<u8>) = (row.get(2)?, row.get(3)?);
-        cubes::each(row.get(1)?, (&totals, &earlier), |_, _, counts| {
-            *total += counts.sessions;
-            Ok::<_, Damaged>(())
-        })?;
-    }
-    let mut together = BTreeMap::<(bool, i64), u64>::new();
-    let mut statement = sealed
-        .prepare("SELECT FALSE, kind, totals FROM cube_totals UNION ALL SELECT TRUE, kind, totals FROM cube_runs")?;
-    let mut totals = statement.query([])?;
-    while let Some(row) = totals.next()? {
-        let total = together.entry((row.get(0)?, row.get(1)?)).or_default();
-        let sums: Vec<u8> = row.get(2)?;
-        cubes::each_total(&sums, |_, counts| {
-            *total += counts.sessions;
-            Ok::<_, Damaged>(())
-        })?;
-    }
-    Ok(by_hour.into_values().chain(together.into_values()).collect())
-}
-
 impl From<Damaged> for HistoryError {
     fn from(damaged: Damaged) -> HistoryError {
         coding::wrong("columns", damaged.to_string()).into()
@@ -314,7 +285,7 @@ impl From<Damaged> for HistoryError {
 /// Reads every session of a sealed file.
 fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError> {
     let sealed = Connection::open_with_flags(unfinished, ALONE)?;
-    let (mut contents, mut met) = (Summing::default(), Telling::default());
+    let (mut contents, mut met, mut sums) = (Summing::default(), Telling::default(), Expected::of(&sealed)?);
     let extents = Extents::of(&sealed)?.unwrap_or_default();
     let mut statement = sealed.prepare(
         "SELECT blocks.host_id, blocks.sessions, contents.columns, blocks.codec, blocks.id FROM blocks
@@ -330,15 +301,14 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
         }
         for (at, one) in sessions.iter().enumerate() {
             contents.add(one);
+            sums.add(&Facts::of(one));
             met.add(one.peer.ip(), Place { block, at }.number());
         }
         if !goes_on() {
             return Err(SealError::Unwanted);
         }
     }
-    if Telling::of(&sealed, goes_on)? != met
-        || summed(&sealed)?.iter().any(|total| total.cast_signed() != contents.sessions)
-    {
+    if Telling::of(&sealed, goes_on)? != met || !sums.are_told(&sealed)? {
         return Err(SealError::Different);
     }
     Ok(contents.finish())

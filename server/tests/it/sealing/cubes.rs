@@ -53,6 +53,8 @@ async fn sums_are_those_of_the_rows(world: &World<Hesitant<ROWS>>, total: u64) {
         SessionTime::Within { since: moment(4, 900), until: None },
         SessionTime::Within { since: moment(6, 0), until: None },
         SessionTime::Within { since: moment(16, 0), until: None },
+        SessionTime::Within { since: moment(3, 0), until: Some(moment(12, 0)) },
+        SessionTime::Within { since: moment(5, 7), until: Some(moment(12, 1)) },
         SessionTime::At(moment(5, 0)),
         SessionTime::At(moment(5, 17)),
     ];
@@ -122,10 +124,12 @@ async fn sums_beside_rows_say_what_the_rows_say_before_they_are_sealed_and_after
     assert_eq!(together, 2, "by service, and by host and program");
     let runs: i64 = sealed.query_row("SELECT count(*) FROM cube_runs", [], |row| row.get(0)).unwrap();
     assert!(runs > 4, "several hours together, of both kinds");
+    let open: i64 = sealed.query_row("SELECT count(*) FROM cube_open", [], |row| row.get(0)).unwrap();
+    assert!(open > 30, "what was open when each hour began but the first, of both kinds");
     drop(sealed);
 
     // One that earlier versions sealed has no sums of runs of hours or of all hours together, other sums, or none.
-    let whole = "DROP TABLE cube_runs; DELETE FROM refinery_schema_history WHERE version > 5;";
+    let whole = "DROP TABLE cube_runs; DROP TABLE cube_open; DELETE FROM refinery_schema_history WHERE version > 5;";
     let apart = "DROP TABLE cube_totals; DELETE FROM refinery_schema_history WHERE version > 4;";
     let before = concat!(
         "DROP TABLE beginnings; DROP TABLE cube_hours; DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 3;",

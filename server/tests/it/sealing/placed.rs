@@ -59,7 +59,8 @@ fn as_of_the_second_version(path: &Path) {
             }
         }
     }
-    let tables = "DROP TABLE peers; DROP TABLE beginnings; DROP TABLE cube_runs; DROP TABLE cube_totals;
+    let tables =
+        "DROP TABLE peers; DROP TABLE beginnings; DROP TABLE cube_runs; DROP TABLE cube_open; DROP TABLE cube_totals;
          DROP TABLE cube_hours; DROP TABLE cubes;";
     let sums = include_str!("../../../../migrations/sqlite/sealed/V2__cubes.sql");
     let versions = "DELETE FROM refinery_schema_history WHERE version > 2";

@@ -2,28 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
 use super::{
     By, Facts, Hour, Span, What,
-    encoding::{Encoding, Summed, each_total, encode},
+    encoding::{Encoding, Summed},
 };
-use crate::history::sqlite::{
-    coding,
-    numbered::Numbered,
-    sealed::{Damaged, GoesOn, SealError, Writing},
-    sums::Counts,
-};
+use crate::history::sqlite::{numbered::Numbered, sealed::Writing, sums::Counts};
 
 /// Most sums that are held before they are written: an agent says when its sessions opened, so that they may be as many as these.
-const HELD: usize = 64 * 1024;
+pub(super) const HELD: usize = 64 * 1024;
 /// Most bytes of sums by service, and by host and program.
 const SERVICES_BYTES: usize = 4 * 1024 * 1024;
 const OWNERS_BYTES: usize = 16 * 1024 * 1024;
 /// Most hours in which what is counted together closed.
 const HOURS: usize = 512;
-/// Hours of a run: about as many as there are runs in a day, so that any part of it is a few of both.
-const RUN_HOURS: usize = 5;
 
 /// Sums of one kind, while rows are added.
 #[derive(Debug)]
@@ -144,95 +137,6 @@ impl Cubes {
     }
 }
 
-/// Stores the sums of all hours together of those that are stored, which are all of the file, and those of its runs of hours,
-/// unless they are too many.
-pub(in crate::history::sqlite) fn store_totals(connection: &Connection, goes_on: &GoesOn) -> Result<(), SealError> {
-    for by in [By::Services, By::Owners] {
-        let is_told = format!("SELECT {} FROM cubes", by.column());
-        if !connection.query_row(&is_told, [], |row| row.get(0)).optional()?.unwrap_or(false) {
-            continue;
-        }
-        let Some((whole, runs)) = together(connection, by, goes_on)? else { continue };
-        let row = params![by.number(), whole.encoded()];
-        connection.execute("INSERT INTO cube_totals (kind, totals) VALUES (?1, ?2)", row)?;
-        for Run { hours: (first, last), sums } in runs {
-            let row = params![by.number(), first, last, sums];
-            connection
-                .execute("INSERT INTO cube_runs (kind, first_hour, last_hour, totals) VALUES (?1, ?2, ?3, ?4)", row)?;
-        }
-    }
-    Ok(())
-}
-
-/// The sums of hours together.
-#[derive(Debug)]
-struct Together {
-    sums: BTreeMap<What, Counts>,
-    /// Whether they are not too many, and not more than can be counted.
-    are_told: bool,
-}
-
-impl Together {
-    fn new() -> Together {
-        Together { sums: BTreeMap::new(), are_told: true }
-    }
-
-    fn add(&mut self, what: What, counts: Counts) {
-        let sum = self.sums.entry(what).or_default();
-        match sum.plus(counts) {
-            Some(more) => *sum = more,
-            None => self.are_told = false,
-        }
-        self.are_told &= self.sums.len() <= HELD;
-    }
-
-    fn encoded(&self) -> Vec<u8> {
-        encode(self.sums.iter().map(|(what, counts)| (*what, *counts)))
-    }
-}
-
-/// A run of hours, from the first to the last, with its sums as bytes.
-struct Run {
-    hours: (i64, i64),
-    sums: Vec<u8>,
-}
-
-/// The sums of all hours together, and of their runs where there is more than one; none when they cannot be told.
-fn together(connection: &Connection, by: By, goes_on: &GoesOn) -> Result<Option<(Together, Vec<Run>)>, SealError> {
-    let mut hours =
-        connection.prepare("SELECT id, closed_hour FROM cube_hours WHERE kind = ?1 ORDER BY closed_hour")?;
-    let hours: Vec<(i64, i64)> =
-        hours.query_map([by.number()], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
-    let mut totals = connection.prepare("SELECT totals FROM cube_hours WHERE id = ?1")?;
-    let (mut whole, mut runs) = (Together::new(), Vec::new());
-    for run in hours.chunks(RUN_HOURS) {
-        let mut sums = Together::new();
-        for (number, _) in run {
-            if !goes_on() {
-                return Err(SealError::Unwanted);
-            }
-            let mut rows = totals.query([number])?;
-            let row = rows.next()?.ok_or(Damaged("an hour is missing"))?;
-            let bytes = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("totals", error.to_string()))?;
-            each_total(bytes, |what, counts| {
-                sums.add(what, counts);
-                Ok::<_, Damaged>(())
-            })?;
-        }
-        sums.sums.iter().for_each(|(what, counts)| whole.add(*what, *counts));
-        if !(sums.are_told && whole.are_told) {
-            return Ok(None);
-        }
-        if let ([(_, first), ..], [.., (_, last)]) = (run, run) {
-            runs.push(Run { hours: (*first, *last), sums: sums.encoded() });
-        }
-    }
-    if runs.len() == 1 {
-        runs.clear();
-    }
-    Ok(Some((whole, runs)))
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -241,7 +145,7 @@ mod tests {
 
     use super::*;
     use crate::history::sqlite::{
-        cubes::{Balances, Part, each, each_total, merge},
+        cubes::{Balances, Part, each, each_total, encoding::encode, merge},
         sealed::Damaged,
     };
 

@@ -11,6 +11,8 @@ pub(in crate::history::sqlite) enum Stored {
     Run(i64),
     /// Those of an hour, by its number.
     Hour(i64),
+    /// Those of what was open when an hour began, by their number.
+    Open(i64),
 }
 
 /// Consecutive hours of a file of which there also are sums together.
@@ -28,6 +30,8 @@ pub(in crate::history::sqlite) struct Told<'a> {
     pub(in crate::history::sqlite) whole: bool,
     /// The runs of its hours, in their order.
     pub(in crate::history::sqlite) runs: &'a [Run],
+    /// Where the window ends with the beginning of an hour: the number of the sums of what was open then, and the hour.
+    pub(in crate::history::sqlite) open: Option<(i64, i64)>,
     /// Whether it matters when sessions opened.
     pub(in crate::history::sqlite) openings: bool,
 }
@@ -46,17 +50,29 @@ impl Choice {
     /// What is read of these hours, each with its number and in their order, for a window: all of the file where there are sums of
     /// more than one together.
     pub(in crate::history::sqlite) fn of(hours: &[(i64, Hour)], window: [i64; 3], told: Told<'_>) -> Choice {
-        let with = |wanted: Meant| hours.iter().filter(move |(_, hour)| hour.is_meant(window) == wanted).copied();
+        let open = told.open.filter(|_| !told.openings);
+        let judged = |hour: &Hour| match open {
+            // Of what closed from then on is meant what was open then, which is told together.
+            Some((_, first)) if hour.closed >= first => Meant::No,
+            _ => hour.is_meant(window),
+        };
+        let with = |wanted: Meant| hours.iter().filter(move |(_, hour)| judged(hour) == wanted).copied();
         let unclear = || with(Meant::Unclear);
         if told.openings {
             return Choice { apart: with(Meant::Yes).chain(unclear()).collect(), ..Choice::default() };
         }
-        let stretches = stretches(hours, told.runs, window);
-        let some = Choice { apart: unclear().collect(), ..Choice::default() };
-        let one_by_one = stretches.iter().fold(some, Stretch::add_to);
+        let stretches = stretches(hours, told.runs, |hour| judged(hour) == Meant::Yes);
+        let choice = |added: &[Stored]| {
+            let open = open.map(|(number, _)| Stored::Open(number));
+            Choice {
+                added: added.iter().copied().chain(open).collect(),
+                taken_off: Vec::new(),
+                apart: unclear().collect(),
+            }
+        };
+        let one_by_one = stretches.iter().fold(choice(&[]), Stretch::add_to);
         if told.whole {
-            let all = Choice { added: vec![Stored::Whole], apart: unclear().collect(), ..Choice::default() };
-            let off_the_whole = stretches.iter().fold(all, Stretch::take_off);
+            let off_the_whole = stretches.iter().fold(choice(&[Stored::Whole]), Stretch::take_off);
             if off_the_whole.totals() < one_by_one.totals() {
                 return off_the_whole;
             }
@@ -83,7 +99,7 @@ struct Stretch {
     others: Vec<Stored>,
 }
 
-fn stretches(hours: &[(i64, Hour)], runs: &[Run], window: [i64; 3]) -> Vec<Stretch> {
+fn stretches(hours: &[(i64, Hour)], runs: &[Run], is_meant: impl Fn(&Hour) -> bool) -> Vec<Stretch> {
     let run_of = |hour: &Hour| {
         let found = runs.get(runs.partition_point(|run| run.hours.1 < hour.closed))?;
         (found.hours.0 <= hour.closed).then_some(found.number)
@@ -95,7 +111,7 @@ fn stretches(hours: &[(i64, Hour)], runs: &[Run], window: [i64; 3]) -> Vec<Stret
             stretches.push(Stretch { run, ..Stretch::default() });
         }
         let Some(Stretch { meant, others, .. }) = stretches.last_mut() else { continue };
-        let among = if hour.is_meant(window) == Meant::Yes { meant } else { others };
+        let among = if is_meant(hour) { meant } else { others };
         among.push(Stored::Hour(*number));
     }
     stretches
@@ -156,7 +172,7 @@ mod tests {
     #[test]
     fn of_most_of_a_file_the_rest_is_taken_off_the_whole() {
         let hours: Vec<_> = (0..24).map(|closed| hour(closed, 2)).collect();
-        let of = |window, whole| Choice::of(&hours, window, Told { whole, runs: &[], openings: false });
+        let of = |window, whole| Choice::of(&hours, window, Told { whole, runs: &[], open: None, openings: false });
         let whole = |less: &[i64]| Choice {
             added: vec![Stored::Whole],
             taken_off: less.iter().copied().map(Stored::Hour).collect(),
@@ -177,7 +193,7 @@ mod tests {
         let hours: Vec<_> = (0..25).map(|closed| hour(closed, 0)).collect();
         let runs = in_runs(&hours, 5);
         let of = |begin, end| {
-            let told = Told { whole: true, runs: &runs, openings: false };
+            let told = Told { whole: true, runs: &runs, open: None, openings: false };
             let choice = Choice::of(&hours, from(begin, end), told);
             (choice.added, choice.taken_off)
         };
@@ -196,12 +212,14 @@ mod tests {
         #[test]
         fn what_is_read_tells_each_hour_once(
             earlier in btree_map(-9_i64..9, 0_i64..4, 0..15), begin in -9_i64..9, length in 0_i64..15, at in 0_i64..2,
-            in_run in 0_usize..6, whole: bool, openings: bool
+            in_run in 0_usize..6, whole: bool, openings: bool, is_open: bool
         ) {
             let hours: Vec<_> = earlier.into_iter().map(|(closed, earlier)| hour(closed, earlier)).collect();
             let runs = if in_run == 0 { Vec::new() } else { in_runs(&hours, in_run) };
             let window = [begin * HOUR - at, i64::MAX, (begin + length) * HOUR];
-            let choice = Choice::of(&hours, window, Told { whole, runs: &runs, openings });
+            let open = is_open.then_some((7, begin + length));
+            let choice = Choice::of(&hours, window, Told { whole, runs: &runs, open, openings });
+            let open = open.filter(|_| !openings);
             let hours_of = |stored: &Stored| -> Vec<i64> {
                 let run = |(first, last): (i64, i64)| {
                     let within = hours.iter().filter(move |(_, hour)| (first..=last).contains(&hour.closed));
@@ -211,6 +229,7 @@ mod tests {
                     Stored::Whole => run((i64::MIN, i64::MAX)),
                     Stored::Run(number) => run(runs.iter().find(|run| run.number == *number).unwrap().hours),
                     Stored::Hour(number) => vec![*number],
+                    Stored::Open(_) => vec![],
                 }
             };
             let mut told = BTreeMap::<i64, i64>::new();
@@ -221,6 +240,7 @@ mod tests {
                 let apart = choice.apart.contains(&(*number, *found));
                 let total = told.get(number).copied().unwrap_or_default();
                 let expected = match found.is_meant(window) {
+                    _ if open.is_some_and(|(_, first)| found.closed >= first) => (0, false),
                     Meant::Yes if openings => (0, true),
                     Meant::Yes => (1, false),
                     Meant::No => (0, false),
@@ -228,7 +248,8 @@ mod tests {
                 };
                 prop_assert_eq!((total, apart), expected);
             }
-            prop_assert!(choice.totals() <= hours.len().max(1));
+            prop_assert_eq!(choice.added.iter().filter(|of| **of == Stored::Open(7)).count(), usize::from(open.is_some()));
+            prop_assert!(choice.totals() <= hours.len().max(1) + 1);
         }
     }
 }

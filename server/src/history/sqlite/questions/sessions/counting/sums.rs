@@ -6,7 +6,7 @@ use fleetsock_proto::{
     summary::Dimension,
     time::Timestamp,
 };
-use rusqlite::{Connection, Row, params, types::ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, params, types::ValueRef};
 
 use super::{
     super::{InFile, Search, meaning::Traits},
@@ -153,7 +153,11 @@ impl Search<'_> {
         let window = self.meaning.window.bounds();
         let [after, last, _] = window;
         let whole = whole && is_told_together(connection, by)?;
-        let runs = if whole && runs { runs_of(connection, by)? } else { Vec::new() };
+        let (runs, open) = if whole && runs {
+            (runs_of(connection, by)?, open_at_end(connection, by, window)?)
+        } else {
+            (Vec::new(), None)
+        };
         // What is taken off the whole, or off a run, lies beyond the window.
         let (first, last) =
             if whole { (i64::MIN, i64::MAX) } else { (sums::hour(after.saturating_add(1)), sums::hour(last)) };
@@ -165,7 +169,7 @@ impl Search<'_> {
             let hour =
                 |row: &Row<'_>| Ok((row.get(0)?, Hour { closed: row.get(1)?, opened_us: (row.get(2)?, row.get(3)?) }));
             let hours = hours.query_map([first_id, by.number(), first, last], hour)?.collect::<Result<Vec<_>, _>>()?;
-            let choice = Choice::of(&hours, window, cubes::Told { whole, runs: &runs, openings });
+            let choice = Choice::of(&hours, window, cubes::Told { whole, runs: &runs, open, openings });
             // Of services it is not told whose they are.
             if by == By::Owners || choice.is_empty() || self.means_all(row.get_ref(2)?)? {
                 self.read_chosen(connection, &choice, read, into)?;
@@ -366,12 +370,28 @@ fn runs_of(connection: &Connection, by: By) -> Result<Vec<Run>, rusqlite::Error>
         .collect()
 }
 
+/// The sums of what was open when a window ends, by their number, and the hour that begins then; none where it ends within one.
+fn open_at_end(
+    connection: &Connection,
+    by: By,
+    [after, last, until]: [i64; 3],
+) -> Result<Option<(i64, i64)>, rusqlite::Error> {
+    let hour = sums::hour(until);
+    // What closed later has to be meant whenever that was.
+    if last < i64::MAX || after >= until || sums::beginning(hour) != until {
+        return Ok(None);
+    }
+    let mut statement = connection.prepare_cached("SELECT id FROM cube_open WHERE kind = ?1 AND hour = ?2")?;
+    Ok(statement.query_row([by.number(), hour], |row| row.get(0)).optional()?.map(|number| (number, hour)))
+}
+
 /// The totals of a kind.
 fn totals_of(connection: &Connection, by: By, of: Stored) -> Result<Vec<u8>, HistoryError> {
     let (sql, key) = match of {
         Stored::Whole => ("SELECT totals FROM cube_totals WHERE kind = ?1", by.number()),
         Stored::Run(number) => ("SELECT totals FROM cube_runs WHERE id = ?1", number),
         Stored::Hour(number) => ("SELECT totals FROM cube_hours WHERE id = ?1", number),
+        Stored::Open(number) => ("SELECT totals FROM cube_open WHERE id = ?1", number),
     };
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query([key])?;
