@@ -224,9 +224,9 @@ pub(super) fn have_totals(connection: &Connection) -> Result<bool, rusqlite::Err
     connection.table_exists(None, "cube_totals")
 }
 
-/// Whether a file may have sums of runs of hours.
+/// Whether a file may have sums of runs of hours, and of what was open when one began.
 pub(super) fn have_runs(connection: &Connection) -> Result<bool, rusqlite::Error> {
-    connection.table_exists(None, "cube_runs")
+    connection.table_exists(None, "cube_open")
 }
 
 /// Shows the hosts of which there are sums, by the bytes that say so.

@@ -206,6 +206,17 @@ mod tests {
         let all = (0..26).flat_map(|begin| (begin..26).map(move |end| (begin, end)));
         let reads = all.map(|(begin, end)| of(begin, end)).map(|(added, taken_off)| added.len() + taken_off.len());
         assert_eq!(reads.max(), Some(7));
+
+        let hours: Vec<_> = (0..30).map(|closed| hour(closed, 2)).collect();
+        let runs = in_runs(&hours, 5);
+        let all = (0..30).flat_map(|begin| (begin + 1..30).map(move |end| (begin, end)));
+        let choices = all.map(|(begin, end)| {
+            let told = Told { whole: true, runs: &runs, open: Some((7, end)), openings: false };
+            Choice::of(&hours, from(begin, end), told)
+        });
+        let choices: Vec<Choice> = choices.collect();
+        assert!(choices.iter().all(|choice| choice.apart.is_empty()), "nobody asks what opened when");
+        assert_eq!(choices.iter().map(Choice::totals).max(), Some(8));
     }
 
     proptest! {

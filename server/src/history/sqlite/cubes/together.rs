@@ -18,6 +18,8 @@ use crate::history::sqlite::{
 
 /// Most hours of a file of which it is told what was open when each began: that is read once for each before it.
 const OPEN_HOURS: usize = 48;
+/// Bytes of that, about, at most: what is open all day is told of each hour.
+const OPEN_BYTES: usize = 8 * 1024 * 1024;
 /// Hours of a run: about as many as there are runs in a day, so that any part of it is a few of both.
 const RUN_HOURS: usize = 5;
 
@@ -53,6 +55,7 @@ fn store_open(connection: &Connection, by: By, goes_on: &GoesOn) -> Result<(), S
         "SELECT closed_hour, totals, earlier FROM cube_hours
          WHERE kind = ?1 AND closed_hour >= ?2 AND min_opened_at_us <= ?3",
     )?;
+    let mut bytes = 0;
     for hour in hours {
         let begins = Span::beginning(hour);
         let mut open = Together::new();
@@ -70,8 +73,13 @@ fn store_open(connection: &Connection, by: By, goes_on: &GoesOn) -> Result<(), S
                 Ok::<_, Damaged>(())
             })?;
         }
-        if open.are_told && !open.sums.is_empty() {
-            let row = params![by.number(), hour, open.encoded()];
+        if !open.are_told || bytes > OPEN_BYTES {
+            break;
+        }
+        if !open.sums.is_empty() {
+            let totals = open.encoded();
+            bytes += totals.len();
+            let row = params![by.number(), hour, totals];
             connection.execute("INSERT INTO cube_open (kind, hour, totals) VALUES (?1, ?2, ?3)", row)?;
         }
     }
@@ -92,6 +100,9 @@ impl Together {
     }
 
     fn add(&mut self, what: What, counts: Counts) {
+        if !self.are_told {
+            return;
+        }
         let sum = self.sums.entry(what).or_default();
         match sum.plus(counts) {
             Some(more) => *sum = more,
@@ -176,51 +187,60 @@ impl Expected {
         }
     }
 
-    /// Whether the sums of a file tell of so many sessions, each time those of a kind.
+    /// Whether the sums of a file tell of so many sessions: those of the hours of each kind, of hours together as many as of each,
+    /// and of what was open as many as were.
     pub(in crate::history::sqlite) fn are_told(&self, connection: &Connection) -> Result<bool, SealError> {
-        let mut told = BTreeMap::<(i64, i64), u64>::new();
+        let (mut by_hour, mut by_kind) = (BTreeMap::<(i64, i64), u64>::new(), BTreeMap::<i64, u64>::new());
         let mut statement = connection.prepare("SELECT kind, closed_hour, totals, earlier FROM cube_hours")?;
         let mut hours = statement.query([])?;
         while let Some(row) = hours.next()? {
-            let total = told.entry((0, row.get(0)?)).or_default();
+            let (kind, hour): (i64, i64) = (row.get(0)?, row.get(1)?);
             let (totals, earlier): (Vec<u8>, Vec<u8>) = (row.get(2)?, row.get(3)?);
-            each(row.get(1)?, (&totals, &earlier), |_, _, counts| {
-                *total += counts.sessions;
+            let (of_hour, of_kind) = (by_hour.entry((kind, hour)).or_default(), by_kind.entry(kind).or_default());
+            each(hour, (&totals, &earlier), |_, _, counts| {
+                *of_hour += counts.sessions;
+                *of_kind += counts.sessions;
                 Ok::<_, Damaged>(())
             })?;
         }
-        let sessions = |totals: &[u8]| {
-            let mut total = 0_u64;
-            each_total(totals, |_, counts| {
-                total += counts.sessions;
-                Ok::<_, Damaged>(())
-            })
-            .map(|()| total)
-        };
-        let mut statement = connection
-            .prepare("SELECT 1, kind, totals FROM cube_totals UNION ALL SELECT 2, kind, totals FROM cube_runs")?;
-        let mut totals = statement.query([])?;
-        while let Some(row) = totals.next()? {
-            let totals: Vec<u8> = row.get(2)?;
-            *told.entry((row.get(0)?, row.get(1)?)).or_default() += sessions(&totals)?;
+        let mut statement = connection.prepare(
+            "SELECT kind, ?1, ?2, totals FROM cube_totals UNION ALL SELECT kind, first_hour, last_hour, totals FROM cube_runs",
+        )?;
+        let mut together = statement.query([i64::MIN, i64::MAX])?;
+        while let Some(row) = together.next()? {
+            let [kind, first, last]: [i64; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
+            let expected: u64 = by_hour.range((kind, first)..=(kind, last)).map(|(_, sessions)| sessions).sum();
+            if sessions(&row.get::<_, Vec<u8>>(3)?)? != expected {
+                return Ok(false);
+            }
         }
         let mut statement = connection.prepare("SELECT hour, totals FROM cube_open")?;
         let mut open = statement.query([])?;
         while let Some(row) = open.next()? {
-            let (begins, totals): (i64, Vec<u8>) = (beginning(row.get(0)?), row.get(1)?);
+            let begins = beginning(row.get(0)?);
             let at = self.hours.partition_point(|other| *other <= begins);
             let expected: i64 = self.changes.iter().take(at).sum();
-            if sessions(&totals)?.cast_signed() != expected {
+            if sessions(&row.get::<_, Vec<u8>>(1)?)?.cast_signed() != expected {
                 return Ok(false);
             }
         }
-        Ok(told.into_values().all(|total| total == self.sessions))
+        Ok(by_kind.into_values().all(|total| total == self.sessions))
     }
+}
+
+/// How many sessions totals tell of.
+fn sessions(totals: &[u8]) -> Result<u64, Damaged> {
+    let mut all = 0;
+    each_total(totals, |_, counts| {
+        all += counts.sessions;
+        Ok::<_, Damaged>(())
+    })?;
+    Ok(all)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{collections::BTreeSet, sync::Arc};
 
     use proptest::{collection::vec, prelude::*};
 
@@ -272,8 +292,25 @@ mod tests {
             };
             let mut told = connection.prepare("SELECT hour FROM cube_open").unwrap();
             let told: Vec<i64> = told.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+            let hours = sessions.iter().map(|one| one.closed_at_us.div_euclid(HOUR));
+            let expected: BTreeSet<i64> = hours.filter(|hour| open(&sessions, *hour) > 0).collect();
+            prop_assert_eq!(told.iter().copied().collect::<BTreeSet<i64>>(), expected);
             let are_same = told.iter().all(|hour| open(&sessions, *hour) == open(&another, *hour));
             prop_assert_eq!(are_told(&connection, &another), are_same, "{:?}", told);
+        }
+    }
+
+    #[test]
+    fn a_part_that_tells_of_another_number_is_found() {
+        // One that closed in the first hour, two in the next, and so on.
+        let closed = (1..13_i64).flat_map(|hour| (0..hour).map(move |_| facts((1, 2 * hour - 1, 2))));
+        let sessions: Vec<Facts> = closed.collect();
+        for table in ["cube_runs", "cube_open"] {
+            let connection = file(&sessions);
+            assert!(are_told(&connection, &sessions));
+            let sql = format!("UPDATE {table} SET totals = (SELECT totals FROM {table} WHERE id = 1) WHERE id = 2");
+            assert_eq!(connection.execute(&sql, []).unwrap(), 1);
+            assert!(!are_told(&connection, &sessions), "{table}");
         }
     }
 }

@@ -25,7 +25,7 @@ pub(in crate::history::sqlite) struct Outline {
     pub(in crate::history::sqlite) sums: bool,
     /// Whether it has those of all hours together.
     pub(in crate::history::sqlite) totals: bool,
-    /// Whether it has those of runs of hours.
+    /// Whether it has those of runs of hours, and of what was open when one began.
     pub(in crate::history::sqlite) runs: bool,
     /// Whose its blocks are, if it tells that.
     pub(in crate::history::sqlite) extents: Option<Extents>,
