@@ -11,7 +11,7 @@ CREATE TABLE cube_runs (
 
 -- The sums of what was open when an hour of V4 began and closed in it or later: opened not after its first microsecond. A question
 -- whose window ends there reads these in place of what opened when of all later hours. They are there for each such hour with any
--- where the file has cube_totals of the kind, and not more hours than some days have.
+-- where the file has cube_totals of the kind, and not more hours than some days have, as long as they are not too many.
 CREATE TABLE cube_open (
     id INTEGER PRIMARY KEY,
     kind INTEGER NOT NULL,

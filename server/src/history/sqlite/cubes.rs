@@ -9,8 +9,6 @@
 use fleetsock_proto::socket::Direction;
 use rusqlite::Connection;
 
-#[cfg(test)]
-pub(super) use self::encoding::each_total;
 pub(super) use self::{
     adding::Cubes,
     choosing::{Choice, Run, Stored, Told},

@@ -145,7 +145,11 @@ mod tests {
 
     use super::*;
     use crate::history::sqlite::{
-        cubes::{Balances, Part, each, each_total, encoding::encode, merge},
+        cubes::{
+            Balances, Part, each,
+            encoding::{each_total, encode},
+            merge,
+        },
         sealed::Damaged,
     };
 

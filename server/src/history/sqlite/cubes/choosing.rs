@@ -119,29 +119,30 @@ fn stretches(hours: &[(i64, Hour)], runs: &[Run], is_meant: impl Fn(&Hour) -> bo
 
 impl Stretch {
     /// Adds those that are meant.
-    fn add_to(mut choice: Choice, stretch: &Stretch) -> Choice {
-        let Stretch { run, meant, others } = stretch;
-        match run {
-            Some(run) if 1 + others.len() < meant.len() => {
-                choice.added.push(Stored::Run(*run));
-                choice.taken_off.extend(others);
-            }
-            _ => choice.added.extend(meant),
-        }
+    fn add_to(mut choice: Choice, Stretch { run, meant, others }: &Stretch) -> Choice {
+        read_fewest(*run, (meant, others), (&mut choice.added, &mut choice.taken_off));
         choice
     }
 
     /// Takes those off that are not meant.
-    fn take_off(mut choice: Choice, stretch: &Stretch) -> Choice {
-        let Stretch { run, meant, others } = stretch;
-        match run {
-            Some(run) if 1 + meant.len() < others.len() => {
-                choice.taken_off.push(Stored::Run(*run));
-                choice.added.extend(meant);
-            }
-            _ => choice.taken_off.extend(others),
-        }
+    fn take_off(mut choice: Choice, Stretch { run, meant, others }: &Stretch) -> Choice {
+        read_fewest(*run, (others, meant), (&mut choice.taken_off, &mut choice.added));
         choice
+    }
+}
+
+/// Reads the hours of a stretch that are wanted, or its run and the rest back off it, whichever is fewer.
+fn read_fewest(
+    run: Option<i64>,
+    (wanted, rest): (&[Stored], &[Stored]),
+    (read, read_back): (&mut Vec<Stored>, &mut Vec<Stored>),
+) {
+    match run {
+        Some(run) if 1 + rest.len() < wanted.len() => {
+            read.push(Stored::Run(run));
+            read_back.extend(rest);
+        }
+        _ => read.extend(wanted),
     }
 }
 

@@ -34,8 +34,8 @@ pub(in crate::history::sqlite) fn store_together(connection: &Connection, goes_o
         let Some((whole, runs)) = together(connection, by, goes_on)? else { continue };
         let row = params![by.number(), whole.encoded()];
         connection.execute("INSERT INTO cube_totals (kind, totals) VALUES (?1, ?2)", row)?;
-        for Run { hours: (first, last), sums } in runs {
-            let row = params![by.number(), first, last, sums];
+        for ((first, last), totals) in runs {
+            let row = params![by.number(), first, last, totals];
             connection
                 .execute("INSERT INTO cube_runs (kind, first_hour, last_hour, totals) VALUES (?1, ?2, ?3, ?4)", row)?;
         }
@@ -116,20 +116,17 @@ impl Together {
     }
 }
 
-/// A run of hours, from the first to the last, with its sums as bytes.
-struct Run {
-    hours: (i64, i64),
-    sums: Vec<u8>,
-}
+/// Runs of hours, each by the first and the last of them, with their sums as bytes.
+type Runs = Vec<((i64, i64), Vec<u8>)>;
 
 /// The sums of all hours together, and of their runs where there is more than one; none when they cannot be told.
-fn together(connection: &Connection, by: By, goes_on: &GoesOn) -> Result<Option<(Together, Vec<Run>)>, SealError> {
+fn together(connection: &Connection, by: By, goes_on: &GoesOn) -> Result<Option<(Together, Runs)>, SealError> {
     let mut hours =
         connection.prepare("SELECT id, closed_hour FROM cube_hours WHERE kind = ?1 ORDER BY closed_hour")?;
     let hours: Vec<(i64, i64)> =
         hours.query_map([by.number()], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
     let mut totals = connection.prepare("SELECT totals FROM cube_hours WHERE id = ?1")?;
-    let (mut whole, mut runs) = (Together::new(), Vec::new());
+    let (mut whole, mut runs) = (Together::new(), Runs::new());
     for run in hours.chunks(RUN_HOURS) {
         let mut sums = Together::new();
         for (number, _) in run {
@@ -149,7 +146,7 @@ fn together(connection: &Connection, by: By, goes_on: &GoesOn) -> Result<Option<
             return Ok(None);
         }
         if let ([(_, first), ..], [.., (_, last)]) = (run, run) {
-            runs.push(Run { hours: (*first, *last), sums: sums.encoded() });
+            runs.push(((*first, *last), sums.encoded()));
         }
     }
     if runs.len() == 1 {

@@ -249,15 +249,16 @@ mod tests {
         let mut statement = day.prepare("SELECT kind, totals FROM cube_hours").unwrap();
         let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?));
         for (kind, totals) in statement.query_map([], read).unwrap().map(Result::unwrap) {
-            let add = |what, counts: Counts| {
+            cubes::merge(&[cubes::Part { totals, is_taken_off: false }], |what, balance| {
+                let counts = balance.counts()?;
                 if kind == By::Owners.number() {
                     all.entry(what).or_default().add(counts);
                 } else {
                     sessions += counts.sessions;
                 }
                 Ok::<_, Damaged>(())
-            };
-            cubes::each_total(&totals, add).unwrap();
+            })
+            .unwrap();
         }
         (all, sessions)
     }

@@ -198,6 +198,7 @@ impl Search<'_> {
                 })?;
             }
         } else {
+            // Held, so that a part which is more than the whole of this file is found; of such there are never many.
             let mut balances = Balances::default();
             for (all, is_taken_off) in [(&choice.added, false), (&choice.taken_off, true)] {
                 for some in all.chunks(AT_ONCE) {
