@@ -1,8 +1,8 @@
 // Makes short TCP connections between processes of its own, as fast as it is told to, and says whose they were.
 //
-// usage: connections MODE COUNT RATE BARE
+// usage: connections MODE PORT COUNT RATE BARE
 //
-// Prints one JSON object: the port, the processes that connected and those that served, and the rate that was reached.
+// Prints one JSON object: the processes that connected and those that served, and the rate that was reached.
 // What is forked for each connection and what is executed is BARE, a program that is small enough for that: bare.c.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -30,7 +30,7 @@
 static const char *mode;
 static struct sockaddr_storage server;
 static socklen_t server_length;
-static char *bare, port_text[8];
+static char *bare, *port_text;
 
 static int is(const char *name) { return strcmp(mode, name) == 0; }
 
@@ -75,9 +75,8 @@ static void place(int port) {
     }
 }
 
-// A listener on a port that the kernel chooses.
-static int listener(void) {
-    place(0);
+static int listener(int port) {
+    place(port);
     struct sockaddr_storage address = server;
     int zero = 0, socket_ = check(socket(server.ss_family, SOCK_STREAM, 0), "socket");
     if (is("mapped")) {
@@ -88,10 +87,6 @@ static int listener(void) {
     check(listen(socket_, 4096), "listen");
     struct timeval patience = {PATIENCE, 0};
     check(setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience), "SO_RCVTIMEO");
-    check(getsockname(socket_, (void *)&address, &server_length), "getsockname");
-    int port = ntohs(((struct sockaddr_in *)&address)->sin_port);
-    snprintf(port_text, sizeof port_text, "%d", port);
-    place(port);
     return socket_;
 }
 
@@ -248,11 +243,12 @@ static void print_pids(const char *name, const pid_t *pids, int count) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5) errx(2, "usage: %s MODE COUNT RATE BARE", argv[0]);
+    if (argc != 6) errx(2, "usage: %s MODE PORT COUNT RATE BARE", argv[0]);
     mode = argv[1];
-    bare = argv[4];
-    int count = atoi(argv[2]);
-    double rate = atof(argv[3]);
+    port_text = argv[2];
+    int count = atoi(argv[3]);
+    double rate = atof(argv[4]);
+    bare = argv[5];
     size_t size = count * sizeof(pid_t);
     // Shared with those that execute.
     pid_t *clients = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -261,7 +257,7 @@ int main(int argc, char **argv) {
     if (clients == MAP_FAILED || servers == NULL) err(1, "memory");
     int children = check(memfd_create("children", 0), "memfd_create");
 
-    int listener_ = listener();
+    int listener_ = listener(atoi(port_text));
     servers[count] = check(fork(), "fork");
     if (servers[count] == 0) {
         if (is("fork")) become_forking(listener_, count, children);
@@ -278,7 +274,7 @@ int main(int argc, char **argv) {
     wait_for_one();
     double took = now() - begun;
     check(pread(children, servers, size, 0), "pread");
-    printf("{\"port\": %s, ", port_text);
+    printf("{");
     print_pids("clients", clients, count);
     print_pids("servers", servers, count + 1);
     printf("\"per_second\": %.0f}\n", count / took);
