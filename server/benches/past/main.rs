@@ -79,7 +79,7 @@ use self::{
     load::{BEGIN_US, batch, enrol},
     pace::steadily,
     questions::Answered,
-    table::Table,
+    table::{Table, digits, p50_p99},
     watch::Watch,
 };
 
@@ -282,7 +282,10 @@ async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
     };
     read_through(&folder);
     let idle = questions::ask_all(&history, arguments.sessions, (arguments.asked, &arguments.only)).await;
-    let busy = if arguments.busy { ask_busily(&history, &hosts, reports, arguments).await } else { Vec::new() };
+    let (busy, acknowledged) = match arguments.busy {
+        true => ask_busily(&history, &hosts, reports, arguments).await,
+        false => Default::default(),
+    };
     for one in &idle {
         table.line(one.line("question"));
     }
@@ -290,6 +293,11 @@ async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
         table.line(busy.line("at 20,000 rows/s"));
         let (late, before) = (busy.took.1, idle.took.1);
         table.beside(&format!("its p99: {}", busy.what), (late, "ms"), ("while nothing comes in", before));
+    }
+    if !acknowledged.is_empty() {
+        let (p50, p99) = p50_p99(acknowledged);
+        let took = format!("p50 {}, p99 {} ms", digits(p50), digits(p99));
+        table.figure("acknowledged while they are asked, 20,000 rows/s", took);
     }
     history.close().await.unwrap();
     match &arguments.fleetctl {
@@ -304,13 +312,13 @@ async fn grow_and_ask(place: &Path, arguments: &Arguments, table: &mut Table) {
     }
 }
 
-/// The same questions while sessions come in.
+/// The same questions while sessions come in, and after how many milliseconds these were acknowledged.
 async fn ask_busily(
     history: &Arc<SqliteHistory>,
     hosts: &[HostId],
     reports: Reports,
     arguments: &Arguments,
-) -> Vec<Answered> {
+) -> (Vec<Answered>, Vec<f64>) {
     let over = Arc::new(AtomicBool::new(false));
     let load = {
         let (history, hosts, over) = (Arc::clone(history), hosts.to_vec(), Arc::clone(&over));
@@ -319,8 +327,9 @@ async fn ask_busily(
     };
     let answered = questions::ask_all(history, arguments.sessions, (arguments.asked, &arguments.only)).await;
     over.store(true, Relaxed);
-    assert!(!load.await.unwrap().is_empty());
-    answered
+    let acknowledged: Vec<f64> = load.await.unwrap().iter().map(|one| one.ms).collect();
+    assert!(!acknowledged.is_empty());
+    (answered, acknowledged)
 }
 
 fn sealed_sessions(folder: &Path) -> i64 {

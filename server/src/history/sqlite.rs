@@ -46,6 +46,7 @@ use crate::metrics::HistoryMeters;
 mod ballast;
 mod coding;
 mod copy;
+mod courtesy;
 mod cubes;
 mod database;
 mod latest;

@@ -15,6 +15,7 @@ use rusqlite::Connection;
 use rustix::fs::{FlockOperation, flock};
 
 use super::{
+    courtesy::LastAsked,
     leaving::{Asking, Leaving},
     parts::{self, Catalogue, Form, Hot, Keeping, Part, Shared, Summed},
     schema::{Kind, check_schema, migrate, refuse_newer},
@@ -125,6 +126,7 @@ pub(super) struct Files {
     main: PathBuf,
     catalogue: Shared,
     leaving: Leaving,
+    asked: LastAsked,
 }
 
 impl Database {
@@ -177,6 +179,7 @@ impl Database {
             main: main_path,
             catalogue: Shared::new(catalogue),
             leaving: Leaving::default(),
+            asked: LastAsked::new(),
         };
         let database = Database { main, day, turning: None, given_up_at: None, files, keeping, _lock: lock };
         parts::remove_dropped(&database.main, folder).map_err(|error| database.failed(error))?;
@@ -231,6 +234,11 @@ impl Files {
     /// Somebody begins to ask: what he finds can be read for as long as this is kept.
     pub(super) fn ask(&self) -> Asking {
         self.leaving.ask()
+    }
+
+    /// When somebody asked last.
+    pub(super) fn asked(&self) -> &LastAsked {
+        &self.asked
     }
 
     /// Files that lost their names, whose room is to be given back.

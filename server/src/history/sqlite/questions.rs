@@ -115,6 +115,7 @@ impl Readers {
             .map_err(|_| HistoryError::TooSlow(time))?
             .map_err(|_| HistoryError::Closed)?;
         let (files, outlines, idle) = (self.files.clone(), Arc::clone(&self.outlines), Arc::clone(&self.idle));
+        self.files.asked().note(Instant::now());
         let answered = tokio::task::spawn_blocking(move || {
             let _place = place;
             let _asking = files.ask();

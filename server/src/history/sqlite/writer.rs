@@ -25,6 +25,7 @@ use self::{
 use super::{
     Options,
     ballast::{Ballast, Room},
+    courtesy::Courtesy,
     database::{Database, is_fatal},
     roster::{Roster, store_hello},
     work::{Reply, Work, answer},
@@ -64,6 +65,7 @@ pub(super) struct Writer {
     naming: Naming,
     proving: Proving,
     unindexed: Unindexed,
+    courtesy: Courtesy,
     clock: fn() -> Timestamp,
     /// When it was last looked what is too old.
     swept_at: Option<Timestamp>,
@@ -102,6 +104,7 @@ impl Writer {
     pub(super) fn new(database: Database, roster: Arc<Roster>, ballast: Ballast, options: Options) -> Writer {
         let Options { clock, failure, meters, .. } = options;
         Writer {
+            courtesy: Courtesy::new(database.files().asked().clone()),
             database,
             roster,
             cursors: HashMap::new(),
@@ -371,7 +374,7 @@ impl Writer {
         };
         let transaction = day.transaction()?;
         {
-            let mut table = Sessions::of(&transaction, &mut self.unindexed)?;
+            let mut table = Sessions::of(&transaction, &mut self.unindexed, &mut self.courtesy)?;
             for ((one, ids), check) in admitted.iter().zip(&ids).zip(&mut checks) {
                 table.store(one, ids)?;
                 store_cursor(&transaction, one.host, &one.step.after)?;
@@ -381,6 +384,7 @@ impl Writer {
             }
             table.finish()?;
         }
+        self.courtesy.let_pass();
         transaction.commit()?;
         self.unindexed.tell(&self.database.files().catalogue().latest);
         self.database.note_changed(admitted.iter().map(|one| one.host));

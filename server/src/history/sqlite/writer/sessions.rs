@@ -17,6 +17,7 @@ use super::{
 };
 use crate::history::sqlite::{
     coding::{AddressBytes, OwnerColumns, signed, time, word},
+    courtesy::Courtesy,
     cubes::Service,
     sums::Counts,
 };
@@ -30,12 +31,14 @@ pub(super) struct Sessions<'a> {
     forget: CachedStatement<'a>,
     end: CachedStatement<'a>,
     noting: Noting<'a>,
+    courtesy: &'a mut Courtesy,
 }
 
 impl<'a> Sessions<'a> {
     pub(super) fn of(
         transaction: &'a Transaction<'a>,
         unindexed: &'a mut Unindexed,
+        courtesy: &'a mut Courtesy,
     ) -> Result<Sessions<'a>, rusqlite::Error> {
         Ok(Sessions {
             transaction,
@@ -44,6 +47,7 @@ impl<'a> Sessions<'a> {
             forget: transaction.prepare_cached(FORGET)?,
             end: transaction.prepare_cached(END)?,
             noting: Noting::resume(transaction, unindexed)?,
+            courtesy,
         })
     }
 
@@ -53,6 +57,7 @@ impl<'a> Sessions<'a> {
             self.close_unnamed(one, -1)?;
         }
         for change in &one.batch.changes {
+            self.courtesy.let_pass();
             if let Role::Session { direction, peer } = change.socket.role {
                 let socket = &change.socket;
                 let owners = OwnerColumns::new(socket.owner_known, &socket.owners, |owner| Ok(programs.of(owner)))?;
