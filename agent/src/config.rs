@@ -20,6 +20,9 @@ pub const CONFIG_FILE: &str = "agent.toml";
 /// The settings file where the state folder has none.
 pub const DEFAULT_CONFIG: &str = "/etc/fleetsock/agent.toml";
 
+/// A settings file in which every setting is told, with its default.
+pub const ALL_SETTINGS: &str = include_str!("settings.toml");
+
 const MIB: u64 = 1024 * 1024;
 
 /// A number with the bounds that a setting is kept within.
@@ -272,6 +275,23 @@ mod tests {
         assert_eq!(config.digest, Duration::from_secs(300));
         assert_eq!(Config::parse("digest_s = 60").unwrap().digest, Duration::from_secs(60));
         assert_eq!(config.name.unwrap().as_str(), "web1");
+    }
+
+    #[test]
+    fn all_settings_are_told_with_their_defaults() {
+        assert_eq!(Config::parse(ALL_SETTINGS), Ok(Config::default()));
+        let is_setting = |line: &&str| line.split_once(" = ").is_some_and(|(name, _)| !name.contains(' '));
+        let told: Vec<&str> =
+            ALL_SETTINGS.lines().filter_map(|line| line.strip_prefix("# ")).filter(is_setting).collect();
+        let config = Config::parse(&told.join("\n")).unwrap();
+        assert_eq!(Config { name: None, bytes: None, ..config }, Config::default());
+        // Who asks for another one is told of all there are.
+        let problem = Config::parse("wakl_ms = 1").unwrap_err();
+        let known = problem.split('`').skip(1).step_by(2).filter(|word| *word != "wakl_ms");
+        let told: Vec<&str> = told.iter().filter_map(|line| line.split(" = ").next()).collect();
+        let (mut known, mut told) = (known.collect::<Vec<_>>(), told);
+        (known.sort_unstable(), told.sort_unstable());
+        assert_eq!(told, known, "{problem}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use fleetsock_agent::{
     capture::{Connections, Extent, Occasion, States, Surveyor},
-    config::{Config, DEFAULT_STATE, HostName},
+    config::{ALL_SETTINGS, Config, DEFAULT_STATE, HostName},
     enrolment::{Enrolment, Existing, JoinSource},
     events::{BuffersName, make_buffers, remove_buffers},
     namespaces::{Namespaces, Pass},
@@ -29,15 +29,18 @@ use tracing_subscriber::EnvFilter;
 const JOIN_VARIABLE: &str = "FLEETSOCK_JOIN";
 const EXAMPLES: &str = "\
 Examples:
-  fleetsock-agent enroll --join fsj1_...             trade a join string for an identity of this host
-  fleetsock-agent enroll --join-file /root/join      the same from a file of mode 0600, deleted afterwards
-  fleetsock-agent run                                report this host's sockets, until SIGTERM or Ctrl-C
-  fleetsock-agent walk                               show what a walk sees here, without any server
-  fleetsock-agent buffers make service               as root: trace buffers for the agent of a user that may not make any
-  fleetsock-agent run --buffers service              that agent
+  fleetsock-agent enroll --join fsj1_...          trade a join string for an identity of this host
+  fleetsock-agent enroll --join-file /root/join   the same from a file of mode 0600, deleted then
+  fleetsock-agent run                             report this host's sockets, until told to end
+  fleetsock-agent settings > /etc/fleetsock/agent.toml
+                                                  what can be set, and the defaults
+  fleetsock-agent walk                            show what a walk sees here, without any server
+  fleetsock-agent buffers make service            as root: trace buffers for another user's agent
+  fleetsock-agent run --buffers service           that agent
 
-A join string is made by `fleetctl tokens create`. FLEETSOCK_JOIN in the environment does what --join does, and does
-not show in the list of processes. FLEETSOCK_LOG chooses what is logged: error, warn, info (default), debug.";
+A join string is made by `fleetctl tokens create`. FLEETSOCK_JOIN in the environment does what
+--join does, and does not show in the list of processes. FLEETSOCK_LOG chooses what is logged:
+error, warn, info (default), debug.";
 
 /// Reports this host's sockets to a fleetsock-server.
 #[derive(Debug, Parser)]
@@ -72,7 +75,7 @@ enum Command {
         /// Folder that `enroll` made.
         #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
         state: PathBuf,
-        /// Settings [default: agent.toml in the state folder, or /etc/fleetsock/agent.toml].
+        /// Settings, which `settings` shows [default: agent.toml in the state folder, or /etc/fleetsock/agent.toml].
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// What the host calls itself [default: `name` of the settings, or its host name].
@@ -87,6 +90,8 @@ enum Command {
         #[command(subcommand)]
         order: Order,
     },
+    /// Show what can be set in agent.toml, with the defaults.
+    Settings,
     /// Show the sockets that one walk sees in all network namespaces, and their owners.
     Walk,
 }
@@ -145,6 +150,7 @@ fn execute(command: Command) -> Result<()> {
             }
             Ok(())
         }
+        Command::Settings => Ok(io::stdout().write_all(ALL_SETTINGS.as_bytes())?),
         Command::Walk => walk(),
     }
 }
