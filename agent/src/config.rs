@@ -260,6 +260,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -287,10 +289,8 @@ mod tests {
         assert_eq!(Config { name: None, bytes: None, ..config }, Config::default());
         // Who asks for another one is told of all there are.
         let problem = Config::parse("wakl_ms = 1").unwrap_err();
-        let known = problem.split('`').skip(1).step_by(2).filter(|word| *word != "wakl_ms");
-        let told: Vec<&str> = told.iter().filter_map(|line| line.split(" = ").next()).collect();
-        let (mut known, mut told) = (known.collect::<Vec<_>>(), told);
-        (known.sort_unstable(), told.sort_unstable());
+        let known: BTreeSet<&str> = problem.split('`').skip(1).step_by(2).filter(|word| *word != "wakl_ms").collect();
+        let told: BTreeSet<&str> = told.iter().filter_map(|line| line.split(" = ").next()).collect();
         assert_eq!(told, known, "{problem}");
     }
 

@@ -102,7 +102,8 @@ struct Arguments {
     /// Sessions that the history has in the end; 0 for no such history.
     #[arg(long, default_value_t = 20_000_000)]
     sessions: u64,
-    /// How many of each question are asked: of other hosts, peers and times. Of quick ones each is asked ten times.
+    /// How many of each question are asked in each of five rounds: of other hosts, peers and times. Of quick ones each is
+    /// asked twice.
     #[arg(long, default_value_t = 50)]
     asked: usize,
     /// Ask only the questions that have these words.
