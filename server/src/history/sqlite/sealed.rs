@@ -34,6 +34,7 @@ mod column;
 mod encoder;
 mod extents;
 mod fetching;
+mod filter;
 mod hashing;
 mod layout;
 mod numbers;
@@ -51,6 +52,7 @@ pub(super) use self::block::{Block, Column, Values};
 pub(super) use self::column::{Damaged, Reading, Writing};
 pub(super) use self::extents::Extents;
 pub(super) use self::fetching::{Fetching, Head};
+pub(super) use self::filter::Filter;
 pub(super) use self::recurring::Recurring;
 pub(super) use self::rows::each_row;
 pub(super) use self::sealer::Sealer;
@@ -286,7 +288,7 @@ impl From<Damaged> for HistoryError {
 fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError> {
     let sealed = Connection::open_with_flags(unfinished, ALONE)?;
     let (mut contents, mut met, mut sums) = (Summing::default(), Telling::default(), Expected::of(&sealed)?);
-    let extents = Extents::of(&sealed)?.unwrap_or_default();
+    let (extents, filter) = (Extents::of(&sealed)?.unwrap_or_default(), Filter::of_file(&sealed)?);
     let mut statement = sealed.prepare(
         "SELECT blocks.host_id, blocks.sessions, contents.columns, blocks.codec, blocks.id FROM blocks
          JOIN contents ON contents.block_id = blocks.id ORDER BY blocks.id",
@@ -303,6 +305,9 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
             contents.add(one);
             sums.add(&Facts::of(one));
             met.add(one.peer.ip(), Place { block, at }.number());
+            if !filter.may_have(one.peer.ip()) {
+                return Err(SealError::Different);
+            }
         }
         if !goes_on() {
             return Err(SealError::Unwanted);

@@ -85,6 +85,13 @@ async fn files_that_earlier_versions_sealed_answer_as_those_of_today() {
     assert!(sealed.len() > 4, "{sealed:?}");
     let paths: Vec<PathBuf> = sealed.iter().map(|name| world.engine.folder().join(name)).collect();
     for path in &paths {
+        change(path, "DROP TABLE peer_filter; DELETE FROM refinery_schema_history WHERE version > 6");
+    }
+    world.begin().await;
+    assert_eq!(sorted(answers(&world).await), expected, "of the version before filters");
+    world.stop().await;
+
+    for path in &paths {
         as_of_the_second_version(path);
         let file = Connection::open(path).unwrap();
         let total = number(&file, "SELECT sum(sessions) FROM blocks");
@@ -158,6 +165,34 @@ async fn a_peer_is_found_in_few_places_and_in_more_than_are_held() {
     let file = Connection::open(world.engine.folder().join("day-1.sealed")).unwrap();
     let busiest = "SELECT count(*) FROM peers GROUP BY peer_address ORDER BY 1 DESC LIMIT 1";
     assert!(number(&file, busiest) > 1, "one has more places than a row");
+}
+
+#[tokio::test]
+async fn a_file_is_not_searched_for_an_address_that_its_filter_has_not_but_for_a_network() {
+    let mut world = World::<Hesitant<FEW>>::new().await;
+    let sealed = sealed_second(&mut world).await;
+    let found = async |world: &mut World<Hesitant<FEW>>, network: &str| {
+        world.begin().await;
+        let found = world.sessions(about(&[network], "*"), at(10_000)).await.map(|(rows, _)| rows.len());
+        world.stop().await;
+        found
+    };
+    let address = {
+        let file = Connection::open(&sealed).unwrap();
+        let of_a_round = "SELECT min(peer_address) FROM peers WHERE peer_address > x'04cb007100'";
+        let address: Vec<u8> = file.query_row(of_a_round, [], |row| row.get(0)).unwrap();
+        std::net::IpAddr::from(<[u8; 4]>::try_from(&address[1..]).unwrap())
+    };
+    let (one, two) = (format!("{address}/32"), format!("{address}/31"));
+    let near = found(&mut world, &two).await.unwrap();
+    assert_eq!(found(&mut world, &one).await.unwrap(), 3);
+    // Were it searched, all would be found again, and not those alone that are in other files.
+    change(&sealed, "UPDATE peer_filter SET blocks = zeroblob(length(blocks))");
+    assert!(found(&mut world, &one).await.unwrap() < 3);
+    assert_eq!(found(&mut world, &two).await.unwrap(), near);
+    change(&sealed, "UPDATE peer_filter SET blocks = x'00'");
+    let error = found(&mut world, &one).await;
+    assert!(matches!(&error, Err(HistoryError::Engine(problem)) if problem.contains("part of a word")), "{error:?}");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
@@ -9,8 +10,11 @@ use rusqlite::Connection;
 
 use crate::history::sqlite::{
     cubes,
-    sealed::{Extents, places},
+    sealed::{Extents, Filter, places},
 };
+
+/// Bytes of filters that are remembered. The files beyond are searched for an address.
+const FILTER_BYTES: usize = 64 * 1024 * 1024;
 
 /// What is known of a sealed file.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,10 +33,13 @@ pub(in crate::history::sqlite) struct Outline {
     pub(in crate::history::sqlite) runs: bool,
     /// Whose its blocks are, if it tells that.
     pub(in crate::history::sqlite) extents: Option<Extents>,
+    /// Which addresses it has no session with, if it tells that and there is room to remember it.
+    filter: Option<Filter>,
 }
 
 impl Outline {
-    pub(super) fn of(sealed: &Connection) -> Result<Outline, rusqlite::Error> {
+    /// That of a file, of whose filter so many bytes may be remembered.
+    fn of(sealed: &Connection, room: usize) -> Result<Outline, rusqlite::Error> {
         let (places, sums) = (places::are_told(sealed)?, cubes::are_told(sealed)?);
         let (totals, runs) = (cubes::have_totals(sealed)?, cubes::have_runs(sealed)?);
         // Earlier versions noted no beginning either.
@@ -42,12 +49,21 @@ impl Outline {
             "SELECT min(min_opened_at_us), min(min_closed_at_us) FROM blocks"
         };
         let extents = Extents::of(sealed)?;
+        let filter = match Filter::bytes_of(sealed)? {
+            Some(bytes) if bytes <= room => Some(Filter::of_file(sealed)?),
+            Some(_) | None => None,
+        };
         sealed.query_row(beginning, [], |row| {
             // Of no sessions all are later than anything.
             let earliest = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.unwrap_or(i64::MAX));
             let (opened_at_us, closed_at_us) = (earliest(0)?, earliest(1)?);
-            Ok(Outline { opened_at_us, closed_at_us, places, sums, totals, runs, extents })
+            Ok(Outline { opened_at_us, closed_at_us, places, sums, totals, runs, extents, filter })
         })
+    }
+
+    /// Whether there may be sessions with addresses from one to another.
+    pub(in crate::history::sqlite) fn may_have(&self, (from, to): (IpAddr, IpAddr)) -> bool {
+        self.filter.as_ref().filter(|_| from == to).is_none_or(|filter| filter.may_have(from))
     }
 }
 
@@ -62,8 +78,10 @@ impl Outlines {
         if let Some(shared) = known().get(&file).and_then(Weak::upgrade) {
             return Ok(shared);
         }
+        let others: Vec<_> = known().values().filter_map(Weak::upgrade).collect();
+        let remembered: usize = others.iter().filter_map(|outline| outline.filter.as_ref()).map(Filter::bytes).sum();
         // Two readers may make it at once.
-        let made = Arc::new(Outline::of(sealed)?);
+        let made = Arc::new(Outline::of(sealed, FILTER_BYTES.saturating_sub(remembered))?);
         let mut known = known();
         known.retain(|_, outline| outline.strong_count() > 0);
         known.insert(file, Arc::downgrade(&made));

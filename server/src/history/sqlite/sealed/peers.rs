@@ -8,6 +8,7 @@ use rusqlite::Connection;
 use super::{
     GoesOn, SealError,
     column::Writing,
+    filter::Filter,
     places::Place,
     sorting::{Met, Sorting},
 };
@@ -27,6 +28,7 @@ const COLUMNS: usize = 3;
 /// The peers of a file that is being sealed.
 pub(super) struct Peers {
     sorting: Sorting,
+    sessions: u64,
 }
 
 impl Peers {
@@ -34,20 +36,27 @@ impl Peers {
     pub(super) fn new(unfinished: &Path) -> io::Result<Peers> {
         // A crash before the name is gone leaves what is removed at the next start.
         let path = unfinished.with_extension(format!("peers.{UNFINISHED}"));
-        Ok(Peers { sorting: Sorting::new(&path)? })
+        Ok(Peers { sorting: Sorting::new(&path)?, sessions: 0 })
     }
 
     /// Adds the sessions of a block, whose peers these are: each once, and the place of each session's.
     pub(super) fn add(&mut self, block: i64, (peers, of_sessions): (&[IpAddr], &[usize])) -> io::Result<()> {
         let places = (0..).map(|at| Place { block, at }.number());
+        self.sessions += of_sessions.len() as u64;
         zip(of_sessions, places).try_for_each(|(peer, place)| self.sorting.add(Met::new(peers[*peer], place)))
     }
 
-    /// Writes all of them, sorted.
+    /// Writes all of them, sorted, and the filter.
     pub(super) fn write(self, sealed: &Connection, goes_on: &GoesOn) -> Result<(), SealError> {
         let mut rows = Rows::default();
         let mut statements = 0_usize;
+        // How many addresses they have is known in the end.
+        let (mut filter, mut addresses, mut last) = (Filter::with_room_for(self.sessions), 0, None);
         let sorted = self.sorting.finish(|met| {
+            if last.replace(met.peer()) != Some(met.peer()) {
+                filter.add(met.peer());
+                addresses += 1;
+            }
             if rows.are_enough_before(&met) {
                 rows.insert(sealed)?;
                 statements += 1;
@@ -59,6 +68,8 @@ impl Peers {
             Ok(())
         })?;
         rows.insert(sealed)?;
+        filter.fold(addresses);
+        filter.store(sealed)?;
         Ok(give_back(&sorted, || goes_on())?)
     }
 }
@@ -133,6 +144,7 @@ mod tests {
         for migration in [
             include_str!("../../../../../migrations/sqlite/sealed/V1__begin.sql"),
             include_str!("../../../../../migrations/sqlite/sealed/V3__peers.sql"),
+            include_str!("../../../../../migrations/sqlite/sealed/V7__peer_filter.sql"),
         ] {
             sealed.execute_batch(migration).unwrap();
         }
@@ -181,6 +193,9 @@ mod tests {
         assert!(within(1, 3) == each(|block, at| at % 2 == 0 && block <= 3));
         assert_eq!(within(BLOCKS + 1, BLOCKS + 1), []);
         let longest: i64 = sealed.query_row("SELECT max(length(places)) FROM peers", [], |row| row.get(0)).unwrap();
+        let filter = Filter::of_file(&sealed).unwrap();
+        assert!((1..=BLOCKS).chain([7]).all(|block| filter.may_have(rare(block))) && filter.may_have(busy));
+        assert_eq!(Filter::bytes_of(&sealed), Ok(Some(64)), "as small as it may be of 41 addresses");
         assert!((PLACES_BYTES - PLACE_BYTES..=PLACES_BYTES).contains(&usize::try_from(longest).unwrap()), "{longest}");
     }
 }

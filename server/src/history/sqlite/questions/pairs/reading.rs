@@ -194,7 +194,11 @@ impl Turn<'_> {
     }
 
     fn blocks(&mut self, file: &Connection, outline: &Outline) -> Result<Kept, HistoryError> {
-        let peers: HashSet<_> = self.wanted.sockets.iter().map(|sockets| sockets.peer.ip()).collect();
+        let peers = self.wanted.sockets.iter().map(|sockets| sockets.peer.ip());
+        let peers: HashSet<_> = peers.filter(|peer| outline.may_have((*peer, *peer))).collect();
+        if peers.is_empty() {
+            return Ok(Kept::Whole);
+        }
         if !outline.places {
             return self.blocks_with_peers(file, &peers);
         }
