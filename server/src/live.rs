@@ -281,6 +281,11 @@ impl LiveAnswer {
         self.end.cancelled().await;
     }
 
+    /// Whether it shall have ended.
+    pub fn has_ended(&self) -> bool {
+        self.end.is_cancelled()
+    }
+
     /// The same for somebody else to wait for.
     pub fn end_token(&self) -> CancellationToken {
         self.end.clone()

@@ -198,6 +198,11 @@ impl<T, M> Answer<T, M> {
             () = revoked => Ended::Revoked,
             ended = self.deliver(question, chunks) => ended,
         };
+        // [`UntilRevoked`] may have hung up before this was told.
+        let ended = match ended {
+            Ended::Unread if live.as_ref().is_some_and(LiveAnswer::has_ended) => Ended::Revoked,
+            ended => ended,
+        };
         let last = match self.record_end(&ended).await {
             Ok(()) => self.last_word(ended),
             Err(error) => Some(Err(not_recorded(error))),

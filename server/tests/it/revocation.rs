@@ -276,7 +276,8 @@ async fn a_revoked_operator_is_cut_off_in_the_middle_of_an_answer_and_by_every_c
     // How many rows she saw is in the log.
     let question = fleetsock_proto::audit::AuditQuestion { actor: Some("alice".to_owned()), ..Default::default() };
     let (log, _) = admin.list_audit(question).await.unwrap().collect().await.unwrap();
-    let end = log.iter().find(|row| row.detail.contains("ended: the operator was revoked")).unwrap();
+    let end = log.iter().find(|row| row.detail.contains("ended: the operator was revoked"));
+    let end = end.unwrap_or_else(|| panic!("{log:?}"));
     assert!(end.rows.unwrap() > 0 && end.rows.unwrap() < 48_000, "{end:?}");
 
     // A new certificate under the name is another matter.
