@@ -420,7 +420,7 @@ impl Roster {
         };
         let all = named.is_empty() && selector.labels.is_empty();
         let directory = Arc::clone(hosts.directory());
-        let meant = |(at, listed): (usize, &Listed)| {
+        let as_meant = |(at, listed): (usize, &Listed)| {
             if !all && !is_meant(hosts.entries.get(listed.slot)?) {
                 return None;
             }
@@ -428,7 +428,8 @@ impl Roster {
             let (observed_since, known_until) = (signs.observed_since, signs.known_until);
             Some(Meant { at, state: signs.state(now, self.stale_after), observed_since, known_until })
         };
-        let meant = directory.listed.iter().enumerate().filter_map(meant).collect();
+        let mut meant = Vec::with_capacity(if all { directory.listed.len() } else { 0 });
+        meant.extend(directory.listed.iter().enumerate().filter_map(as_meant));
         Ok(Selection { directory, meant, stale_after: self.stale_after, now })
     }
 

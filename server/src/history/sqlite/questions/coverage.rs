@@ -49,9 +49,9 @@ pub(in crate::history::sqlite) fn list_gaps(
     let window = (question.since.unwrap_or(Timestamp::MIN), question.until.unwrap_or(now));
     let limit = question.limit.unwrap_or(bounds.rows).min(bounds.rows);
     let mut gaps = Vec::new();
-    let total = each_gap(reader, selection, window, reader.catalogue.horizon, |gap| {
+    let total = each_gap(reader, selection, window, reader.catalogue.horizon, |missing| {
         if gaps.len() < limit as usize {
-            gaps.push(gap);
+            gaps.push(missing.gap());
         }
     })?;
     let meta = AnswerMeta {
@@ -77,12 +77,28 @@ pub(super) fn with_gaps(
         Some(sums) if sums.counted => Some(sums.since),
         _ => reader.catalogue.horizon,
     };
-    let gaps_total = each_gap(reader, selection, window, horizon, |gap| {
+    let gaps_total = each_gap(reader, selection, window, horizon, |missing| {
         if gaps.len() < META_NAMES_LIMIT {
-            gaps.push(gap);
+            gaps.push(missing.gap());
         }
     })?;
     Ok(AnswerMeta { gaps, gaps_total, sums, ..meta })
+}
+
+/// A gap as it is found: most are only counted.
+struct Missing<'a> {
+    host: Selected<'a>,
+    since: Timestamp,
+    until: Option<Timestamp>,
+    reason: GapReason,
+    batches_lost: u64,
+}
+
+impl Missing<'_> {
+    fn gap(&self) -> Gap {
+        let Missing { ref host, since, until, reason, batches_lost } = *self;
+        Gap { host: host.listed.name.clone(), host_id: host.listed.host_id, since, until, reason, batches_lost }
+    }
 }
 
 /// Shows every gap of the selected hosts that touches `window`, the one that ended last first; how many there are. What was
@@ -92,7 +108,7 @@ fn each_gap(
     selection: &Selection,
     (since, until): (Timestamp, Timestamp),
     horizon: Option<Timestamp>,
-    mut show: impl FnMut(Gap),
+    mut show: impl FnMut(&Missing<'_>),
 ) -> Result<u64, rusqlite::Error> {
     // Of most windows nothing was lost.
     let hosts = OnceCell::new();
@@ -102,54 +118,49 @@ fn each_gap(
          WHERE until_us > ?1 AND since_us < ?2 ORDER BY until_us DESC, id DESC",
     )?;
     for host in selection.hosts() {
-        let beginning = [not_yet(&host, since), expired(&host, since, horizon)];
-        for gap in beginning.into_iter().chain([unreported(&host, (since, until), selection)]).flatten() {
-            total += 1;
-            show(gap);
-        }
+        let mut tell = |missing: Option<Missing<'_>>| {
+            if let Some(missing) = missing {
+                total += 1;
+                show(&missing);
+            }
+        };
+        tell(not_yet(host, since));
+        tell(expired(host, since, horizon));
+        tell(unreported(host, (since, until), selection));
     }
     // A window of one moment lies within a gap, it does not only touch its ends.
     let mut rows = statement.query(params![since.as_micros(), until.max(since).as_micros()])?;
     while let Some(row) = rows.next()? {
-        if let Some(gap) = gap(row, hosts.get_or_init(|| selection.by_number()))? {
+        if let Some(missing) = lost(row, hosts.get_or_init(|| selection.by_number()))? {
             total += 1;
-            show(gap);
+            show(&missing);
         }
     }
     Ok(total)
 }
 
 /// The beginning of a window that lies before the first report of a host.
-fn not_yet(host: &Selected<'_>, since: Timestamp) -> Option<Gap> {
+fn not_yet(host: Selected<'_>, since: Timestamp) -> Option<Missing<'_>> {
     let first = host.observed_since;
     let begins = since > Timestamp::MIN && first.is_none_or(|first| since < first);
-    begins.then(|| Gap {
-        host: host.listed.name.clone(),
-        host_id: host.listed.host_id,
-        since,
-        until: first,
-        reason: GapReason::NotYetObserved,
-        batches_lost: 0,
-    })
+    begins.then(|| Missing { host, since, until: first, reason: GapReason::NotYetObserved, batches_lost: 0 })
 }
 
 /// The part of a window that was observed and is not kept any more.
-fn expired(host: &Selected<'_>, since: Timestamp, horizon: Option<Timestamp>) -> Option<Gap> {
+fn expired(host: Selected<'_>, since: Timestamp, horizon: Option<Timestamp>) -> Option<Missing<'_>> {
     let (horizon, first) = (horizon?, host.observed_since?);
     let begins = since > Timestamp::MIN && since < horizon && first < horizon;
-    begins.then(|| Gap {
-        host: host.listed.name.clone(),
-        host_id: host.listed.host_id,
-        since: since.max(first),
-        until: Some(horizon),
-        reason: GapReason::Expired,
-        batches_lost: 0,
-    })
+    let (since, until) = (since.max(first), Some(horizon));
+    begins.then(|| Missing { host, since, until, reason: GapReason::Expired, batches_lost: 0 })
 }
 
 /// The end of a window of which a host has not told yet, or of which nothing is stored because it was revoked. Of this
 /// moment an answer says that the host is stale.
-fn unreported(host: &Selected<'_>, (since, until): (Timestamp, Timestamp), selection: &Selection) -> Option<Gap> {
+fn unreported<'a>(
+    host: Selected<'a>,
+    (since, until): (Timestamp, Timestamp),
+    selection: &Selection,
+) -> Option<Missing<'a>> {
     let told = host.known_until?;
     let reason = match host.state {
         HostState::Revoked => GapReason::Revoked,
@@ -158,21 +169,15 @@ fn unreported(host: &Selected<'_>, (since, until): (Timestamp, Timestamp), selec
     };
     let is_now = since >= selection.now();
     let is_late = reason == GapReason::Revoked || selection.now().since(told) > selection.stale_after();
-    (is_late && !is_now && until > told).then(|| Gap {
-        host: host.listed.name.clone(),
-        host_id: host.listed.host_id,
-        since: told,
-        until: None,
-        reason,
-        batches_lost: 0,
-    })
+    let is_missing = is_late && !is_now && until > told;
+    is_missing.then(|| Missing { host, since: told, until: None, reason, batches_lost: 0 })
 }
 
-fn gap(row: &Row<'_>, hosts: &ByNumber<'_>) -> Result<Option<Gap>, rusqlite::Error> {
+/// What a host told that it lost.
+fn lost<'a>(row: &Row<'_>, hosts: &ByNumber<'a>) -> Result<Option<Missing<'a>>, rusqlite::Error> {
     let Some(host) = hosts.get(row.get("host_id")?) else { return Ok(None) };
-    Ok(Some(Gap {
-        host: host.listed.name.clone(),
-        host_id: host.listed.host_id,
+    Ok(Some(Missing {
+        host,
         since: coding::time(row, "since_us")?,
         until: Some(coding::time(row, "until_us")?),
         reason: coding::word(row, "reason", GapReason::from_number)?,
