@@ -62,6 +62,11 @@ impl<T: Record> Listing<T> {
         })
     }
 
+    /// The fields that it shows or sorts by.
+    pub fn fields(&self) -> impl Iterator<Item = &'static str> {
+        self.selection.fields().chain(self.sorting.iter().flat_map(Sorting::fields))
+    }
+
     /// What is still open has lasted until then.
     #[must_use]
     pub fn until(mut self, until: Timestamp) -> Listing<T> {

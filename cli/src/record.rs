@@ -143,7 +143,7 @@ pub trait Record: Sized + 'static {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cell {
     /// What it says; never empty.
-    pub text: String,
+    pub text: Cow<'static, str>,
     /// What colour says besides.
     pub tone: Tone,
 }
@@ -151,14 +151,23 @@ pub struct Cell {
 impl Cell {
     /// A cell with text from elsewhere; `-` stands for nothing.
     pub fn new(text: &str) -> Cell {
-        let text = if text.is_empty() { "-".to_owned() } else { sanitise(text).into_owned() };
-        Cell { text, tone: Tone::Plain }
+        if text.is_empty() {
+            Cell::word("")
+        } else {
+            Cell { text: sanitise(text).into_owned().into(), tone: Tone::Plain }
+        }
+    }
+
+    /// The same of a word of ours, which is not copied.
+    pub const fn word(word: &'static str) -> Cell {
+        let text = if word.is_empty() { "-" } else { word };
+        Cell { text: Cow::Borrowed(text), tone: Tone::Plain }
     }
 
     /// The same of text that was made for it.
     pub fn of(text: String) -> Cell {
         match sanitise(&text) {
-            Cow::Borrowed(harmless) if !harmless.is_empty() => Cell { text, tone: Tone::Plain },
+            Cow::Borrowed(harmless) if !harmless.is_empty() => Cell { text: text.into(), tone: Tone::Plain },
             _ => Cell::new(&text),
         }
     }
@@ -305,14 +314,14 @@ pub fn service_source(service: Option<Service>) -> Value {
 
 /// The name of a service, which is a guess.
 pub fn service_cell(service: Option<Service>) -> Cell {
-    Cell::new(service.map_or("", |service| service.name)).tone(Tone::Faint)
+    Cell::word(service.map_or("", |service| service.name)).tone(Tone::Faint)
 }
 
 /// `nginx[812] +3`: the primary owner and how many more, or why there is none.
 pub fn process_cell(owners: &[Owner], known: OwnerKnown) -> Cell {
     let Some(owner) = owners.first() else {
         return match known {
-            OwnerKnown::None => Cell::new(""),
+            OwnerKnown::None => Cell::word(""),
             known => Cell::of(["(", known.as_str(), ")"].concat()).tone(Tone::Faint),
         };
     };

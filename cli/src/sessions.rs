@@ -2,7 +2,7 @@
 
 use clap::Args;
 use fleetsock_proto::{
-    question::{Pairing, SessionQuestion, SessionTime},
+    question::{Pairing, SessionQuestion, SessionTime, SessionView},
     session::Session,
 };
 
@@ -11,6 +11,7 @@ use crate::{
     failure::{Ended, Exit},
     filters::SessionArguments,
     listing::Listing,
+    record::session::OF_FULL_VIEW,
     window::{self, Window},
 };
 
@@ -53,7 +54,9 @@ pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Ex
         Window { at: arguments.at.as_deref(), since: arguments.since.as_deref(), until: arguments.until.as_deref() };
     let time = window::of_sessions(invocation, typed)?;
     let pairing = if arguments.both_ends { Pairing::Always } else { Pairing::OfFew };
-    let asked = SessionQuestion { time, limit, pairing, ..SessionQuestion::default() };
+    let needs_all = listing.fields().any(|field| OF_FULL_VIEW.contains(&field));
+    let view = if needs_all { SessionView::Full } else { SessionView::Basic };
+    let asked = SessionQuestion { time, limit, pairing, view, ..SessionQuestion::default() };
     let (mut client, question) = arguments.sessions.ask(invocation, asked).await?;
     let until = match question.time {
         SessionTime::At(at) => at,

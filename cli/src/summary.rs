@@ -2,7 +2,7 @@
 
 use clap::Args;
 use fleetsock_proto::{
-    question::{Pairing, SessionQuestion, SessionTime, SummaryQuestion},
+    question::{Pairing, SessionQuestion, SessionTime, SessionView, SummaryQuestion},
     socket::{Direction, SocketState},
     summary::{Dimension, Sum},
 };
@@ -77,6 +77,7 @@ pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Ex
             time: window::of_sessions(invocation, typed)?,
             limit: None,
             pairing: Pairing::Never,
+            view: SessionView::Full,
         },
         limit: arguments.filter.limit,
     };

@@ -3,7 +3,7 @@
 use crate::{InvalidMessage, time, time::Timestamp, wire};
 
 /// A process that holds a socket. Its identity is boot id, pid and start time.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// Process id in the agent's pid namespace.
     pub pid: u32,

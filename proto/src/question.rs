@@ -115,6 +115,34 @@ impl Pairing {
     }
 }
 
+/// How much is told of each session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SessionView {
+    /// All of it.
+    #[default]
+    Full,
+    /// Of each owner pid, process and uid alone: the rest of it is empty or absent.
+    Basic,
+}
+
+impl SessionView {
+    fn to_wire(self) -> i32 {
+        let word = match self {
+            SessionView::Full => wire::SessionView::Unspecified,
+            SessionView::Basic => wire::SessionView::Basic,
+        };
+        word.into()
+    }
+
+    fn from_wire(number: i32) -> Result<SessionView, InvalidMessage> {
+        match wire::SessionView::try_from(number) {
+            Ok(wire::SessionView::Unspecified) => Ok(SessionView::Full),
+            Ok(wire::SessionView::Basic) => Ok(SessionView::Basic),
+            Err(_) => Err(InvalidMessage::new("view", format!("{number} has no meaning"))),
+        }
+    }
+}
+
 /// What `sessions` asks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SessionQuestion {
@@ -135,6 +163,8 @@ pub struct SessionQuestion {
     pub limit: Option<u32>,
     /// Whether their other ends are looked for.
     pub pairing: Pairing,
+    /// How much is told of each.
+    pub view: SessionView,
 }
 
 /// What `hosts --coverage` asks.
@@ -253,6 +283,7 @@ impl From<SessionQuestion> for wire::ListSessionsRequest {
             limit: question.limit.unwrap_or(0),
             closed_before: question.closed_before.map(Into::into),
             pairing: question.pairing.to_wire(),
+            view: question.view.to_wire(),
         }
     }
 }
@@ -282,6 +313,7 @@ impl TryFrom<wire::ListSessionsRequest> for SessionQuestion {
             closed_before: time::optional("closed_before", request.closed_before)?,
             limit: limit(request.limit),
             pairing: Pairing::from_wire(request.pairing)?,
+            view: SessionView::from_wire(request.view)?,
         })
     }
 }
@@ -364,6 +396,12 @@ mod tests {
             assert_eq!(SessionQuestion::try_from(wire), Ok(question));
         }
         assert!(Pairing::from_wire(3).is_err());
+        for view in [SessionView::Full, SessionView::Basic] {
+            let question = SessionQuestion { view, ..question.clone() };
+            let wire = wire::ListSessionsRequest::from(question.clone());
+            assert_eq!(SessionQuestion::try_from(wire), Ok(question));
+        }
+        assert!(SessionView::from_wire(2).is_err());
     }
 
     #[test]

@@ -103,11 +103,25 @@ impl Session {
 
 impl From<Session> for wire::SessionRecord {
     fn from(session: Session) -> wire::SessionRecord {
-        let service = session.service();
+        let (class, service) = (session.class(), session.service());
         wire::SessionRecord {
-            class: session.class().number(),
+            class: class.number(),
             service: service.map(|service| service.name.to_owned()).unwrap_or_default(),
             service_source: service.map_or(0, |service| service.source.number()),
+            ..session.into_basic()
+        }
+    }
+}
+
+impl Session {
+    /// The record of a [`SessionView::Basic`](crate::question::SessionView::Basic), with what it has of its owners: without
+    /// class and service, which follow from protocol and port.
+    pub fn into_basic(self) -> wire::SessionRecord {
+        let session = self;
+        wire::SessionRecord {
+            class: 0,
+            service: String::new(),
+            service_source: 0,
             host_id: session.host_id.as_bytes().to_vec().into(),
             host: session.host,
             host_state: session.host_state.number(),

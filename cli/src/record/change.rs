@@ -230,7 +230,7 @@ fn detail(row: &ChangeRecord, _: &View) -> Cell {
 
 /// What changed and how, in one sentence without the moment and the host.
 pub(super) fn sentence(row: &ChangeRecord, view: &View) -> String {
-    let told = |cell: Cell| Some(cell.text).filter(|text| text != "-");
+    let told = |cell: Cell| Some(cell.text.into_owned()).filter(|text| text != "-");
     let proto = socket(row).map(|socket| socket.protocol().to_string());
     let service = socket(row).and_then(Socket::service).map(|service| format!("({}?)", service.name));
     let held = told(process(row, view)).map(|process| format!("by {process}"));

@@ -39,8 +39,8 @@ const FIELDS: &[Field<Listener>] = &[
 
 const COLUMNS: &[Column<Listener>] = &[
     column("host", "HOST", &["host"], Shown::Always, Side::Left, |row, _| host_cell(&row.host, row.host_state)),
-    column("proto", "PROTO", &["protocol"], Shown::Always, Side::Left, |row, _| Cell::new(row.protocol.as_str())),
-    column("family", "FAMILY", &["family"], Shown::Wide, Side::Left, |row, _| Cell::new(row.family.as_str())),
+    column("proto", "PROTO", &["protocol"], Shown::Always, Side::Left, |row, _| Cell::word(row.protocol.as_str())),
+    column("family", "FAMILY", &["family"], Shown::Wide, Side::Left, |row, _| Cell::word(row.family.as_str())),
     column("address", "ADDRESS", &["address"], Shown::Always, Side::Left, |row, _| Cell::new(&row.address.to_string())),
     column("port", "PORT", &["port"], Shown::Always, Side::Right, |row, _| Cell::new(&row.port.to_string())),
     column("class", "CLASS", &["class"], Shown::Always, Side::Left, |row, _| Cell::new(row.class().as_str())),

@@ -80,9 +80,9 @@ fn peer(row: &Session, _: &View) -> Cell {
 /// The state when it was last seen, or how it ended.
 fn state(row: &Session, _: &View) -> Cell {
     match row.closed {
-        None => Cell::new(row.state.as_str()),
-        Some((_, Known::Lost)) => Cell::new("closed?").tone(Tone::Warning),
-        Some(_) => Cell::new("closed").tone(Tone::Faint),
+        None => Cell::word(row.state.as_str()),
+        Some((_, Known::Lost)) => Cell::word("closed?").tone(Tone::Warning),
+        Some(_) => Cell::word("closed").tone(Tone::Faint),
     }
 }
 
@@ -105,13 +105,13 @@ fn closed(row: &Session, view: &View) -> Cell {
 
 const COLUMNS: &[Column<Session>] = &[
     column("host", "HOST", &["host"], Shown::Always, Side::Left, |row, _| host_cell(&row.host, row.host_state)),
-    column("dir", "DIR", &["direction"], Shown::Always, Side::Left, |row, _| Cell::new(row.direction.as_str())),
-    column("proto", "PROTO", &["protocol"], Shown::Always, Side::Left, |row, _| Cell::new(row.protocol.as_str())),
+    column("dir", "DIR", &["direction"], Shown::Always, Side::Left, |row, _| Cell::word(row.direction.as_str())),
+    column("proto", "PROTO", &["protocol"], Shown::Always, Side::Left, |row, _| Cell::word(row.protocol.as_str())),
     column("local", "LOCAL", &["local_address", "local_port"], Shown::Always, Side::Left, |row, _| {
         Cell::of(socket(row.local))
     }),
     column("peer", "PEER", &["peer_address", "peer_port", "peer_host"], Shown::Always, Side::Left, peer),
-    column("class", "CLASS", &["class"], Shown::Wide, Side::Left, |row, _| Cell::new(row.class().as_str())),
+    column("class", "CLASS", &["class"], Shown::Wide, Side::Left, |row, _| Cell::word(row.class().as_str())),
     column("service", "SERVICE?", &["service", "service_source"], Shown::Always, Side::Left, |row, _| {
         service_cell(row.service())
     }),
@@ -144,6 +144,9 @@ const COLUMNS: &[Column<Session>] = &[
     }),
 ];
 
+/// The fields that need [`SessionView::Full`](fleetsock_proto::question::SessionView::Full).
+pub const OF_FULL_VIEW: &[&str] = &["exe", "user", "owners", "container", "unit", "command_line"];
+
 impl Record for Session {
     const NOUN: &'static str = "session";
 
@@ -162,5 +165,86 @@ impl Record for Session {
     fn marks(&self) -> Marks {
         let closed = self.closed.map(|(_, known)| Marks::of(known)).unwrap_or_default();
         Marks::of(self.opened_known).and(closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use fleetsock_proto::{
+        host::{HostId, HostState},
+        session::OtherEnd,
+        socket::{Direction, Family, OwnerKnown, Protocol, SocketState},
+        time::Timestamp,
+        wire::SessionRecord,
+    };
+    use jiff::tz::TimeZone;
+
+    use super::*;
+    use crate::{clock::Clock, record::Times};
+
+    #[test]
+    fn what_is_not_of_the_full_view_is_shown_alike_of_the_basic_one_and_the_rest_is_not() {
+        let at = Timestamp::from_micros(1_795_510_991_123_456);
+        let owner = Owner {
+            pid: 812,
+            started_at: Some(at),
+            process: "nginx".to_owned(),
+            exe: "/usr/sbin/nginx".to_owned(),
+            uid: 33,
+            user: "www-data".to_owned(),
+            container: "0123456789ab".to_owned(),
+            unit: "nginx.service".to_owned(),
+            command_line: "nginx -g daemon off".to_owned(),
+        };
+        let other = OtherEnd {
+            host_id: HostId::from_array([2; 16]),
+            host: "db1".to_owned(),
+            netns: 5,
+            owner_known: OwnerKnown::Exact,
+            owner: Some(owner.clone()),
+        };
+        let full = Session {
+            host_id: HostId::from_array([1; 16]),
+            host: "web1".to_owned(),
+            host_state: HostState::Stale,
+            protocol: Protocol::Tcp,
+            family: Family::Ipv4,
+            direction: Direction::In,
+            local: "10.0.0.1:443".parse().unwrap(),
+            peer: "203.0.113.9:40001".parse().unwrap(),
+            peer_host: "db1".to_owned(),
+            state: SocketState::Established,
+            netns: 7,
+            netns_name: "netns:blue".to_owned(),
+            owner_known: OwnerKnown::Exact,
+            owners: vec![owner],
+            opened_at: at,
+            opened_known: Known::Event,
+            closed: Some((at.plus(Duration::from_secs(9)), Known::Event)),
+            bytes_sent: 5,
+            bytes_received: 6,
+            other_end: Some(Box::new(other)),
+        };
+        let of = |owner: &Owner| Owner {
+            uid: owner.uid,
+            pid: owner.pid,
+            process: owner.process.clone(),
+            ..Owner::default()
+        };
+        let basic = Session { owners: full.owners.iter().map(of).collect(), ..full.clone() };
+        let record: SessionRecord = basic.clone().into_basic();
+        assert_eq!((record.class, record.service.as_str()), (0, ""));
+        let basic = Session::try_from(record).unwrap();
+        let view = View { clock: Clock::at(at, TimeZone::UTC), times: Times::Absolute, until: at };
+        for Field { name, value } in FIELDS {
+            let alike = value(&full, &view) == value(&basic, &view);
+            assert_eq!(alike, !OF_FULL_VIEW.contains(name), "{name}");
+        }
+        for column in COLUMNS {
+            let alike = (column.cell)(&full, &view) == (column.cell)(&basic, &view);
+            assert_eq!(alike, !column.fields.iter().any(|field| OF_FULL_VIEW.contains(field)), "{}", column.name);
+        }
     }
 }

@@ -88,6 +88,14 @@ impl<T: Record> Selection<T> {
             .collect()
     }
 
+    /// The fields that these are made of.
+    pub fn fields(&self) -> impl Iterator<Item = &'static str> {
+        self.0.iter().flat_map(|source| match source {
+            Source::Column(column) => column.fields.to_vec(),
+            Source::Field(field) => vec![field.name],
+        })
+    }
+
     /// A row for people.
     pub fn cells(&self, row: &T, view: &View) -> Vec<Cell> {
         self.0

@@ -36,7 +36,7 @@ impl<T: Record> Render<T> for Markdown<T> {
         }
         for row in rows {
             let cells = self.selection.cells(row, &self.view);
-            line(cells.iter().map(|cell| cell.text.as_str()), out)?;
+            line(cells.iter().map(|cell| cell.text.as_ref()), out)?;
         }
         Ok(())
     }

@@ -60,6 +60,11 @@ impl<T: Record> Sorting<T> {
         Ok((!keys.is_empty()).then_some(Sorting { keys }))
     }
 
+    /// The fields that decide.
+    pub fn fields(&self) -> impl Iterator<Item = &'static str> {
+        self.keys.iter().map(|(field, _)| field.name)
+    }
+
     /// Puts rows in order; rows that are equal stay in theirs.
     pub fn sort(&self, rows: Vec<T>, view: &View) -> Vec<T> {
         let mut keyed: Vec<(Vec<Key>, T)> = rows

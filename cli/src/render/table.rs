@@ -73,7 +73,7 @@ impl Aligner {
         let (widths, measured) = (vec![0; sides.len()], Some(Vec::new()));
         let mut aligner = Aligner { widths, sides, paint, measured, rows: 0, line: String::new() };
         if headers == Headers::Shown {
-            aligner.measure(headings.into_iter().map(|text| Cell { text, tone: Tone::Heading }).collect());
+            aligner.measure(headings.into_iter().map(|text| Cell { text: text.into(), tone: Tone::Heading }).collect());
         }
         aligner
     }

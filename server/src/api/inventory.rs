@@ -5,14 +5,15 @@ use std::{sync::Arc, time::Duration};
 use fleetsock_proto::{
     answer::AnswerMeta,
     condition::Condition,
-    question::{self, ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SummaryQuestion},
+    question::{self, ChangeQuestion, CoverageQuestion, PortQuestion, SessionQuestion, SessionView, SummaryQuestion},
+    session::Session,
     wire::{self, inventory_server::Inventory},
 };
 use tonic::{Request, Response, Status};
 
 pub use super::answering::Messages;
 use super::{
-    answering::{Answering, Asked},
+    answering::{Answering, Asked, Message},
     peer, status, wording,
 };
 use crate::{
@@ -55,6 +56,10 @@ pub(super) async fn send_all<T>(
 
 pub(super) fn into<A: Into<B>, B>(rows: Vec<A>) -> Vec<B> {
     rows.into_iter().map(Into::into).collect()
+}
+
+fn sessions(sessions: Vec<wire::SessionRecord>, meta: Option<AnswerMeta>) -> wire::ListSessionsResponse {
+    wire::ListSessionsResponse { sessions, meta: meta.map(Into::into) }
 }
 
 impl InventoryService {
@@ -154,14 +159,12 @@ impl Inventory for InventoryService {
         let question = SessionQuestion::try_from(request.into_inner()).map_err(status::of_invalid)?;
         let asked = Asked { action: "list sessions", detail: wording::sessions(&question) };
         let (history, now) = (Arc::clone(&self.history), self.answering.now());
-        self.answering
-            .answer(
-                &peer,
-                asked,
-                move |rows| async move { history.list_sessions(question, now, rows).await },
-                |rows, meta| wire::ListSessionsResponse { sessions: into(rows), meta: meta.map(Into::into) },
-            )
-            .await
+        let message: Message<Session, wire::ListSessionsResponse> = match question.view {
+            SessionView::Full => |rows, meta| sessions(into(rows), meta),
+            SessionView::Basic => |rows, meta| sessions(rows.into_iter().map(Session::into_basic).collect(), meta),
+        };
+        let answer = move |rows| async move { history.list_sessions(question, now, rows).await };
+        self.answering.answer(&peer, asked, answer, message).await
     }
 
     async fn list_coverage(

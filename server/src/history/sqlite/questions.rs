@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleetsock_proto::{answer::AnswerMeta, owner::Owner};
+use fleetsock_proto::{answer::AnswerMeta, owner::Owner, question::SessionView};
 use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
@@ -241,12 +241,18 @@ pub(super) struct Programs<'a> {
     main: &'a Connection,
     known: Numbered<i64, Program>,
     namespaces: NamespaceNames<'a>,
+    view: SessionView,
 }
 
 impl<'a> Programs<'a> {
     pub(super) fn new(reader: &'a Reader) -> Programs<'a> {
+        Programs::viewed(reader, SessionView::Full)
+    }
+
+    /// Those of which so much is told.
+    fn viewed(reader: &'a Reader, view: SessionView) -> Programs<'a> {
         let (main, known) = (&reader.main, Numbered::default());
-        Programs { main, known, namespaces: NamespaceNames::new(main) }
+        Programs { main, known, namespaces: NamespaceNames::new(main), view }
     }
 
     fn get(&mut self, id: i64) -> Result<&Program, rusqlite::Error> {
@@ -286,8 +292,13 @@ impl<'a> Programs<'a> {
     }
 
     fn owner(&mut self, stored: StoredOwner) -> Result<Owner, rusqlite::Error> {
-        let Program { process, exe, uid, user, container, unit, command_line } = self.get(stored.program_id)?.clone();
-        let StoredOwner { pid, started_at, .. } = stored;
+        let StoredOwner { pid, started_at, program_id } = stored;
+        let view = self.view;
+        let program = self.get(program_id)?;
+        if view == SessionView::Basic {
+            return Ok(Owner { pid, process: program.process.clone(), uid: program.uid, ..Owner::default() });
+        }
+        let Program { process, exe, uid, user, container, unit, command_line } = program.clone();
         Ok(Owner { pid, started_at, process, exe, uid, user, container, unit, command_line })
     }
 }

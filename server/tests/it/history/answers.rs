@@ -11,7 +11,8 @@ use fleetsock_proto::{
     host::{HostSelector, HostState},
     owner::Owner,
     port::PortRange,
-    question::{PortQuestion, SessionQuestion, SessionTime},
+    question::{PortQuestion, SessionQuestion, SessionTime, SessionView},
+    session::Session,
     socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketKey, SocketState},
     stream::AgentCost,
     tcp::TcpCounts,
@@ -203,6 +204,14 @@ pub(super) async fn rows_survive_every_value_of_every_column<E: Engine>() {
     world.restart().await;
     let time = SessionTime::At(at(1));
     let over = world.sessions(SessionQuestion { time, ..SessionQuestion::default() }, at(3)).await.unwrap().0;
+    let view = SessionView::Basic;
+    let basic = world.sessions(SessionQuestion { time, view, ..SessionQuestion::default() }, at(3)).await.unwrap().0;
+    let to_basic = |owner: &Owner| {
+        let Owner { pid, ref process, uid, .. } = *owner;
+        Owner { pid, process: process.clone(), uid, ..Owner::default() }
+    };
+    let expected = over.iter().map(|one| Session { owners: one.owners.iter().map(to_basic).collect(), ..one.clone() });
+    assert_eq!(basic, expected.collect::<Vec<_>>());
     let ports = world.ports(PortQuestion::default(), at(3)).await.unwrap().0;
     assert_eq!((open.len(), over.len(), ports.len()), (12, 12, 12));
     for (index, socket) in sockets.iter().enumerate() {

@@ -196,7 +196,7 @@ impl<'a> Search<'a> {
             hosts,
             places,
             meaning,
-            programs: Programs::new(reader),
+            programs: Programs::viewed(reader, question.view),
             fetching: HashMap::new(),
             held: 0,
             left: None,
