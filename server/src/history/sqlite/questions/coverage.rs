@@ -143,7 +143,7 @@ fn each_gap(
 fn not_yet(host: Selected<'_>, since: Timestamp) -> Option<Missing<'_>> {
     let first = host.observed_since;
     let begins = since > Timestamp::MIN && first.is_none_or(|first| since < first);
-    begins.then(|| Missing { host, since, until: first, reason: GapReason::NotYetObserved, batches_lost: 0 })
+    begins.then_some(Missing { host, since, until: first, reason: GapReason::NotYetObserved, batches_lost: 0 })
 }
 
 /// The part of a window that was observed and is not kept any more.
@@ -151,7 +151,7 @@ fn expired(host: Selected<'_>, since: Timestamp, horizon: Option<Timestamp>) -> 
     let (horizon, first) = (horizon?, host.observed_since?);
     let begins = since > Timestamp::MIN && since < horizon && first < horizon;
     let (since, until) = (since.max(first), Some(horizon));
-    begins.then(|| Missing { host, since, until, reason: GapReason::Expired, batches_lost: 0 })
+    begins.then_some(Missing { host, since, until, reason: GapReason::Expired, batches_lost: 0 })
 }
 
 /// The end of a window of which a host has not told yet, or of which nothing is stored because it was revoked. Of this
@@ -170,7 +170,7 @@ fn unreported<'a>(
     let is_now = since >= selection.now();
     let is_late = reason == GapReason::Revoked || selection.now().since(told) > selection.stale_after();
     let is_missing = is_late && !is_now && until > told;
-    is_missing.then(|| Missing { host, since: told, until: None, reason, batches_lost: 0 })
+    is_missing.then_some(Missing { host, since: told, until: None, reason, batches_lost: 0 })
 }
 
 /// What a host told that it lost.
