@@ -3,6 +3,7 @@
 //!
 //! It is a split block Bloom filter as Parquet has it (<https://parquet.apache.org/docs/file-format/bloomfilter/>): each
 //! address sets one bit in each of the eight words of one block, so that to look for it takes one line of the processor's cache.
+//! Only the hash is another: addresses are a number or two, for which Parquet's xxHash is more than it takes.
 //! Of addresses that were never met about one in a hundred is looked for in vain.
 
 use std::net::IpAddr;
