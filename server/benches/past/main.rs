@@ -103,7 +103,7 @@ struct Arguments {
     #[arg(long, default_value_t = 20_000_000)]
     sessions: u64,
     /// How many of each question are asked in each of five rounds: of other hosts, peers and times. Of quick ones each is
-    /// asked twice.
+    /// asked twice, and all again until a second has passed.
     #[arg(long, default_value_t = 50)]
     asked: usize,
     /// Ask only the questions that have these words.

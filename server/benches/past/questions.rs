@@ -1,6 +1,9 @@
 //! Questions about the past, each asked often of other hosts, peers and times.
 
-use std::{net::IpAddr, time::Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use fleetsock_proto::{
     port::PortClass,
@@ -22,9 +25,10 @@ use super::{
 struct Asking<'a> {
     history: &'a SqliteHistory,
     days: i64,
-    /// How many times, and how often these.
+    /// How many times, how often these, and for how long at least.
     times: usize,
     again: usize,
+    lasts: Duration,
     only: &'a str,
 }
 
@@ -61,11 +65,14 @@ impl Answered {
     }
 }
 
-/// All questions are asked in so many rounds, of which the middle one counts: a quick one is done so many times within half of a
-/// second, and its p99 would be that of the half second in which the machine did something else as well.
+/// All questions are asked in so many rounds, of which the middle one counts: one may meet a time in which the machine did
+/// something else as well.
 const ROUNDS: usize = 5;
 /// Of quick questions all are asked so often in each round.
 const AGAIN: usize = 2;
+/// And again until so long has passed: two hundred that take a fifth of a millisecond would tell how it was for 40 ms, just
+/// after the question before.
+const LASTS: Duration = Duration::from_secs(1);
 
 /// Asks all questions whose words have `only` in them, each so many times in each round.
 pub(crate) async fn ask_all(history: &SqliteHistory, sessions: u64, (times, only): (usize, &str)) -> Vec<Answered> {
@@ -84,8 +91,8 @@ pub(crate) async fn ask_all(history: &SqliteHistory, sessions: u64, (times, only
 
 async fn ask_once(history: &SqliteHistory, sessions: u64, (times, only): (usize, &str)) -> Vec<Answered> {
     let days = i64::try_from(sessions / DAY_SESSIONS).unwrap().max(1);
-    let asking = Asking { history, days, times, again: 1, only };
-    let quick = Asking { again: AGAIN, ..asking };
+    let asking = Asking { history, days, times, again: 1, lasts: Duration::ZERO, only };
+    let quick = Asking { again: AGAIN, lasts: LASTS, ..asking };
     let mut told = Vec::new();
     let day = |turn: usize| {
         let since = begin_us(turn, days);
@@ -189,8 +196,10 @@ fn host(turn: usize) -> SocketFilter {
 impl Asking<'_> {
     /// All turns so often, after one that meets a cold cache.
     fn turns(&self) -> impl Iterator<Item = usize> {
-        let (times, again) = (self.times, self.again);
-        std::iter::once(0).chain((0..again).flat_map(move |_| 1..=times))
+        let (begun, asked, lasts) = (Instant::now(), self.times * self.again, self.lasts);
+        let asked_yet = (1..=self.times).cycle().enumerate();
+        let wanted = asked_yet.take_while(move |(count, _)| *count < asked || begun.elapsed() < lasts);
+        std::iter::once(0).chain(wanted.map(|(_, turn)| turn))
     }
 
     fn now(&self) -> Timestamp {
