@@ -143,7 +143,7 @@ pub trait History: Send + Sync + 'static {
         rows: Rows<Sum>,
     ) -> Result<AnswerMeta, HistoryError>;
 
-    /// Gaps, newest first.
+    /// Gaps: those that go on, what was lost, the newest first, what is not kept any more, and what was before a host was observed.
     async fn list_gaps(
         &self,
         question: CoverageQuestion,

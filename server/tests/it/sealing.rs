@@ -39,6 +39,7 @@ mod long;
 mod peers;
 mod placed;
 mod runs;
+mod upgrades;
 
 /// Sessions of a small file.
 const FEW: i64 = 40;
@@ -96,7 +97,7 @@ impl<const ROWS: i64> Engine for Hesitant<ROWS> {
 }
 
 /// Sessions of three hosts with peers of both families, many at the same moment, with none, one and several owners.
-async fn live(world: &World<Hesitant<FEW>>) {
+async fn live<const ROWS: i64>(world: &World<Hesitant<ROWS>>) {
     let mut agents: Vec<Agent> = Vec::new();
     for number in 0..HOSTS {
         let mut agent = world.host(&format!("web{number}")).await;
@@ -129,7 +130,7 @@ async fn live(world: &World<Hesitant<FEW>>) {
 const OTHERS: [Dimension; 3] = [Dimension::Service, Dimension::Process, Dimension::Host];
 
 /// What is asked, and what the answer is.
-async fn answers(world: &World<Hesitant<FEW>>) -> Vec<(String, Vec<String>)> {
+async fn answers<const ROWS: i64>(world: &World<Hesitant<ROWS>>) -> Vec<(String, Vec<String>)> {
     let within = |since, until| SessionTime::Within { since: at(since), until: Some(at(until)) };
     let all = SessionQuestion { time: within(0, 10_000), ..SessionQuestion::default() };
     let peers = |text: &str| SessionQuestion { peers: vec![text.parse().unwrap()], ..all.clone() };

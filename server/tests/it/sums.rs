@@ -21,6 +21,7 @@ use fleetsock_proto::{
         Direction::{self, In, Out},
         Protocol,
     },
+    stream::GapReport,
     summary::Dimension,
     time::Timestamp,
 };
@@ -208,6 +209,9 @@ async fn eight_days(world: &World<Summing>) -> Vec<(String, Vec<String>)> {
     let stays = session(1, "10.0.0.1:22", In, "10.0.0.7:5000").since(WHOLE + 10);
     world.tell(&mut agents[0], Changes, WHOLE + 20, vec![opened(stays)]).await;
     days_go_by(world, &mut agents, 0..8).await;
+    let (since, until) = (at(WHOLE + DAY + 100), at(WHOLE + DAY + 200));
+    let lost = GapReport { epoch: 1, seqs: None, since, until, reason: GapReason::KernelLoss };
+    world.store().record_gap(agents[0].host, lost).await.unwrap();
     let answers = answers(world).await;
     assert!(answers.iter().filter(|(_, lines)| !lines.is_empty()).count() > 100, "{answers:?}");
     answers
@@ -279,6 +283,8 @@ async fn answers_say_of_what_time_only_sums_are_kept_and_what_those_do_not_tell(
     // It was looked for what is too old a moment later.
     assert!(sums.until.since(horizon) < Duration::from_secs(60), "{:?}", sums.until);
     assert_eq!(expired(&counted), 0, "nothing of it is missing");
+    let lost = |meta: &AnswerMeta| meta.gaps.iter().filter(|gap| gap.reason == GapReason::KernelLoss).count();
+    assert_eq!(lost(&counted), 1, "what was not observed is in no sum either");
 
     let user = SocketFilter { users: vec!["root".to_owned()], ..SocketFilter::default() };
     for (sockets, by, expected) in [
@@ -385,6 +391,13 @@ async fn sums_go_when_they_are_older_than_they_are_kept_and_are_in_backups_befor
     let all = SessionQuestion { time: within(0, 40 * DAY), ..SessionQuestion::default() };
     let told = meta(&world, SummaryQuestion { sockets: all, by: vec![Dimension::Host], limit: None }).await;
     let sums = told.sums.unwrap();
+    assert!(
+        world.gaps().await.iter().all(|gap| gap.reason != GapReason::KernelLoss),
+        "it goes with the sums of its time"
+    );
+    let main = Connection::open(world.engine.folder().join("main.db")).unwrap();
+    let gaps: i64 = main.query_row("SELECT count(*) FROM gaps", [], |row| row.get(0)).unwrap();
+    assert_eq!(gaps, 0);
     let expired: Vec<_> = told.gaps.iter().filter(|gap| gap.reason == GapReason::Expired).collect();
     assert!(sums.counted && expired.len() == 2 && expired.iter().all(|gap| gap.until == Some(sums.since)), "{sums:?}");
 

@@ -26,6 +26,7 @@ use crate::history::HistoryError;
 mod planning;
 mod turning;
 mod unchanging;
+mod upgrading;
 
 use self::{planning::keep_plans, turning::Turning, unchanging::open_unchanging};
 
@@ -139,6 +140,7 @@ impl Database {
         let lock = lock(folder)?;
         let failed = |error: io::Error| OpenError::Engine { path: folder.to_owned(), problem: error.to_string() };
         parts::remove_unfinished(folder).map_err(failed)?;
+        upgrading::keep_as_it_was(folder)?;
         let main_path = folder.join(MAIN_FILE);
         let mut main = open_for_writing(&main_path, Kind::Main.runner())?;
         let catalogue = parts::load(&mut main, folder, now).map_err(|error| engine(&main_path, &error))?;
@@ -174,6 +176,7 @@ impl Database {
             let failed = |error: io::Error| OpenError::Engine { path: sums.path.clone(), problem: error.to_string() };
             parts::remove_all(folder, sums.id).map_err(failed)?;
         }
+        upgrading::done(folder).map_err(failed)?;
         let files = Files {
             folder: folder.to_owned(),
             main: main_path,
@@ -193,10 +196,10 @@ impl Database {
         // Where sums are kept, they take the place of a file first (`sealed::sealer`).
         let old = |part: &&Part| self.keeping.sums.is_none() && part.latest < horizon.as_micros();
         let gone: Vec<i64> = catalogue.complete.iter().filter(old).map(|part| part.id).collect();
-        let horizon_of_sums = parts::horizon_of_sums(self.keeping, now).as_micros();
-        let sums_gone: Vec<i64> =
-            catalogue.sums.iter().filter(|sums| sums.latest < horizon_of_sums).map(|sums| sums.id).collect();
-        parts::drop_before(&mut self.main, (&gone, &sums_gone), horizon, DELETED_AT_ONCE)?;
+        let of_sums = parts::horizon_of_sums(self.keeping, now);
+        let is_old = |sums: &&Summed| sums.latest < of_sums.as_micros();
+        let sums_gone: Vec<i64> = catalogue.sums.iter().filter(is_old).map(|sums| sums.id).collect();
+        parts::drop_before(&mut self.main, (&gone, &sums_gone), (horizon, of_sums), DELETED_AT_ONCE)?;
         let horizon = parts::stored_horizon(&self.main)?;
         self.files.catalogue.change(|catalogue| {
             catalogue.complete.retain(|part| !gone.contains(&part.id));
@@ -205,6 +208,9 @@ impl Database {
         });
         if !gone.is_empty() || !sums_gone.is_empty() {
             tracing::info!(files = ?gone, sums = ?sums_gone, "what is older than what is kept is dropped");
+            if let Err(error) = upgrading::remove_old(&self.files.folder) {
+                tracing::warn!(%error, "the history as it was before an upgrade cannot be removed");
+            }
         }
         self.files.leaving.add(parts::remove_dropped(&self.main, &self.files.folder)?);
         Ok(())

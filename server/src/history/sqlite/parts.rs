@@ -29,15 +29,19 @@ pub(super) const LOG: &str = "-wal";
 /// What a sealed form is called until it is whole, in place of its own ending.
 pub(super) const UNFINISHED: &str = "unfinished";
 
-/// The tables of `main.db` that grow with time: their keys, and what says how old a row is.
-const OLD: [(&str, &str, &str); 6] = [
+/// A table that grows with time: its key, and what says how old a row is.
+type Old = (&'static str, &'static str, &'static str);
+
+/// Those of `main.db` that tell of what is kept itself.
+const OLD: [Old; 5] = [
     ("listeners", "host_id, netns, cookie, opened_at_us", "closed_at_us"),
     ("owner_changes", "id", "at_us"),
     ("starts", "id", "at_us"),
-    ("gaps", "id", "until_us"),
     ("host_addresses", "address, host_id", "last_seen_us"),
     ("namespace_names", "host_id, netns, since_us", "until_us"),
 ];
+/// What was not observed, which sums do not tell either: it goes with them.
+const GAPS: Old = ("gaps", "id", "until_us");
 
 const HOT: i64 = 0;
 const COMPLETE: i64 = 1;
@@ -311,12 +315,13 @@ pub(super) fn turn_over(
     transaction.commit()
 }
 
-/// Marks files as dropped, those of sessions and those of sums, and deletes what is over in `main.db` since before `horizon`:
-/// at most `limit` rows of each table, since a writer must not be kept for long.
+/// Marks files as dropped, those of sessions and those of sums, and deletes what is over in `main.db` since before `horizon`,
+/// and gaps that were over before that of the sums as well: at most `limit` rows of each table, since a writer must not be
+/// kept for long.
 pub(super) fn drop_before(
     main: &mut Connection,
     (gone, sums_gone): (&[i64], &[i64]),
-    horizon: Timestamp,
+    (horizon, horizon_of_sums): (Timestamp, Timestamp),
     limit: u32,
 ) -> Result<(), rusqlite::Error> {
     let transaction = main.transaction()?;
@@ -324,11 +329,15 @@ pub(super) fn drop_before(
         transaction.execute("UPDATE parts SET state = ?2 WHERE id = ?1", params![id, DROPPING])?;
     }
     let mut deleted = 0;
-    for (table, key, time) in OLD {
+    let delete = |(table, key, time): Old, horizon: Timestamp| {
         let sql =
             format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {time} < ?1 LIMIT ?2)");
-        deleted += transaction.execute(&sql, params![horizon.as_micros(), limit])?;
+        transaction.execute(&sql, params![horizon.as_micros(), limit])
+    };
+    for old in OLD {
+        deleted += delete(old, horizon)?;
     }
+    deleted += delete(GAPS, horizon.min(horizon_of_sums))?;
     if !gone.is_empty() || deleted > 0 {
         move_horizon(&transaction, horizon)?;
     }

@@ -59,7 +59,7 @@ pub(super) fn make_sums(path: &Path, sums: &mut Connection) -> Result<(), OpenEr
 
 /// Refuses a file of a schema that this program does not know.
 pub(super) fn check_schema(path: &Path, connection: &Connection, kind: Kind) -> Result<(), OpenError> {
-    refuse_newer(path, connection, &kind.runner())
+    refuse_newer(path, connection, &kind.runner()).map(drop)
 }
 
 /// Brings a file to the newest schema.
@@ -74,9 +74,14 @@ pub(super) fn migrate(path: &Path, connection: &mut Connection, runner: &refiner
     })
 }
 
-/// Looks at the schema of a file before anything is changed in it.
-pub(super) fn refuse_newer(path: &Path, connection: &Connection, runner: &refinery::Runner) -> Result<(), OpenError> {
-    let known = runner.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0);
+/// The newest schema that this program knows.
+pub(super) fn newest(runner: &refinery::Runner) -> i32 {
+    runner.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
+}
+
+/// Looks at the schema of a file before anything is changed in it; which that is, 0 for none.
+pub(super) fn refuse_newer(path: &Path, connection: &Connection, runner: &refinery::Runner) -> Result<i32, OpenError> {
+    let known = newest(runner);
     let found = || {
         let table = "SELECT count(*) FROM sqlite_schema WHERE name = 'refinery_schema_history'";
         if connection.query_row(table, [], |row| row.get::<_, i64>(0))? == 0 {
@@ -85,7 +90,7 @@ pub(super) fn refuse_newer(path: &Path, connection: &Connection, runner: &refine
         connection.query_row("SELECT coalesce(max(version), 0) FROM refinery_schema_history", [], |row| row.get(0))
     };
     let found: i32 = found().map_err(|error| engine(path, &error))?;
-    if found > known { Err(OpenError::Newer { path: path.to_owned(), found, known }) } else { Ok(()) }
+    if found > known { Err(OpenError::Newer { path: path.to_owned(), found, known }) } else { Ok(found) }
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ fn all_is_right(file: &Connection) {
 }
 
 /// Makes of a file what the first version made.
-fn as_of_the_first_version(path: &Path) {
+pub(super) fn as_of_the_first_version(path: &Path) {
     change(
         path,
         "CREATE INDEX sessions_by_host ON sessions (host_id, closed_at_us);

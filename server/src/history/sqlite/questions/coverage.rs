@@ -101,8 +101,9 @@ impl Missing<'_> {
     }
 }
 
-/// Shows every gap of the selected hosts that touches `window`, the one that ended last first; how many there are. What was
-/// over before `horizon` is not kept.
+/// Shows every gap of the selected hosts that touches `window`: those that go on, what was lost, the one that ended last first,
+/// what is not kept any more, and what was before a host was observed; how many there are. What was over before `horizon` is
+/// not kept: what was lost then is a part of that.
 fn each_gap(
     reader: &Reader,
     selection: &Selection,
@@ -110,46 +111,44 @@ fn each_gap(
     horizon: Option<Timestamp>,
     mut show: impl FnMut(&Missing<'_>),
 ) -> Result<u64, rusqlite::Error> {
+    let mut total = 0;
+    let mut tell = |missing: Missing<'_>| {
+        total += 1;
+        show(&missing);
+    };
+    selection.hosts().filter_map(|host| unreported(host, (since, until), selection)).for_each(&mut tell);
     // Of most windows nothing was lost.
     let hosts = OnceCell::new();
-    let mut total = 0;
     let mut statement = reader.main.prepare_cached(
         "SELECT host_id, since_us, until_us, reason, batches_lost FROM gaps
          WHERE until_us > ?1 AND since_us < ?2 ORDER BY until_us DESC, id DESC",
     )?;
-    for host in selection.hosts() {
-        let mut tell = |missing: Option<Missing<'_>>| {
-            if let Some(missing) = missing {
-                total += 1;
-                show(&missing);
-            }
-        };
-        tell(not_yet(host, since));
-        tell(expired(host, since, horizon));
-        tell(unreported(host, (since, until), selection));
-    }
     // A window of one moment lies within a gap, it does not only touch its ends.
-    let mut rows = statement.query(params![since.as_micros(), until.max(since).as_micros()])?;
+    let kept = horizon.map_or(since, |horizon| since.max(horizon));
+    let mut rows = statement.query(params![kept.as_micros(), until.max(since).as_micros()])?;
     while let Some(row) = rows.next()? {
         if let Some(missing) = lost(row, hosts.get_or_init(|| selection.by_number()))? {
-            total += 1;
-            show(&missing);
+            tell(missing);
         }
+    }
+    if since > Timestamp::MIN {
+        selection.hosts().filter_map(|host| expired(host, since, horizon)).for_each(&mut tell);
+        selection.hosts().filter_map(|host| not_yet(host, since)).for_each(&mut tell);
     }
     Ok(total)
 }
 
-/// The beginning of a window that lies before the first report of a host.
+/// The beginning of a window that lies before the first report of a host; all history begins with that.
 fn not_yet(host: Selected<'_>, since: Timestamp) -> Option<Missing<'_>> {
     let first = host.observed_since;
-    let begins = since > Timestamp::MIN && first.is_none_or(|first| since < first);
+    let begins = first.is_none_or(|first| since < first);
     begins.then_some(Missing { host, since, until: first, reason: GapReason::NotYetObserved, batches_lost: 0 })
 }
 
-/// The part of a window that was observed and is not kept any more.
+/// The part of a window that was observed and is not kept any more; all history begins with what is kept.
 fn expired(host: Selected<'_>, since: Timestamp, horizon: Option<Timestamp>) -> Option<Missing<'_>> {
     let (horizon, first) = (horizon?, host.observed_since?);
-    let begins = since > Timestamp::MIN && since < horizon && first < horizon;
+    let begins = since < horizon && first < horizon;
     let (since, until) = (since.max(first), Some(horizon));
     begins.then_some(Missing { host, since, until, reason: GapReason::Expired, batches_lost: 0 })
 }
