@@ -169,6 +169,44 @@ fn program(process: &str, pid: u32, started_at: i64) -> Arc<Owner> {
     })
 }
 
+/// Ports of the first class that a host listens on, and how many others.
+const WELL_KNOWN: [u16; 5] = [22, 25, 53, 80, 443];
+const OTHERS: u16 = 15;
+/// One report of so many tells of a listener that came and went.
+const CAME_AND_WENT: u64 = 100;
+
+/// What a host has to report of listeners beside its sessions: twenty that stay, and some that come and go.
+pub(crate) fn listeners(report: &Report) -> Vec<Change> {
+    let Report { host, seq, ref sessions } = *report;
+    let listener = |port: u16, opened_us: i64, op: Op| {
+        let socket = Socket {
+            key: SocketKey { netns: 4_026_531_840, cookie: seq << 48 | u64::from(port) },
+            protocol: Protocol::Tcp,
+            family: Family::Ipv4,
+            state: SocketState::Listen,
+            local: SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+            path: None,
+            role: Role::Listener,
+            opened_at: Timestamp::from_micros(opened_us),
+            opened_known: Known::Event,
+            owner_known: OwnerKnown::Exact,
+            owners: vec![program("nginx", 700, BEGIN_US - 1_000_000 * host as i64)],
+            bytes_sent: 0,
+            bytes_received: 0,
+        };
+        Change { op, socket }
+    };
+    if seq == 1 {
+        let ports = WELL_KNOWN.into_iter().chain((0..OTHERS).map(|number| 8000 + number));
+        return ports.map(|port| listener(port, BEGIN_US, Op::Opened)).collect();
+    }
+    let Some(Change { op: Op::Closed { at, known }, .. }) = sessions.last().filter(|_| seq % CAME_AND_WENT == 0) else {
+        return Vec::new();
+    };
+    let port = 49_152 + (seq / CAME_AND_WENT % 16_000) as u16;
+    vec![listener(port, at.as_micros() - 1_000_000, Op::Closed { at: *at, known: *known })]
+}
+
 impl HostLoad {
     fn new(number: usize) -> HostLoad {
         let daemons = ["nginx", "postgres", "sshd", "node", "java"];

@@ -154,9 +154,12 @@ async fn grow(history: &Arc<SqliteHistory>, hosts: &[HostId], sessions: u64) -> 
         let (history, stored, hosts) = (Arc::clone(history), Arc::clone(&stored), hosts.to_vec());
         senders.push(sender);
         reporting.spawn(async move {
-            while let Some(Report { host, seq, sessions }) = reports.recv().await {
+            while let Some(report) = reports.recv().await {
+                let mut changes = fleet::listeners(&report);
+                let Report { host, seq, sessions } = report;
                 let rows = sessions.len() as u64;
-                assert_eq!(history.apply(hosts[host], batch(seq, sessions)).await.unwrap(), Applied::Committed);
+                changes.extend(sessions);
+                assert_eq!(history.apply(hosts[host], batch(seq, changes)).await.unwrap(), Applied::Committed);
                 stored.fetch_add(rows, Relaxed);
             }
         });

@@ -6,8 +6,9 @@ use std::{
 };
 
 use fleetsock_proto::{
-    port::PortClass,
-    question::{Pairing, SessionQuestion, SessionTime, SocketFilter, SummaryQuestion},
+    change::{ChangeKind, ChangeSubject},
+    port::{PortClass, PortRange},
+    question::{ChangeQuestion, Pairing, PortQuestion, SessionQuestion, SessionTime, SocketFilter, SummaryQuestion},
     summary::Dimension,
     time::Timestamp,
 };
@@ -143,7 +144,58 @@ async fn ask_once(history: &SqliteHistory, sessions: u64, (times, only): (usize,
     let scan = Some((335.0, 349.0));
     told.extend(asking.sums(("a day by class and hour", scan), by(&[Dimension::Class, Dimension::Hour])).await);
     told.extend(asking.sums(("a day by host and process", scan), by(&[Dimension::Host, Dimension::Process])).await);
+    // The design's was of all hosts, which have more peers in a day than an answer tells apart.
+    let peers =
+        |turn| SummaryQuestion { sockets: of(host(turn), of_day(turn)), by: vec![Dimension::Peer], limit: Some(20) };
+    told.extend(quick.sums(("a host, a day by peer, the first 20", None), peers).await);
+    let week = |turn: usize| {
+        let time = SessionTime::Within { since: day(turn).0, until: Some(later(day(turn).0, 7 * DAY_US)) };
+        let by = vec![Dimension::Class, Dimension::Hour];
+        SummaryQuestion { sockets: of(SocketFilter::default(), time), by, limit: None }
+    };
+    told.extend(few.sums(("seven days by class and hour", Some((3336.0, 3336.0))), week).await);
+    let of_v6 = |turn| peer(within(v6(turn), 64));
+    told.extend(quick.sessions(("a /64 of IPv6, all history", Some((0.46, 40.0))), of_v6).await);
+
+    let ports = |filter: SocketFilter, at| PortQuestion { filter, at, ..PortQuestion::default() };
+    let what = ("listeners, class well-known", Some((3.4, 7.5)));
+    told.extend(quick.ports(what, |_| ports(well_known.clone(), None)).await);
+    // The design's chose the hosts by a label.
+    let some = |turn: usize| {
+        let mut filter = SocketFilter { ports: vec![PortRange::new(443, 443).unwrap()], ..SocketFilter::default() };
+        filter.hosts.globs = vec![format!("host{:04}*", turn * 37 % (HOSTS / 10))];
+        filter
+    };
+    told.extend(
+        quick.ports(("listeners, a port of ten hosts", Some((0.28, 0.74))), |turn| ports(some(turn), None)).await,
+    );
+    let what = ("listeners at a moment, class well-known", Some((8.4, 16.0)));
+    told.extend(quick.ports(what, |turn| ports(well_known.clone(), Some(day(turn).1))).await);
+
+    let changed = |filter: SocketFilter, subject, turn| ChangeQuestion {
+        filter,
+        subjects: vec![subject],
+        since: Some(day(turn).0),
+        until: Some(later(day(turn).0, HOUR_US)),
+        ..ChangeQuestion::default()
+    };
+    let new = |question: ChangeQuestion| {
+        let baseline = question.since.map(|since| later(since, -7 * DAY_US));
+        ChangeQuestion { baseline, kinds: vec![ChangeKind::Opened], ..question }
+    };
+    let fleet = |turn| new(changed(SocketFilter::default(), ChangeSubject::Listener, turn));
+    let what = ("new listeners of an hour against seven days", Some((0.05, 0.5)));
+    told.extend(quick.changes(what, fleet).await);
+    let one = |turn| new(changed(host(turn), ChangeSubject::Session, turn));
+    let what = ("a host's new peers of an hour against seven days", Some((3.5, 30.0)));
+    told.extend(asking.changes(what, one).await);
     told
+}
+
+const HOUR_US: i64 = DAY_US / 24;
+
+fn later(than: Timestamp, us: i64) -> Timestamp {
+    Timestamp::from_micros(than.as_micros() + us)
 }
 
 fn of(filter: SocketFilter, time: SessionTime) -> SessionQuestion {
@@ -152,7 +204,6 @@ fn of(filter: SocketFilter, time: SessionTime) -> SessionQuestion {
 
 /// A full hour early in one of so many days: people ask for days from such.
 pub(crate) fn begin_us(turn: usize, days: i64) -> i64 {
-    const HOUR_US: i64 = DAY_US / 24;
     let begin = BEGIN_US + DAY_US * (mixed(turn as u64) as i64).rem_euclid(days);
     (begin + HOUR_US) / HOUR_US * HOUR_US
 }
@@ -215,6 +266,32 @@ impl Asking<'_> {
         for turn in self.turns() {
             let (rows, chunks) = mpsc::channel(4);
             told.time(self.history.list_sessions(question(turn), self.now(), rows), chunks).await;
+        }
+        Some(told.answered(what))
+    }
+
+    async fn ports(&self, what: Question, question: impl Fn(usize) -> PortQuestion) -> Option<Answered> {
+        if !what.0.contains(self.only) {
+            return None;
+        }
+        eprintln!("asking: {}", what.0);
+        let mut told = Told::default();
+        for turn in self.turns() {
+            let (rows, chunks) = mpsc::channel(4);
+            told.time(self.history.list_ports(question(turn), self.now(), rows), chunks).await;
+        }
+        Some(told.answered(what))
+    }
+
+    async fn changes(&self, what: Question, question: impl Fn(usize) -> ChangeQuestion) -> Option<Answered> {
+        if !what.0.contains(self.only) {
+            return None;
+        }
+        eprintln!("asking: {}", what.0);
+        let mut told = Told::default();
+        for turn in self.turns() {
+            let (rows, chunks) = mpsc::channel(4);
+            told.time(self.history.list_changes(question(turn), self.now(), rows), chunks).await;
         }
         Some(told.answered(what))
     }

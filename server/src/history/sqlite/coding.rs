@@ -73,11 +73,11 @@ pub(super) fn listen_address_bytes(address: &ListenAddress) -> Vec<u8> {
 }
 
 /// What a listener is bound to.
-pub(super) fn listen_address(row: &Row<'_>, column: &'static str) -> Result<ListenAddress, rusqlite::Error> {
-    match row.get_ref(column)? {
+pub(super) fn listen_address(value: ValueRef<'_>) -> Result<ListenAddress, rusqlite::Error> {
+    match value {
         ValueRef::Blob([AF_UNIX, path @ ..]) => match std::str::from_utf8(path) {
             Ok(path) => Ok(ListenAddress::Path(path.to_owned())),
-            Err(error) => Err(wrong(column, error.to_string())),
+            Err(error) => Err(wrong("address", error.to_string())),
         },
         value => address_of(value).map(ListenAddress::Ip),
     }
@@ -198,6 +198,17 @@ impl OwnerColumns {
             started_at_us: row.get("started_at_us")?,
             program_id: row.get("program_id")?,
             more: row.get("more_owners")?,
+        })
+    }
+
+    /// Reads the columns of a row from this place on, in the same order.
+    pub(super) fn read_from(row: &Row<'_>, first: usize) -> Result<OwnerColumns, rusqlite::Error> {
+        Ok(OwnerColumns {
+            known: row.get(first)?,
+            pid: row.get(first + 1)?,
+            started_at_us: row.get(first + 2)?,
+            program_id: row.get(first + 3)?,
+            more: row.get(first + 4)?,
         })
     }
 

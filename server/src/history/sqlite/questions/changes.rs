@@ -27,7 +27,8 @@ use self::{
 use super::{
     Programs, Reader, coverage, holders, names,
     outlet::{Outlet, Sink, Wanted},
-    ports, sessions,
+    ports::StoredListener,
+    sessions,
 };
 use crate::history::{
     HistoryError,
@@ -167,16 +168,17 @@ impl Merge<'_, '_> {
     }
 
     fn opened(&mut self, row: &Row<'_>, host: &Selected<'_>) -> Result<(), rusqlite::Error> {
-        if !ports::is_meant(row, &self.matcher, &self.question.scopes)? {
+        let stored = StoredListener::read(row)?;
+        if !stored.is_meant(&self.matcher, &self.question.scopes) {
             return Ok(());
         }
-        let owners = holders::first(&self.reader.main, row)?;
-        let listener = ports::read(row, host, &owners, &mut self.programs)?;
+        let owners = holders::first(&self.reader.main, &stored)?;
+        let listener = stored.listener(host, &owners, &mut self.programs)?;
         if !self.matcher.matches_owners(names(&listener.owners)) {
             return Ok(());
         }
         if let Some(baseline) = self.question.baseline
-            && baseline::was_there(&self.reader.main, row, baseline)?
+            && baseline::was_there(&self.reader.main, &stored, baseline)?
         {
             return Ok(());
         }
@@ -189,7 +191,8 @@ impl Merge<'_, '_> {
             owners_before: Vec::new(),
             scope_before: None,
         };
-        let place = (row.get("netns")?, row.get("cookie")?);
+        let (netns, cookie, _) = stored.life;
+        let place = (netns, cookie);
         if self.question.wants(ChangeKind::ScopeWidened)
             && let Some(scope) = self.scopes.widened(&self.reader.main, row)?
         {
@@ -205,10 +208,11 @@ impl Merge<'_, '_> {
     }
 
     fn closed(&mut self, row: &Row<'_>, host: &Selected<'_>) -> Result<(), rusqlite::Error> {
-        if !ports::is_meant(row, &self.matcher, &self.question.scopes)? {
+        let stored = StoredListener::read(row)?;
+        if !stored.is_meant(&self.matcher, &self.question.scopes) {
             return Ok(());
         }
-        let listener = ports::read(row, host, &OwnerColumns::read(row)?, &mut self.programs)?;
+        let listener = stored.listener(host, &stored.owners, &mut self.programs)?;
         if let Some((at, known)) = listener.closed
             && self.matcher.matches_owners(names(&listener.owners))
         {
@@ -220,16 +224,18 @@ impl Merge<'_, '_> {
                 owners_before: Vec::new(),
                 scope_before: None,
             };
-            self.wait(change, (row.get("netns")?, row.get("cookie")?));
+            let (netns, cookie, _) = stored.life;
+            self.wait(change, (netns, cookie));
         }
         Ok(())
     }
 
     fn owners_changed(&mut self, row: &Row<'_>, host: &Selected<'_>) -> Result<(), rusqlite::Error> {
-        if !ports::is_meant(row, &self.matcher, &self.question.scopes)? {
+        let stored = StoredListener::read(row)?;
+        if !stored.is_meant(&self.matcher, &self.question.scopes) {
             return Ok(());
         }
-        let listener = ports::read(row, host, &OwnerColumns::read(row)?, &mut self.programs)?;
+        let listener = stored.listener(host, &stored.owners, &mut self.programs)?;
         let owners_before = self.programs.owners(&OwnerColumns::read_before(row)?)?;
         let is_meant = [&listener.owners, &owners_before].map(|owners| self.matcher.matches_owners(names(owners)));
         if is_meant.contains(&true) {

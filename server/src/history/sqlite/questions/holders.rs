@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use fleetsock_proto::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::ports::StoredListener;
 use crate::history::sqlite::coding::OwnerColumns;
 
 /// A life of a listener on its host: namespace, cookie, opening.
-type Life = (i64, i64, i64);
+pub(super) type Life = (i64, i64, i64);
 
 fn life(row: &Row<'_>) -> Result<Life, rusqlite::Error> {
     Ok((row.get("netns")?, row.get("cookie")?, row.get("opened_at_us")?))
@@ -31,24 +32,21 @@ impl Holders {
         Ok(Holders(first))
     }
 
-    /// The owners then of the listener of a row, which has `last` as its last ones.
-    pub(super) fn of(&self, row: &Row<'_>, last: OwnerColumns) -> Result<OwnerColumns, rusqlite::Error> {
-        Ok(self.0.get(&life(row)?).cloned().unwrap_or(last))
+    /// The owners then of the listener with this life, if it had others later.
+    pub(super) fn of(&self, life: Life) -> Option<&OwnerColumns> {
+        self.0.get(&life)
     }
 }
 
-/// The first owners of the listener of a row of `listeners`.
-pub(super) fn first(main: &Connection, row: &Row<'_>) -> Result<OwnerColumns, rusqlite::Error> {
-    let (netns, cookie, opened_at_us) = life(row)?;
+/// The first owners of a listener.
+pub(super) fn first(main: &Connection, listener: &StoredListener) -> Result<OwnerColumns, rusqlite::Error> {
+    let (netns, cookie, opened_at_us) = listener.life;
     let before = main
         .prepare_cached(
             "SELECT * FROM owner_changes WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3 AND opened_at_us = ?4
              ORDER BY at_us, id LIMIT 1",
         )?
-        .query_row(params![row.get::<_, i64>("host_id")?, netns, cookie, opened_at_us], OwnerColumns::read_before)
+        .query_row(params![listener.host_id, netns, cookie, opened_at_us], OwnerColumns::read_before)
         .optional()?;
-    match before {
-        Some(before) => Ok(before),
-        None => OwnerColumns::read(row),
-    }
+    Ok(before.unwrap_or_else(|| listener.owners.clone()))
 }

@@ -97,7 +97,7 @@ impl Check {
         let sql = "SELECT netns, cookie, protocol, address, port FROM listeners INDEXED BY listeners_open
              WHERE host_id = ?1 AND closed_at_us IS NULL";
         self.read(transaction, (sql, host), |row, found| {
-            let (address, port) = (listen_address(row, "address")?, row.get("port")?);
+            let (address, port) = (listen_address(row.get_ref("address")?)?, row.get("port")?);
             found.add_listener(key(row)?, word(row, "protocol", Protocol::from_number)?, &address, port);
             Ok(())
         })

@@ -11,18 +11,26 @@ use fleetsock_proto::{
     socket::{Direction, Protocol},
     time::Timestamp,
 };
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, params};
 
-use super::super::outlet::{Sink, Wanted};
-use crate::history::HistoryError;
+use super::super::{
+    outlet::{Sink, Wanted},
+    ports::StoredListener,
+};
+use crate::history::{HistoryError, sqlite::coding};
 
 /// Peers that are told apart, about 200 bytes each.
 const PEERS_LIMIT: usize = 100_000;
 /// Sessions that are held because they may be new, about 1 KiB each.
 const SESSIONS_LIMIT: usize = 100_000;
 
-/// Whether a listener like that of a row was there between the beginning of the baseline and its own opening.
-pub(super) fn was_there(main: &Connection, row: &Row<'_>, baseline: Timestamp) -> Result<bool, rusqlite::Error> {
+/// Whether a listener like this one was there between the beginning of the baseline and its own opening.
+pub(super) fn was_there(
+    main: &Connection,
+    listener: &StoredListener,
+    baseline: Timestamp,
+) -> Result<bool, rusqlite::Error> {
+    let StoredListener { host_id, life: (.., opened_at_us), protocol, port, ref address, .. } = *listener;
     main.prepare_cached(
         "SELECT EXISTS (SELECT 1 FROM listeners INDEXED BY listeners_by_port
              WHERE host_id = ?1 AND port = ?2 AND opened_at_us < ?3 AND (closed_at_us IS NULL OR closed_at_us >= ?4)
@@ -30,12 +38,12 @@ pub(super) fn was_there(main: &Connection, row: &Row<'_>, baseline: Timestamp) -
     )?
     .query_row(
         params![
-            row.get::<_, i64>("host_id")?,
-            row.get::<_, u16>("port")?,
-            row.get::<_, i64>("opened_at_us")?,
+            host_id,
+            port,
+            opened_at_us,
             baseline.as_micros(),
-            row.get::<_, i32>("protocol")?,
-            row.get::<_, Vec<u8>>("address")?,
+            protocol.number(),
+            coding::listen_address_bytes(address)
         ],
         |row| row.get(0),
     )

@@ -28,7 +28,7 @@ impl Scopes {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => entry.insert(firsts(main, port)?),
         };
-        let scope = coding::listen_address(row, "address")?.scope();
+        let scope = coding::listen_address(row.get_ref("address")?)?.scope();
         Ok(before(firsts, row.get("opened_at_us")?).filter(|before| *before < scope))
     }
 }
@@ -44,7 +44,7 @@ fn firsts(main: &Connection, port: Port) -> Result<Vec<(Scope, i64)>, rusqlite::
          WHERE host_id = ?1 AND netns = ?2 AND protocol = ?3 AND port = ?4 GROUP BY address",
     )?;
     let firsts = statement.query_map(params![port.0, port.1, port.2, port.3], |row| {
-        Ok((coding::listen_address(row, "address")?.scope(), row.get("first")?))
+        Ok((coding::listen_address(row.get_ref("address")?)?.scope(), row.get("first")?))
     })?;
     firsts.collect()
 }

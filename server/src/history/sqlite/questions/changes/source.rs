@@ -2,6 +2,8 @@
 
 use rusqlite::{Row, types::Value};
 
+use super::super::ports;
+
 /// Rows of one page.
 pub(super) const PAGE_ROWS: usize = 256;
 
@@ -28,10 +30,10 @@ pub(super) struct Page {
     after: Vec<i64>,
 }
 
-const LISTENERS: &str = "SELECT * FROM listeners";
-/// The listeners of the changes, found by their key: CROSS JOIN keeps the planner from beginning with them.
+/// The listeners of the changes, with the columns of [`StoredListener`](super::super::ports::StoredListener) first, found by their key: CROSS JOIN keeps the planner from beginning with them.
 const OWNERS: &str = "SELECT l.host_id, l.netns, l.cookie, l.opened_at_us, l.opened_known, l.closed_at_us,
-        l.closed_known, l.protocol, l.family, l.state, l.address, l.port, c.*
+        l.closed_known, l.protocol, l.family, l.address, l.port, c.owner_known, c.pid, c.started_at_us, c.program_id, c.more_owners,
+        c.id, c.at_us, c.known, c.before_known, c.before_pid, c.before_started_at_us, c.before_program_id, c.before_more_owners
     FROM owner_changes c CROSS JOIN listeners l ON l.host_id = c.host_id AND l.netns = c.netns AND l.cookie = c.cookie
         AND l.opened_at_us = c.opened_at_us";
 const STARTS: &str = "SELECT * FROM starts c";
@@ -40,8 +42,10 @@ impl Source {
     /// What is selected, the keys that order it (the time first), the host's column.
     const fn parts(self) -> (&'static str, &'static [&'static str], &'static str) {
         match self {
-            Source::Opened => (LISTENERS, &["opened_at_us", "host_id", "netns", "cookie"], "host_id"),
-            Source::Closed => (LISTENERS, &["closed_at_us", "host_id", "netns", "cookie", "opened_at_us"], "host_id"),
+            Source::Opened => (ports::SELECT, &["opened_at_us", "host_id", "netns", "cookie"], "host_id"),
+            Source::Closed => {
+                (ports::SELECT, &["closed_at_us", "host_id", "netns", "cookie", "opened_at_us"], "host_id")
+            }
             Source::Owners => (OWNERS, &["c.at_us", "c.id"], "c.host_id"),
             Source::Starts => (STARTS, &["c.at_us", "c.id"], "c.host_id"),
         }
