@@ -262,10 +262,11 @@ impl Served {
         self.by_client.entry((client, port)).or_default().push((at, pid));
     }
 
-    /// Who served a client at some time within this one.
+    /// Who served a client at some time within this one, or at the moment that is nearest to it.
     pub(super) fn during(&self, client: SocketAddr, port: u16, (since, until): (f64, f64)) -> Option<u32> {
         let all = self.by_client.get(&(client, port))?;
-        let is_meant = |at: f64| (since - LOG_MARGIN_S..until + LOG_MARGIN_S).contains(&at);
-        all.iter().find(|(at, _)| is_meant(*at)).map(|(_, pid)| *pid)
+        let outside = |at: f64| (since - at).max(at - until).max(0.0);
+        let (at, pid) = all.iter().min_by(|(one, _), (other, _)| f64::total_cmp(&outside(*one), &outside(*other)))?;
+        (outside(*at) < LOG_MARGIN_S).then_some(*pid)
     }
 }
