@@ -258,45 +258,26 @@ impl Asking<'_> {
     }
 
     async fn sessions(&self, what: Question, question: impl Fn(usize) -> SessionQuestion) -> Option<Answered> {
-        if !what.0.contains(self.only) {
-            return None;
-        }
-        eprintln!("asking: {}", what.0);
-        let mut told = Told::default();
-        for turn in self.turns() {
-            let (rows, chunks) = mpsc::channel(4);
-            told.time(self.history.list_sessions(question(turn), self.now(), rows), chunks).await;
-        }
-        Some(told.answered(what))
+        self.ask(what, async |turn, rows| self.history.list_sessions(question(turn), self.now(), rows).await).await
     }
 
     async fn ports(&self, what: Question, question: impl Fn(usize) -> PortQuestion) -> Option<Answered> {
-        if !what.0.contains(self.only) {
-            return None;
-        }
-        eprintln!("asking: {}", what.0);
-        let mut told = Told::default();
-        for turn in self.turns() {
-            let (rows, chunks) = mpsc::channel(4);
-            told.time(self.history.list_ports(question(turn), self.now(), rows), chunks).await;
-        }
-        Some(told.answered(what))
+        self.ask(what, async |turn, rows| self.history.list_ports(question(turn), self.now(), rows).await).await
     }
 
     async fn changes(&self, what: Question, question: impl Fn(usize) -> ChangeQuestion) -> Option<Answered> {
-        if !what.0.contains(self.only) {
-            return None;
-        }
-        eprintln!("asking: {}", what.0);
-        let mut told = Told::default();
-        for turn in self.turns() {
-            let (rows, chunks) = mpsc::channel(4);
-            told.time(self.history.list_changes(question(turn), self.now(), rows), chunks).await;
-        }
-        Some(told.answered(what))
+        self.ask(what, async |turn, rows| self.history.list_changes(question(turn), self.now(), rows).await).await
     }
 
     async fn sums(&self, what: Question, question: impl Fn(usize) -> SummaryQuestion) -> Option<Answered> {
+        self.ask(what, async |turn, rows| self.history.summarize(question(turn), self.now(), rows).await).await
+    }
+
+    async fn ask<T, A>(
+        &self,
+        what: Question,
+        answer: impl AsyncFn(usize, mpsc::Sender<Vec<T>>) -> Result<A, HistoryError>,
+    ) -> Option<Answered> {
         if !what.0.contains(self.only) {
             return None;
         }
@@ -304,7 +285,7 @@ impl Asking<'_> {
         let mut told = Told::default();
         for turn in self.turns() {
             let (rows, chunks) = mpsc::channel(4);
-            told.time(self.history.summarize(question(turn), self.now(), rows), chunks).await;
+            told.time(answer(turn, rows), chunks).await;
         }
         Some(told.answered(what))
     }

@@ -65,11 +65,13 @@ impl Leaving {
         Asking { number, leaving: self.clone() }
     }
 
-    /// Takes up files that lost their names.
-    pub(super) fn add(&self, files: Vec<File>) {
+    /// Takes up files that lost their names. One that has another is left alone: somebody keeps it, or reads a log still, or a
+    /// log could not be folded into its file.
+    pub(super) fn add(&self, files: impl IntoIterator<Item = File>) {
         let mut state = self.state();
         let from = state.next;
-        state.files.extend(files.into_iter().map(|file| (from, file)));
+        let is_nameless = |file: &File| file.metadata().is_ok_and(|found| found.nlink() == 0);
+        state.files.extend(files.into_iter().filter(is_nameless).map(|file| (from, file)));
     }
 
     /// A file that nobody can be reading any more.
@@ -94,9 +96,7 @@ impl Leaving {
                 // What is in the log is read from there.
                 tracing::warn!(%error, file = %path.display(), "a file that is complete keeps its log");
             }
-            // One that has its name still is read by somebody, or could not be folded into the file.
-            let is_nameless = |log: &File| log.metadata().is_ok_and(|found| found.nlink() == 0);
-            self.add(log.into_iter().filter(is_nameless).collect());
+            self.add(log);
         }
     }
 
@@ -136,6 +136,24 @@ mod tests {
         connection.pragma_update(None, "journal_mode", "WAL").unwrap();
         connection.execute_batch("CREATE TABLE IF NOT EXISTS a (b); INSERT INTO a VALUES (1)").unwrap();
         connection
+    }
+
+    #[test]
+    fn a_file_that_is_kept_by_another_name_is_not_cut_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let (name, other) = (folder.path().join("day-1.sealed"), folder.path().join("kept"));
+        let leaving = Leaving::default();
+        for is_kept in [true, false] {
+            std::fs::write(&name, "sessions").unwrap();
+            if is_kept {
+                std::fs::hard_link(&name, &other).unwrap();
+            }
+            let file = File::options().write(true).open(&name).unwrap();
+            std::fs::remove_file(&name).unwrap();
+            leaving.add([file]);
+            assert_eq!(leaving.take().is_none(), is_kept);
+        }
+        assert_eq!(std::fs::read(&other).unwrap(), b"sessions");
     }
 
     #[test]

@@ -81,7 +81,12 @@ pub(super) fn newest(runner: &refinery::Runner) -> i32 {
 
 /// Looks at the schema of a file before anything is changed in it; which that is, 0 for none.
 pub(super) fn refuse_newer(path: &Path, connection: &Connection, runner: &refinery::Runner) -> Result<i32, OpenError> {
-    let known = newest(runner);
+    let (found, known) = (schema_of(path, connection)?, newest(runner));
+    if found > known { Err(OpenError::Newer { path: path.to_owned(), found, known }) } else { Ok(found) }
+}
+
+/// The schema of a file, 0 for none.
+pub(super) fn schema_of(path: &Path, connection: &Connection) -> Result<i32, OpenError> {
     let found = || {
         let table = "SELECT count(*) FROM sqlite_schema WHERE name = 'refinery_schema_history'";
         if connection.query_row(table, [], |row| row.get::<_, i64>(0))? == 0 {
@@ -89,8 +94,7 @@ pub(super) fn refuse_newer(path: &Path, connection: &Connection, runner: &refine
         }
         connection.query_row("SELECT coalesce(max(version), 0) FROM refinery_schema_history", [], |row| row.get(0))
     };
-    let found: i32 = found().map_err(|error| engine(path, &error))?;
-    if found > known { Err(OpenError::Newer { path: path.to_owned(), found, known }) } else { Ok(found) }
+    found().map_err(|error| engine(path, &error))
 }
 
 #[cfg(test)]

@@ -152,6 +152,18 @@ async fn an_upgrade_that_is_killed_keeps_what_was_there_before_it_and_sealed_fil
     assert!(sealed.len() > 4 && names.is_superset(&sealed), "{names:?}");
     assert_eq!(schema_of(&folder.join("before-upgrade/main.db")), 8, "not what the first attempt made of it");
 
+    // One that was killed before anything was changed: more came in since, by the server before.
+    fs::rename(folder.join("before-upgrade"), folder.join("upgrading")).unwrap();
+    back_to(8, &main);
+    change(&main, "UPDATE hosts SET os = 'later';");
+    world.begin().await;
+    world.stop().await;
+    assert_eq!(kept(&folder).iter().find(|(name, _)| name == "main.db").unwrap().1, 8);
+    let copy = Connection::open(folder.join("before-upgrade/main.db")).unwrap();
+    let later: i64 = copy.query_row("SELECT count(*) FROM hosts WHERE os = 'later'", [], |row| row.get(0)).unwrap();
+    assert_eq!(later, HOSTS);
+    drop(copy);
+
     // After a week it is gone.
     let week_ago = std::time::SystemTime::now() - Duration::from_secs(7 * 86_400 + 60);
     fs::File::open(folder.join("before-upgrade")).unwrap().set_modified(week_ago).unwrap();
@@ -170,7 +182,7 @@ async fn where_nothing_can_be_kept_nothing_is_changed() {
     back_to(8, &main);
     // What is in the way is no folder.
     let in_the_way = folder.join("upgrading");
-    std::os::unix::fs::symlink("nowhere", &in_the_way).unwrap();
+    fs::write(&in_the_way, "").unwrap();
     let before = fs::read(&main).unwrap();
     let Err(error) = SqliteHistory::open(&folder, Options::default()) else { panic!("it was opened") };
     assert!(matches!(&error, OpenError::Engine { path, .. } if *path == folder), "{error}");

@@ -2,8 +2,9 @@
 //!
 //! It is a folder within that of the history, with all files of one moment: `main.db` and the files of rows as copies, the others,
 //! which are never changed, by a second name. It is called `before-upgrade` when all files have the newest schema, and `upgrading`
-//! as long as that is under way: who finds the latter at a start was killed meanwhile, and has the copies already. It is kept for
-//! seven days, since what is dropped in the meantime keeps its room by it.
+//! as long as that is under way: who finds the latter at a start, and a file with a newer schema than its copy, was killed
+//! meanwhile and has the copies already. It is kept for seven days, since what is dropped in the meantime keeps its room by it
+//! (a file with a second name is not cut down, see `leaving`).
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -18,10 +19,10 @@ use rusqlite::{
     backup::{Backup, StepResult},
 };
 
-use super::{OpenError, day_files, engine, main_file, open_for_reading};
+use super::{OpenError, day_files, engine, main_file, open_for_reading, unchanging::open_unchanging};
 use crate::history::sqlite::{
     parts::UNFINISHED,
-    schema::{Kind, newest, refuse_newer},
+    schema::{Kind, newest, refuse_newer, schema_of},
 };
 
 const KEPT: &str = "before-upgrade";
@@ -33,24 +34,19 @@ const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 /// Keeps what is in the folder of a history, if the schema of any file in it is going to be changed. A history that a newer server
 /// wrote is refused.
 pub(super) fn keep_as_it_was(folder: &Path) -> Result<(), OpenError> {
-    let (name, main) = main_file(folder);
+    let (name, _) = main_file(folder);
     // What cannot be read is for those who open it to write.
-    let Some((connection, is_old)) = look(&main, Kind::Main)? else { return Ok(()) };
-    let Ok(days) = day_files(&connection) else { return Ok(()) };
-    let mut any_is_old = is_old;
-    let (mut changing, mut unchanging) = (vec![(name, connection)], Vec::new());
+    let Some(main) = look(folder, name, Kind::Main)? else { return Ok(()) };
+    let Ok(days) = day_files(&main.connection) else { return Ok(()) };
+    let (mut changing, mut unchanging) = (vec![main], Vec::new());
     for (name, kind) in days {
         match kind {
-            Kind::Day => {
-                if let Some((connection, is_old)) = look(&folder.join(&name), kind)? {
-                    any_is_old |= is_old;
-                    changing.push((name, connection));
-                }
-            }
+            Kind::Day => changing.extend(look(folder, name, kind)?),
             Kind::Main | Kind::Sealed | Kind::Sums => unchanging.push(name),
         }
     }
-    if !any_is_old || folder.join(UNDER_WAY).exists() {
+    let under_way = folder.join(UNDER_WAY);
+    if !changing.iter().any(Changing::is_old) || changing.iter().any(|file| file.is_newer_than_in(&under_way)) {
         return Ok(());
     }
     tracing::info!(folder = %folder.display(), "the history is copied before its schema is changed");
@@ -88,23 +84,46 @@ pub(super) fn remove_old(folder: &Path) -> io::Result<()> {
     if made.elapsed().is_ok_and(|age| age > FOR) { remove(&kept) } else { Ok(()) }
 }
 
-/// A file that has a schema, and whether that is older than the newest.
-fn look(path: &Path, kind: Kind) -> Result<Option<(Connection, bool)>, OpenError> {
-    let runner = kind.runner();
-    let Ok(connection) = open_for_reading(path) else { return Ok(None) };
-    match refuse_newer(path, &connection, &runner) {
+/// A file that has a schema, which may be changed.
+struct Changing {
+    name: String,
+    kind: Kind,
+    connection: Connection,
+    schema: i32,
+}
+
+impl Changing {
+    fn is_old(&self) -> bool {
+        self.schema < newest(&self.kind.runner())
+    }
+
+    /// Whether its schema was changed after the copy in a folder was made.
+    fn is_newer_than_in(&self, folder: &Path) -> bool {
+        let path = folder.join(&self.name);
+        let copied = open_unchanging(&path).ok().and_then(|copy| schema_of(&path, &copy).ok());
+        copied.is_some_and(|copied| copied < self.schema)
+    }
+
+    fn bytes(&self) -> Result<u64, rusqlite::Error> {
+        let ask = |what| self.connection.pragma_query_value(None, what, |row| row.get::<_, i64>(0));
+        Ok(ask("page_count")?.cast_unsigned() * ask("page_size")?.cast_unsigned())
+    }
+}
+
+fn look(folder: &Path, name: String, kind: Kind) -> Result<Option<Changing>, OpenError> {
+    let path = folder.join(&name);
+    let Ok(connection) = open_for_reading(&path) else { return Ok(None) };
+    match refuse_newer(&path, &connection, &kind.runner()) {
         Ok(0) | Err(OpenError::Engine { .. }) => Ok(None),
-        Ok(found) => Ok(Some((connection, found < newest(&runner)))),
+        Ok(schema) => Ok(Some(Changing { name, kind, connection, schema })),
         Err(error) => Err(error),
     }
 }
 
-fn make_room(folder: &Path, changing: &[(String, Connection)]) -> Result<(), OpenError> {
+fn make_room(folder: &Path, changing: &[Changing]) -> Result<(), OpenError> {
     let mut wanted = RESERVE_BYTES;
-    for (name, connection) in changing {
-        let ask = |what| connection.pragma_query_value(None, what, |row| row.get::<_, i64>(0));
-        let bytes = ask("page_count").and_then(|pages| Ok(pages * ask("page_size")?));
-        wanted += bytes.map_err(|error| engine(&folder.join(name), &error))?.cast_unsigned();
+    for file in changing {
+        wanted += file.bytes().map_err(|error| engine(&folder.join(&file.name), &error))?;
     }
     let disk = rustix::fs::statvfs(folder).map_err(|error| failed(folder, &io::Error::from(error).to_string()))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
@@ -115,12 +134,12 @@ fn make_room(folder: &Path, changing: &[(String, Connection)]) -> Result<(), Ope
     Ok(())
 }
 
-fn keep(folder: &Path, changing: &[(String, Connection)], unchanging: &[String]) -> io::Result<()> {
-    let unfinished = unfinished(folder);
+fn keep(folder: &Path, changing: &[Changing], unchanging: &[String]) -> io::Result<()> {
+    let (unfinished, under_way) = (unfinished(folder), folder.join(UNDER_WAY));
     remove(&unfinished)?;
     DirBuilder::new().mode(0o700).create(&unfinished)?;
-    for (name, connection) in changing {
-        copy(connection, &unfinished.join(name))?;
+    for file in changing {
+        copy(&file.connection, &unfinished.join(&file.name))?;
     }
     for name in unchanging {
         match fs::hard_link(folder.join(name), unfinished.join(name)) {
@@ -130,7 +149,9 @@ fn keep(folder: &Path, changing: &[(String, Connection)], unchanging: &[String])
         }
     }
     File::open(&unfinished)?.sync_all()?;
-    fs::rename(&unfinished, folder.join(UNDER_WAY))?;
+    // Of an attempt that had not changed anything yet: more may have come in since.
+    remove(&under_way)?;
+    fs::rename(&unfinished, under_way)?;
     File::open(folder)?.sync_all()
 }
 
