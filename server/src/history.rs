@@ -35,6 +35,7 @@ use crate::metrics::HistoryMeters;
 
 pub mod adoption;
 pub mod cursor;
+mod hashing;
 pub mod matching;
 pub mod pairing;
 pub mod proof;

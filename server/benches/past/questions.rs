@@ -144,10 +144,16 @@ async fn ask_once(history: &SqliteHistory, sessions: u64, (times, only): (usize,
     let scan = Some((335.0, 349.0));
     told.extend(asking.sums(("a day by class and hour", scan), by(&[Dimension::Class, Dimension::Hour])).await);
     told.extend(asking.sums(("a day by host and process", scan), by(&[Dimension::Host, Dimension::Process])).await);
-    // The design's was of all hosts, which have more peers in a day than an answer tells apart.
-    let peers =
-        |turn| SummaryQuestion { sockets: of(host(turn), of_day(turn)), by: vec![Dimension::Peer], limit: Some(20) };
-    told.extend(quick.sums(("a host, a day by peer, the first 20", None), peers).await);
+    let peers = |hosts: SocketFilter, turn| SummaryQuestion {
+        sockets: of(hosts, of_day(turn)),
+        by: vec![Dimension::Peer],
+        limit: Some(20),
+    };
+    let of_host = |turn| peers(host(turn), turn);
+    told.extend(quick.sums(("a host, its day by peer, the first 20", None), of_host).await);
+    let of_all = |turn| peers(SocketFilter::default(), turn);
+    let what = ("a day by peer, the first 20", Some((83.0, 129.0)));
+    told.extend(few.sums(what, of_all).await);
     let week = |turn: usize| {
         let time = SessionTime::Within { since: day(turn).0, until: Some(later(day(turn).0, 7 * DAY_US)) };
         let by = vec![Dimension::Class, Dimension::Hour];
@@ -189,6 +195,12 @@ async fn ask_once(history: &SqliteHistory, sessions: u64, (times, only): (usize,
     let one = |turn| new(changed(host(turn), ChangeSubject::Session, turn));
     let what = ("a host's new peers of an hour against seven days", Some((3.5, 30.0)));
     told.extend(asking.changes(what, one).await);
+    let fleet = |turn| new(changed(SocketFilter::default(), ChangeSubject::Session, turn));
+    let what = ("new peers of an hour against seven days, newest 100", Some((134.0, 232.0)));
+    let first = |turn| ChangeQuestion { limit: Some(PAGE), ..fleet(turn) };
+    told.extend(few.changes(what, first).await);
+    let what = ("new peers of an hour against seven days, all", Some((134.0, 232.0)));
+    told.extend(few.changes(what, fleet).await);
     told
 }
 

@@ -1,6 +1,11 @@
 //! Sums: which group a listener or a session belongs to, and which groups come first. Decided here for every engine.
 
-use std::{cmp::Reverse, collections::HashMap, net::IpAddr};
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::{BinaryHeap, HashMap},
+    hash::{BuildHasher, Hash},
+    net::IpAddr,
+};
 
 use fleetsock_proto::{
     host::HostId,
@@ -12,10 +17,16 @@ use fleetsock_proto::{
     time::Timestamp,
 };
 
-use super::HistoryError;
+use super::{HistoryError, hashing::Seeded};
 
-/// Most groups of an answer while it is made, about 300 bytes each.
-pub const GROUPS_LIMIT: usize = 100_000;
+/// Bytes that the groups of an answer may take while it is made.
+pub const BYTES_LIMIT: usize = 128 * 1024 * 1024;
+/// What a group takes of these: a map has room for up to twice as many as it holds, and half as many again while it grows.
+const GROUP_BYTES: usize = 2 * size_of::<(Key, Counts)>();
+/// What a name takes beside its text, which is there twice.
+const NAME_BYTES: usize = 128;
+/// Most groups that are put into order across parts, about 300 bytes each.
+pub const ORDERED_LIMIT: usize = 100_000;
 
 const HOUR_US: i64 = 3_600_000_000;
 
@@ -24,7 +35,91 @@ const HOUR_US: i64 = 3_600_000_000;
 pub struct Sums {
     by: Vec<Dimension>,
     since: Timestamp,
-    groups: HashMap<Group, Counts>,
+    part: Part,
+    groups: HashMap<Key, Counts, Seeded>,
+    hosts: Names<(String, HostId)>,
+    services: Names<String>,
+    processes: Names<String>,
+    /// What the names take.
+    name_bytes: usize,
+}
+
+/// Of which groups something is counted: those of one part of several, so that there may be more than fit into memory.
+#[derive(Debug, Clone)]
+pub struct Part {
+    number: u64,
+    of: u64,
+    hash: Seeded,
+}
+
+impl Part {
+    /// The only one.
+    pub fn whole() -> Part {
+        Part { number: 0, of: 1, hash: Seeded::default() }
+    }
+
+    /// Each of so many.
+    pub fn each(of: u64) -> impl Iterator<Item = Part> {
+        let hash = Seeded::default();
+        (0..of).map(move |number| Part { number, of, hash: hash.clone() })
+    }
+
+    fn has(&self, key: &Key) -> bool {
+        self.of == 1 || self.hash.hash_one(key) % self.of == self.number
+    }
+}
+
+/// A group in few bytes: what has a name has its number here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    hour_us: i64,
+    host: u32,
+    service: u32,
+    process: u32,
+    class: Option<PortClass>,
+    peer: Option<IpAddr>,
+}
+
+/// A [`Group`] that is not made yet, in the same order: an address has one name.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Words<'a> {
+    hour_us: Option<i64>,
+    host: Option<&'a (String, HostId)>,
+    class: Option<PortClass>,
+    service: Option<&'a String>,
+    process: Option<&'a String>,
+    peer: Option<IpAddr>,
+}
+
+/// Names, and their numbers.
+#[derive(Debug)]
+struct Names<T> {
+    all: Vec<T>,
+    numbers: HashMap<T, u32>,
+}
+
+impl<T> Default for Names<T> {
+    fn default() -> Names<T> {
+        Names { all: Vec::new(), numbers: HashMap::new() }
+    }
+}
+
+impl<T: Clone + Eq + Hash> Names<T> {
+    /// The number of a name, and whether it is a new one.
+    fn number(&mut self, name: T) -> (u32, bool) {
+        if let Some(number) = self.numbers.get(&name) {
+            return (*number, false);
+        }
+        // Each takes more than a byte of those that there may be.
+        let number = u32::try_from(self.all.len()).unwrap_or(u32::MAX);
+        self.all.push(name.clone());
+        self.numbers.insert(name, number);
+        (number, true)
+    }
+
+    fn name(&self, number: u32) -> Option<&T> {
+        self.all.get(usize::try_from(number).ok()?)
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,8 +145,8 @@ pub struct Alike {
     pub port: Option<u16>,
     /// Name of the process, empty when none is known; absent when it is not told.
     pub process: Option<String>,
-    /// The peer, and the name of the host that has its address; absent when it is not told.
-    pub peer: Option<(IpAddr, String)>,
+    /// The peer; absent when it is not told.
+    pub peer: Option<IpAddr>,
 }
 
 impl Default for Alike {
@@ -73,8 +168,17 @@ pub const OTHERS: &str = "(others)";
 
 impl Sums {
     /// No sums yet, by these dimensions. What opened before `since` counts in its hour.
-    pub fn new(by: &[Dimension], since: Timestamp) -> Sums {
-        Sums { by: by.to_vec(), since, groups: HashMap::new() }
+    pub fn new(by: &[Dimension], since: Timestamp, part: Part) -> Sums {
+        Sums {
+            by: by.to_vec(),
+            since,
+            part,
+            groups: HashMap::default(),
+            hosts: Names::default(),
+            services: Names::default(),
+            processes: Names::default(),
+            name_bytes: 0,
+        }
     }
 
     /// Whether they are by this dimension.
@@ -89,12 +193,12 @@ impl Sums {
 
     /// Makes room for so many groups more, which are about to be counted.
     pub fn reserve(&mut self, groups: usize) {
-        self.groups.reserve(groups.min(GROUPS_LIMIT.saturating_sub(self.groups.len())));
+        self.groups.reserve(groups.min((BYTES_LIMIT / GROUP_BYTES).saturating_sub(self.groups.len())));
     }
 
     /// Counts a listener.
     pub fn add_listener(&mut self, listener: &Listener) -> Result<(), HistoryError> {
-        let group = self.group(Alike {
+        let alike = Alike {
             host: (listener.host.clone(), listener.host_id),
             opened_at: listener.opened_at,
             protocol: listener.protocol,
@@ -102,59 +206,135 @@ impl Sums {
             port: Some(listener.port),
             process: Some(listener.owners.first().map(|owner| owner.process.clone()).unwrap_or_default()),
             peer: None,
-        });
-        self.counts(group)?.listeners += 1;
-        Ok(())
+        };
+        self.count(alike, Counts { listeners: 1, ..Counts::default() })
     }
 
     /// Counts sessions by what they have in common: their number, and the bytes that they sent and received.
     pub fn add_sessions(&mut self, alike: Alike, [sessions, sent, received]: [u64; 3]) -> Result<(), HistoryError> {
-        let group = self.group(alike);
-        let counts = self.counts(group)?;
-        counts.sessions = counts.sessions.saturating_add(sessions);
-        counts.bytes_sent = counts.bytes_sent.saturating_add(sent);
-        counts.bytes_received = counts.bytes_received.saturating_add(received);
+        self.count(alike, Counts { listeners: 0, sessions, bytes_sent: sent, bytes_received: received })
+    }
+
+    fn count(&mut self, alike: Alike, more: Counts) -> Result<(), HistoryError> {
+        let key = self.key(alike);
+        if !self.part.has(&key) {
+            return Ok(());
+        }
+        if self.groups.len() * GROUP_BYTES + self.name_bytes > BYTES_LIMIT && !self.groups.contains_key(&key) {
+            return Err(self.too_many());
+        }
+        self.groups.entry(key).or_default().add(more);
         Ok(())
     }
 
-    fn group(&self, alike: Alike) -> Group {
+    fn key(&mut self, alike: Alike) -> Key {
         let Alike { host, opened_at, protocol, class, port, process, peer } = alike;
-        let is = |dimension| self.are_by(dimension);
         let others = || OTHERS.to_owned();
+        let mut key = Key { hour_us: 0, host: 0, service: 0, process: 0, class: None, peer: None };
+        if self.are_by(Dimension::Class) {
+            key.class = Some(class);
+        }
+        if self.are_by(Dimension::Hour) {
+            key.hour_us = self.hour_of(opened_at).as_micros();
+        }
+        if self.are_by(Dimension::Service) {
+            let service = port.map_or_else(others, |port| service_name(port, protocol));
+            key.service = numbered(&mut self.services, service.len(), service, &mut self.name_bytes);
+        }
+        if self.are_by(Dimension::Process) {
+            let process = process.unwrap_or_else(others);
+            key.process = numbered(&mut self.processes, process.len(), process, &mut self.name_bytes);
+        }
+        if self.are_by(Dimension::Host) {
+            key.host = numbered(&mut self.hosts, host.0.len(), host, &mut self.name_bytes);
+        }
+        key.peer = peer.filter(|_| self.are_by(Dimension::Peer));
+        key
+    }
+
+    fn group(&self, key: &Key, host_with: &dyn Fn(IpAddr) -> String) -> Group {
+        let Words { hour_us, host, class, service, process, peer } = self.words(key);
         Group {
-            class: is(Dimension::Class).then_some(class),
-            service: is(Dimension::Service).then(|| port.map_or_else(others, |port| service_name(port, protocol))),
-            host: is(Dimension::Host).then_some(host),
-            process: is(Dimension::Process).then(|| process.unwrap_or_else(others)),
-            peer: peer.filter(|_| is(Dimension::Peer)),
-            hour: is(Dimension::Hour).then(|| self.hour_of(opened_at)),
+            hour: hour_us.map(Timestamp::from_micros),
+            host: host.cloned(),
+            class,
+            service: service.cloned(),
+            process: process.cloned(),
+            peer: peer.map(|address| (address, host_with(address))),
         }
     }
 
-    fn counts(&mut self, group: Group) -> Result<&mut Counts, HistoryError> {
-        if self.groups.len() >= GROUPS_LIMIT && !self.groups.contains_key(&group) {
-            let by: Vec<&str> = self.by.iter().map(|dimension| dimension.as_str()).collect();
-            return Err(HistoryError::TooMuch(format!(
-                "there are more than {GROUPS_LIMIT} groups by {}; ask for fewer hosts, a shorter time or fewer dimensions",
-                by.join(",")
-            )));
+    fn words(&self, key: &Key) -> Words<'_> {
+        let is = |dimension| self.are_by(dimension);
+        Words {
+            hour_us: is(Dimension::Hour).then_some(key.hour_us),
+            host: self.hosts.name(key.host).filter(|_| is(Dimension::Host)),
+            class: key.class,
+            service: self.services.name(key.service).filter(|_| is(Dimension::Service)),
+            process: self.processes.name(key.process).filter(|_| is(Dimension::Process)),
+            peer: key.peer,
         }
-        Ok(self.groups.entry(group).or_default())
     }
 
-    /// The sums: most sessions first, then most listeners, then most bytes. By the hour first of all: the latest hour first.
-    pub fn ordered(self) -> Vec<Sum> {
-        let by_hour = self.by.first() == Some(&Dimension::Hour);
-        let mut sums: Vec<Option<Sum>> =
-            self.groups.into_iter().map(|(group, counts)| Some(sum(group, counts))).collect();
-        // They are large: what is put into order is where they are.
-        let mut ranked: Vec<(Option<Rank>, usize)> =
-            sums.iter().enumerate().map(|(at, sum)| (sum.as_ref().map(|sum| rank(sum, by_hour)), at)).collect();
-        let group = |at: usize| sums.get(at).and_then(Option::as_ref).map(|sum| &sum.group);
-        ranked
-            .sort_unstable_by(|(one, at), (other, there)| one.cmp(other).then_with(|| group(*at).cmp(&group(*there))));
-        ranked.into_iter().filter_map(|(_, at)| sums.get_mut(at)?.take()).collect()
+    fn too_many(&self) -> HistoryError {
+        let by: Vec<&str> = self.by.iter().map(|dimension| dimension.as_str()).collect();
+        let (count, of) = (self.groups.len() as u64 * self.part.of, by.join(","));
+        HistoryError::TooMuch(format!(
+            "there are more than {count} groups by {of}; ask for the first few of them (--limit), fewer hosts, a shorter time \
+             or fewer dimensions"
+        ))
     }
+
+    /// The first groups, in order: most sessions first, then most listeners, then most bytes. By the hour first of all: the latest
+    /// hour first. `host_with` tells the name of the fleet's host that has an address, empty for none.
+    pub fn first(&self, most: usize, host_with: &dyn Fn(IpAddr) -> String) -> impl Iterator<Item = Sum> {
+        let by_hour = by_hour(&self.by);
+        let mut first: BinaryHeap<Ranked<'_>> = BinaryHeap::new();
+        for (key, counts) in &self.groups {
+            let one = Ranked { rank: rank(key.hour_us, counts, by_hour), key, counts, sums: self };
+            if first.len() < most {
+                first.push(one);
+            } else if let Some(mut last) = first.peek_mut()
+                && one < *last
+            {
+                *last = one;
+            }
+        }
+        first.into_sorted_vec().into_iter().map(|one| sum(self.group(one.key, host_with), *one.counts))
+    }
+}
+
+/// Puts groups of several parts into the same order.
+pub fn put_into_order(by: &[Dimension], sums: &mut [Sum]) {
+    let by_hour = by_hour(by);
+    sums.sort_by(|one, other| {
+        let rank = |sum: &Sum| {
+            let Sum { listeners, sessions, bytes_sent, bytes_received, ref group } = *sum;
+            rank(
+                group.hour.map_or(0, Timestamp::as_micros),
+                &Counts { listeners, sessions, bytes_sent, bytes_received },
+                by_hour,
+            )
+        };
+        rank(one).cmp(&rank(other)).then_with(|| one.group.cmp(&other.group))
+    });
+}
+
+impl Counts {
+    fn add(&mut self, more: Counts) {
+        self.listeners = self.listeners.saturating_add(more.listeners);
+        self.sessions = self.sessions.saturating_add(more.sessions);
+        self.bytes_sent = self.bytes_sent.saturating_add(more.bytes_sent);
+        self.bytes_received = self.bytes_received.saturating_add(more.bytes_received);
+    }
+}
+
+fn numbered<T: Clone + Eq + Hash>(names: &mut Names<T>, length: usize, name: T, bytes: &mut usize) -> u32 {
+    let (number, is_new) = names.number(name);
+    if is_new {
+        *bytes += 2 * length + NAME_BYTES;
+    }
+    number
 }
 
 fn sum(group: Group, counts: Counts) -> Sum {
@@ -162,11 +342,43 @@ fn sum(group: Group, counts: Counts) -> Sum {
     Sum { group, listeners, sessions, bytes_sent, bytes_received }
 }
 
-type Rank = (Option<Reverse<Option<Timestamp>>>, Reverse<(u64, u64, u64)>);
+/// A group in the order of the answer; what it is called decides only among equals.
+struct Ranked<'a> {
+    rank: Rank,
+    key: &'a Key,
+    counts: &'a Counts,
+    sums: &'a Sums,
+}
 
-fn rank(sum: &Sum, by_hour: bool) -> Rank {
-    let size = (sum.sessions, sum.listeners, sum.bytes_sent.saturating_add(sum.bytes_received));
-    (by_hour.then_some(Reverse(sum.group.hour)), Reverse(size))
+impl Ord for Ranked<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.rank.cmp(&other.rank).then_with(|| self.sums.words(self.key).cmp(&other.sums.words(other.key)))
+    }
+}
+
+impl PartialOrd for Ranked<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Ranked<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Ranked<'_> {}
+
+fn by_hour(by: &[Dimension]) -> bool {
+    by.first() == Some(&Dimension::Hour)
+}
+
+type Rank = (Reverse<i64>, Reverse<(u64, u64, u64)>);
+
+fn rank(hour_us: i64, counts: &Counts, by_hour: bool) -> Rank {
+    let size = (counts.sessions, counts.listeners, counts.bytes_sent.saturating_add(counts.bytes_received));
+    (Reverse(if by_hour { hour_us } else { 0 }), Reverse(size))
 }
 
 fn service_name(port: u16, protocol: Protocol) -> String {
@@ -190,26 +402,66 @@ mod tests {
     const COUNTS: [u64; 3] = [1, u64::MAX, 1];
 
     fn with(peer: u32) -> Alike {
-        let peer = Some((Ipv4Addr::from_bits(peer).into(), String::new()));
+        let peer = Some(Ipv4Addr::from_bits(peer).into());
         Alike { opened_at: Timestamp::from_micros(HOUR_US + 5), peer, ..Alike::default() }
+    }
+
+    fn whole(by: Dimension, since: Timestamp) -> Sums {
+        Sums::new(&[by], since, Part::whole())
     }
 
     #[test]
     fn more_groups_than_may_be_held_are_refused_with_words_and_a_known_one_still_counts() {
-        let mut sums = Sums::new(&[Dimension::Peer], Timestamp::MIN);
-        let limit = u32::try_from(GROUPS_LIMIT).unwrap();
-        (0..limit).for_each(|peer| sums.add_sessions(with(peer), COUNTS).unwrap());
+        let mut sums = whole(Dimension::Peer, Timestamp::MIN);
+        let limit = (0..).find(|peer| sums.add_sessions(with(*peer), COUNTS).is_err()).unwrap();
+        assert!((500_000..1_000_000).contains(&limit), "{limit}");
         sums.add_sessions(with(7), COUNTS).unwrap();
         let refused = sums.add_sessions(with(limit), COUNTS).unwrap_err().to_string();
-        assert!(refused.contains("more than 100000 groups by peer; ask for fewer hosts"), "{refused}");
-        let largest = sums.ordered().swap_remove(0);
+        assert!(refused.contains(&format!("more than {limit} groups by peer; ask for the first few")), "{refused}");
+        let largest = sums.first(1, &|_| String::new()).next().unwrap();
         assert_eq!((largest.sessions, largest.bytes_sent, largest.bytes_received), (2, u64::MAX, 2));
     }
 
     #[test]
+    fn long_names_take_the_room_of_groups() {
+        let mut sums = whole(Dimension::Process, Timestamp::MIN);
+        let named =
+            |number: usize| Alike { process: Some(format!("{number}{}", "x".repeat(65536))), ..Alike::default() };
+        let limit = (0..).find(|number| sums.add_sessions(named(*number), COUNTS).is_err()).unwrap();
+        assert!(limit <= BYTES_LIMIT / (2 * 65536), "{limit}");
+    }
+
+    #[test]
+    fn parts_have_each_group_once_and_come_into_one_order() {
+        let by = [Dimension::Peer, Dimension::Service];
+        let counted = |part: Part| {
+            let mut sums = Sums::new(&by, Timestamp::MIN, part);
+            for (peer, port) in (0..1000).zip((0..7).cycle()) {
+                let sessions = u64::from(peer % 10);
+                sums.add_sessions(Alike { port: Some(port), ..with(peer) }, [sessions, 0, 0]).unwrap();
+            }
+            sums.first(100, &|_| String::new()).collect::<Vec<Sum>>()
+        };
+        let whole = counted(Part::whole());
+        assert_eq!((whole.len(), whole[99].sessions), (100, 9));
+        let mut of_parts: Vec<Sum> = Part::each(7).flat_map(counted).collect();
+        put_into_order(&by, &mut of_parts);
+        of_parts.truncate(100);
+        assert_eq!(of_parts, whole);
+        assert_eq!(whole, {
+            let mut sorted = whole.clone();
+            put_into_order(&by, &mut sorted);
+            sorted
+        });
+    }
+
+    #[test]
     fn what_opened_before_the_window_counts_in_its_first_hour() {
-        let mut sums = Sums::new(&[Dimension::Hour], Timestamp::from_micros(5 * HOUR_US + 1));
+        let mut sums = whole(Dimension::Hour, Timestamp::from_micros(5 * HOUR_US + 1));
         sums.add_sessions(with(1), COUNTS).unwrap();
-        assert_eq!(sums.ordered()[0].group.hour, Some(Timestamp::from_micros(5 * HOUR_US)));
+        assert_eq!(
+            sums.first(1, &|_| String::new()).next().unwrap().group.hour,
+            Some(Timestamp::from_micros(5 * HOUR_US))
+        );
     }
 }

@@ -4,6 +4,7 @@
 //! More cases: `FLEETSOCK_LONG=1 cargo test -p fleetsock-server model`. A failure prints the shortest sequence that
 //! proptest finds, and keeps its seed for the next run.
 
+mod chosen;
 pub(crate) mod expected;
 mod paired;
 mod simulated;
@@ -13,7 +14,7 @@ use std::{collections::BTreeMap, fmt::Debug};
 use fleetsock_proto::{
     answer::GapReason,
     batch::{Batch, BatchKind, Change},
-    change::{ChangeRecord, ChangeSubject, Changed},
+    change::{ChangeKind, ChangeRecord, ChangeSubject, Changed},
     listener::Listener,
     question::{ChangeQuestion, PortQuestion, SessionQuestion, SessionTime, SummaryQuestion},
     session::Session,
@@ -26,6 +27,7 @@ use fleetsock_server::history::{Applied, History, Presence};
 use proptest::{collection::vec, prelude::*};
 
 use self::{
+    chosen::{Chosen, any_choice},
     expected::Expected,
     simulated::{Event, Simulated, Way, any_event, any_way},
 };
@@ -263,10 +265,66 @@ impl<E: Engine> Play<E> {
         same("new", found.iter().map(change_line), expected.into_iter().map(change_line));
     }
 
+    /// Compares what is meant of some sockets, all of it and its first page.
+    async fn compare_chosen(&self, chosen: &Chosen, time: SessionTime) {
+        let now = at(self.second);
+        let all = self.sessions(time).into_iter().filter(|one| chosen.has_session(one)).collect::<Vec<_>>();
+        let found = self.world.sessions(chosen.sessions(time), now).await.unwrap().0;
+        same("chosen sessions", found.iter().map(connection), all.iter().map(connection));
+        // Of those that end or begin at one moment any may be on the page.
+        let ended = |one: &Session| one.closed.map_or((Timestamp::MAX, one.opened_at), |(at, _)| (at, Timestamp::MIN));
+        let limit = Some(u32::try_from(chosen.limit).unwrap());
+        let first = self.world.sessions(SessionQuestion { limit, ..chosen.sessions(time) }, now).await.unwrap();
+        let mut newest: Vec<_> = all.iter().map(ended).collect();
+        newest.sort_unstable_by(|one, other| other.cmp(one));
+        newest.truncate(chosen.limit);
+        assert_eq!(first.0.iter().map(ended).collect::<Vec<_>>(), newest, "the newest {limit:?} of {time:?}");
+        assert_eq!(first.1.truncated, all.len() > chosen.limit);
+        let at = match time {
+            SessionTime::Now => None,
+            SessionTime::At(at) => Some(at),
+            SessionTime::Within { .. } => return,
+        };
+        let question = PortQuestion { filter: chosen.filter(), at, ..PortQuestion::default() };
+        let found = self.world.ports(question, now).await.unwrap().0;
+        let all = self.listeners(at).into_iter().filter(|one| chosen.has_listener(one)).collect::<Vec<_>>();
+        same("chosen listeners", found.iter().map(port), all.iter().map(port));
+    }
+
+    /// Compares which sessions are new among those that are meant, all of them and the last ones.
+    async fn compare_new_sessions(&self, chosen: &Chosen, [baseline, since, until]: [Timestamp; 3]) {
+        let SessionQuestion { filter, directions, peers, .. } = chosen.sessions(SessionTime::Now);
+        let mut chosen = chosen.clone();
+        // Changes are not chosen by states.
+        chosen.state = None;
+        let all: Vec<ChangeRecord> = self.expected.iter().flat_map(Expected::changes).collect();
+        let meant = |change: &&ChangeRecord| matches!(&change.what, Changed::Session(one) if chosen.has_session(one));
+        let all: Vec<ChangeRecord> = all.iter().filter(meant).cloned().collect();
+        let expected = expected::news(&all, baseline, since, until);
+        let (subjects, kinds) = (vec![ChangeSubject::Session], vec![ChangeKind::Opened]);
+        let question = ChangeQuestion {
+            filter,
+            directions,
+            peers,
+            subjects,
+            kinds,
+            since: Some(since),
+            until: Some(until),
+            baseline: Some(baseline),
+            ..ChangeQuestion::default()
+        };
+        let found = self.world.changes(question.clone(), at(self.second)).await.unwrap().0;
+        same("new sessions", found.iter().map(change_line), expected.iter().map(|change| change_line(change)));
+        let limit = Some(u32::try_from(chosen.limit).unwrap());
+        let (last, meta) = self.world.changes(ChangeQuestion { limit, ..question }, at(self.second)).await.unwrap();
+        let lines = |some: &[ChangeRecord]| some.iter().map(change_line).collect::<Vec<_>>();
+        assert_eq!(lines(&last), lines(&found[..found.len().min(chosen.limit)]), "the last {limit:?}");
+        assert_eq!(meta.truncated, found.len() > chosen.limit);
+    }
+
     /// Compares sums with those of the model's rows, by any dimensions.
-    async fn compare_sums(&self, time: SessionTime, by: &[Dimension]) {
-        let sockets = SessionQuestion { time, ..SessionQuestion::default() };
-        let question = SummaryQuestion { sockets, by: by.to_vec(), limit: None };
+    async fn compare_sums(&self, chosen: &Chosen, time: SessionTime, by: &[Dimension]) {
+        let question = SummaryQuestion { sockets: chosen.sessions(time), by: by.to_vec(), limit: None };
         let counts_listeners = question.counts_listeners();
         let sums = self.world.sums(question, at(self.second)).await.unwrap().0;
         let since = if let SessionTime::Within { since, .. } = time { since } else { Timestamp::MIN };
@@ -275,14 +333,15 @@ impl<E: Engine> Play<E> {
             let sum = expected.entry(key).or_default();
             std::iter::zip(sum, counts).for_each(|(sum, count)| *sum += count);
         };
-        for row in self.expected.iter().flat_map(|host| host.sessions(time)) {
+        let sessions = self.expected.iter().flat_map(|host| host.sessions(time));
+        for row in sessions.filter(|one| chosen.has_session(one)) {
             let process = row.owners.first().map_or("", |owner| &owner.process);
             let peer = row.peer.ip().to_string();
             let facts = (row.host.as_str(), process, peer.as_str(), row.opened_at.max(since));
             count(key(by, facts, (row.protocol, row.service_port())), [0, 1, row.bytes_sent, row.bytes_received]);
         }
         let listeners = self.expected.iter().flat_map(|host| host.listeners_of(time)).filter(|_| counts_listeners);
-        for row in listeners {
+        for row in listeners.filter(|one| chosen.has_listener(one)) {
             let process = row.owners.first().map_or("", |owner| &owner.process);
             let facts = (row.host.as_str(), process, "", row.opened_at.max(since));
             count(key(by, facts, (row.protocol, row.port)), [1, 0, 0, 0]);
@@ -389,7 +448,12 @@ fn same<T: Ord + Debug>(what: &str, found: impl Iterator<Item = T>, expected: im
     assert_eq!(found, expected, "{what}: stored on the left, expected on the right");
 }
 
-async fn play<E: Engine>(steps: Vec<(Step, i64)>, moments: Vec<prop::sample::Index>, by: Vec<Dimension>) {
+async fn play<E: Engine>(
+    steps: Vec<(Step, i64)>,
+    moments: Vec<prop::sample::Index>,
+    by: Vec<Dimension>,
+    chosen: [Chosen; 2],
+) {
     let mut play = Play::<E>::begin().await;
     for (step, seconds) in steps {
         play.second += seconds;
@@ -407,7 +471,15 @@ async fn play<E: Engine>(steps: Vec<(Step, i64)>, moments: Vec<prop::sample::Ind
     play.compare_new(ordered[0], ordered[1], ordered[3]).await;
     let (since, until) = (moments[2].min(moments[3]), Some(moments[2].max(moments[3])));
     for time in [SessionTime::Now, SessionTime::At(moments[2]), SessionTime::Within { since, until }] {
-        play.compare_sums(time, &by).await;
+        play.compare_sums(&Chosen::all(), time, &by).await;
+        for chosen in &chosen {
+            play.compare_sums(chosen, time, &by).await;
+            play.compare_chosen(chosen, time).await;
+        }
+    }
+    for chosen in chosen {
+        play.compare_new_sessions(&chosen, [ordered[0], ordered[1], ordered[3]]).await;
+        play.compare_chosen(&chosen, SessionTime::Within { since: Timestamp::MIN, until: None }).await;
     }
     play.compare_gaps().await;
     play.world.stop().await;
@@ -425,8 +497,9 @@ proptest! {
         steps in vec((any_step(), 1..20_i64), 1..40),
         moments in vec(any::<prop::sample::Index>(), 4),
         by in prop::sample::subsequence(Dimension::ALL, 1..=Dimension::ALL.len()).prop_shuffle(),
+        chosen in [any_choice(), any_choice()],
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(play::<Sqlite>(steps, moments, by));
+        runtime.block_on(play::<Sqlite>(steps, moments, by, chosen));
     }
 }

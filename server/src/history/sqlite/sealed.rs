@@ -27,7 +27,7 @@ use super::{
     schema::make_sealed,
     stored::StoredSession,
 };
-use crate::history::HistoryError;
+use crate::history::{HistoryError, hashing::Folding};
 
 mod block;
 mod column;
@@ -35,7 +35,6 @@ mod encoder;
 mod extents;
 mod fetching;
 mod filter;
-mod hashing;
 mod layout;
 mod numbers;
 mod pace;
@@ -59,7 +58,6 @@ pub(super) use self::sealer::Sealer;
 pub use self::sealer::Sealing;
 use self::{
     encoder::Encoder,
-    hashing::Folding,
     layout::{BLOCK_SESSIONS, CODEC},
     peers::Peers,
     places::{Place, Telling},

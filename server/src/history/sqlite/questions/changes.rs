@@ -19,7 +19,6 @@ use fleetsock_proto::{
 use rusqlite::{Row, params_from_iter};
 
 use self::{
-    baseline::Firsts,
     order::{Next, Order, What},
     scopes::Scopes,
     source::{Page, Source},
@@ -28,7 +27,7 @@ use super::{
     Programs, Reader, coverage, holders, names,
     outlet::{Outlet, Sink, Wanted},
     ports::StoredListener,
-    sessions,
+    sessions::{self, Span},
 };
 use crate::history::{
     HistoryError,
@@ -288,15 +287,15 @@ impl Merge<'_, '_> {
             filter: self.question.filter.clone(),
             directions: self.question.directions.clone(),
             peers: self.question.peers.clone(),
-            time: SessionTime::Within { since: self.question.baseline.unwrap_or(since), until: self.question.until },
+            time: SessionTime::Within { since, until: self.question.until },
             ..SessionQuestion::default()
         };
         let reader = self.reader;
-        if self.question.baseline.is_some() {
-            let mut firsts = Firsts::within(self.window);
-            sessions::visit(reader, selection, places, &asked, &mut firsts)?;
-            firsts.new_ones().for_each(|session| self.wait_for_ends(&session));
-            return Ok(());
+        if let Some(baseline) = self.question.baseline {
+            let span = Span { since, until: self.question.until, baseline };
+            return sessions::each_new(reader, selection, places, (&asked, &span), |session| {
+                self.new_session(&session)
+            });
         }
         sessions::visit(reader, selection, places, &asked, &mut Turn { merge: self })
     }
@@ -309,12 +308,28 @@ impl Merge<'_, '_> {
             return Ok(Wanted::NoMore);
         }
         self.wait_for_ends(&session);
+        self.has_room()
+    }
+
+    /// Fails when more changes wait for their turn than may.
+    fn has_room(&self) -> Result<Wanted, HistoryError> {
         if self.heap.len() > WAITING_LIMIT {
             return Err(HistoryError::TooMuch(format!(
                 "more than {WAITING_LIMIT} sessions of the window were open at once; ask for fewer hosts, peers or ports"
             )));
         }
         Ok(Wanted::More)
+    }
+
+    /// Takes a session that is new, and that opened last of those that are not taken yet.
+    fn new_session(&mut self, session: &Session) -> Result<Wanted, HistoryError> {
+        // One that opened earlier may have closed later.
+        if !self.question.wants(ChangeKind::Closed) && self.send_after(session.opened_at.as_micros())? == Wanted::NoMore
+        {
+            return Ok(Wanted::NoMore);
+        }
+        self.wait_for_ends(session);
+        self.has_room()
     }
 
     /// Keeps the ends of a session that are meant.

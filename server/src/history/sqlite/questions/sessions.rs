@@ -41,12 +41,17 @@ use crate::history::{
 
 mod blocks;
 mod counting;
+mod firsts;
+mod looking;
 mod meaning;
 mod placed;
 mod postings;
 mod rows;
 
-pub(super) use self::counting::count;
+pub(super) use self::{
+    counting::count,
+    firsts::{Span, each_new},
+};
 
 /// Up to so many hosts are each looked for by themselves; for more, reading what closed last is less work.
 const BY_HOST: usize = 64;

@@ -1,7 +1,9 @@
 //! Listeners, sessions and bytes in sum: what is meant is looked at once, and only the groups are held.
 
+use std::net::IpAddr;
+
 use fleetsock_proto::{
-    answer::AnswerMeta,
+    answer::{AnswerMeta, SumsKept},
     listener::Listener,
     question::{SessionTime, SummaryQuestion},
     summary::Sum,
@@ -16,7 +18,7 @@ use super::{
 use crate::history::{
     HistoryError,
     sqlite::roster::{Places, Selection},
-    summing::Sums,
+    summing::{self, ORDERED_LIMIT, Part, Sums},
 };
 
 pub(in crate::history::sqlite) fn summarize(
@@ -35,29 +37,98 @@ pub(in crate::history::sqlite) fn summarize(
     };
     // One view of the names: for each that is looked up by itself the system is asked for a lock.
     let _names = reader.main.unchecked_transaction()?;
-    let mut counting = Counting(Sums::new(&question.by, since.unwrap_or(Timestamp::MIN)));
-    {
-        // One view of the file, so that a session that closes meanwhile is not counted twice.
-        let _view = reader.day.unchecked_transaction()?;
-        sessions::count(reader, selection, places, question, &mut counting.0)?;
-    }
-    let sums = summed::count(reader, selection, places, question, &mut counting.0)?;
-    if question.counts_listeners() {
-        ports::visit_unordered(reader, selection, &question.sockets.filter, time, &mut counting)?;
-    }
-    for sum in counting.0.ordered() {
-        if outlet.push(sum)? == Wanted::NoMore {
-            break;
+    // One view of the file, so that a session that closes meanwhile is not counted twice.
+    let _view = reader.day.unchecked_transaction()?;
+    let counting = Counting { reader, selection, places, question };
+    // One more tells that there were more.
+    let most = outlet.left().saturating_add(1);
+    let sums = match counting.part(Part::whole()) {
+        Ok((counted, kept)) => {
+            push_all(counted.first(most, &counting.host_with()), outlet)?;
+            kept
         }
-    }
+        Err(HistoryError::TooMuch(_)) if most <= ORDERED_LIMIT => {
+            let (first, kept) = counting.in_parts(most)?;
+            push_all(first.into_iter(), outlet)?;
+            kept
+        }
+        Err(error) => return Err(error),
+    };
     let meta = AnswerMeta { since, until, sums, ..selection.meta(as_of) };
     coverage::with_gaps(reader, selection, meta, (since.unwrap_or(as_of), until.unwrap_or(as_of)))
 }
 
-/// Counts the listeners that it is shown.
-struct Counting(Sums);
+/// What is counted.
+struct Counting<'a> {
+    reader: &'a Reader,
+    selection: &'a Selection,
+    places: &'a Places,
+    question: &'a SummaryQuestion,
+}
 
-impl Sink<Listener> for Counting {
+impl Counting<'_> {
+    /// Counts the groups of one part, and tells what is in them of which only sums are kept.
+    fn part(&self, part: Part) -> Result<(Sums, Option<SumsKept>), HistoryError> {
+        let Counting { reader, selection, places, question } = *self;
+        let time = question.sockets.time;
+        let since = match time {
+            SessionTime::Within { since, .. } => since,
+            SessionTime::Now | SessionTime::At(_) => Timestamp::MIN,
+        };
+        let mut counted = Sums::new(&question.by, since, part);
+        sessions::count(reader, selection, places, question, &mut counted)?;
+        let kept = summed::count(reader, selection, question, &mut counted)?;
+        if question.counts_listeners() {
+            ports::visit_unordered(reader, selection, &question.sockets.filter, time, &mut Listeners(&mut counted))?;
+        }
+        Ok((counted, kept))
+    }
+
+    fn host_with(&self) -> impl Fn(IpAddr) -> String {
+        |address| self.places.get(&address).cloned().flatten().unwrap_or_default()
+    }
+
+    /// The first groups where all of them are more than fit into memory: one part is counted after the other.
+    fn in_parts(&self, most: usize) -> Result<(Vec<Sum>, Option<SumsKept>), HistoryError> {
+        let mut refused = None;
+        for of in PARTS {
+            match self.in_parts_of(of, most) {
+                Err(error @ HistoryError::TooMuch(_)) => refused = Some(error),
+                counted => return counted,
+            }
+        }
+        Err(refused.unwrap_or(HistoryError::Closed))
+    }
+
+    fn in_parts_of(&self, of: u64, most: usize) -> Result<(Vec<Sum>, Option<SumsKept>), HistoryError> {
+        let (mut first, mut kept) = (Vec::new(), None);
+        for part in Part::each(of) {
+            let (counted, sums) = self.part(part)?;
+            first.extend(counted.first(most, &self.host_with()));
+            summing::put_into_order(&self.question.by, &mut first);
+            first.truncate(most);
+            kept = sums;
+        }
+        Ok((first, kept))
+    }
+}
+
+/// Into how many parts groups are split that are too many to be held at once.
+const PARTS: [u64; 2] = [4, 16];
+
+fn push_all(sums: impl Iterator<Item = Sum>, outlet: &mut Outlet<Sum>) -> Result<(), HistoryError> {
+    for sum in sums {
+        if outlet.push(sum)? == Wanted::NoMore {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Counts the listeners that it is shown.
+struct Listeners<'a>(&'a mut Sums);
+
+impl Sink<Listener> for Listeners<'_> {
     fn push(&mut self, listener: Listener) -> Result<Wanted, HistoryError> {
         self.0.add_listener(&listener).map(|()| Wanted::More)
     }

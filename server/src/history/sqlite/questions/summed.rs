@@ -19,7 +19,7 @@ use crate::history::{
     sqlite::{
         coding,
         parts::Summed,
-        roster::{ByNumber, Places, Selected, Selection},
+        roster::{ByNumber, Selected, Selection},
         sums::{self, Counts, OTHERS},
     },
     summing::{Alike, Sums},
@@ -57,7 +57,6 @@ fn lacks(question: &SummaryQuestion) -> Vec<String> {
 pub(super) fn count(
     reader: &Reader,
     selection: &Selection,
-    places: &Places,
     question: &SummaryQuestion,
     into: &mut Sums,
 ) -> Result<Option<SumsKept>, HistoryError> {
@@ -73,8 +72,7 @@ pub(super) fn count(
     }
     let window = (since.as_micros(), until.as_micros());
     let matcher = Matcher::new(&question.sockets.filter)?;
-    let mut counting =
-        Counting { reader, hosts: selection.by_number(), places, question, matcher, window, into, unclear: 0 };
+    let mut counting = Counting { reader, hosts: selection.by_number(), question, matcher, window, into, unclear: 0 };
     for sums in reader.catalogue.unbroken_sums().iter().filter(|sums| sums.latest >= window.0) {
         counting.file(sums)?;
     }
@@ -85,7 +83,6 @@ pub(super) fn count(
 struct Counting<'a> {
     reader: &'a Reader,
     hosts: ByNumber<'a>,
-    places: &'a Places,
     question: &'a SummaryQuestion,
     matcher: Matcher,
     /// In microseconds, both ends included; of the hours that it touches.
@@ -164,8 +161,7 @@ impl Counting<'_> {
                 [] => None,
                 _ => Some(coding::address_of(row.get_ref(1)?)?),
             };
-        let peer = address.map(|address| (address, self.places.get(&address).cloned().flatten().unwrap_or_default()));
-        let alike = Alike { host: name(&host), peer, ..Alike::default() };
+        let alike = Alike { host: name(&host), peer: address, ..Alike::default() };
         self.add(alike, sums::counts(row, 2)?)
     }
 

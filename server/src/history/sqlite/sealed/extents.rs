@@ -42,6 +42,11 @@ impl Extents {
         let Extent { last, host_id, codec, .. } = *self.0.get(before)?;
         (id <= last).then_some(Head { id, host_id, codec })
     }
+
+    /// The first and the last block of a host; nothing when it has none.
+    pub(in crate::history::sqlite) fn of_host(&self, host_id: i64) -> Option<(i64, i64)> {
+        self.0.iter().find(|extent| extent.host_id == host_id).map(|extent| (extent.first, extent.last))
+    }
 }
 
 /// Stores those of the blocks of a file, which come host by host.
@@ -78,6 +83,7 @@ mod tests {
         let extents = Extents::of(&sealed).unwrap().unwrap();
         let hosts: Vec<Option<i64>> = (0..11).map(|id| extents.head(id).map(|head| head.host_id)).collect();
         assert_eq!(hosts, [None, Some(7), Some(7), Some(5), None, None, None, None, None, Some(6), None]);
+        assert_eq!([7, 5, 6, 8].map(|host| extents.of_host(host)), [Some((1, 2)), Some((3, 3)), Some((9, 9)), None]);
         assert_eq!(extents.head(3), Some(Head { id: 3, host_id: 5, codec: 3 }));
     }
 

@@ -10,11 +10,11 @@ use rusqlite::{Connection, Row, params};
 use super::{
     GoesOn, SealError,
     column::{Damaged, Reading},
-    hashing::Folding,
     layout::MOST_SESSIONS,
 };
 use crate::history::{
     HistoryError,
+    hashing::Folding,
     sqlite::coding::{self, AddressBytes},
 };
 

@@ -5,11 +5,10 @@ use std::{borrow::Borrow, collections::HashMap, hash::Hash, net::IpAddr};
 
 use super::{
     column::{Damaged, Reading, Writing},
-    hashing::Seeded,
     numbers::{pack_places, place},
     packed::{MISSING, Packed, pack},
 };
-use crate::history::sqlite::coding::OwnerColumns;
+use crate::history::{hashing::Seeded, sqlite::coding::OwnerColumns};
 
 /// A place leads nowhere.
 pub(super) const ABSENT: Damaged = Damaged("a value is missing");
@@ -27,7 +26,7 @@ pub(in crate::history::sqlite) struct Recurring<T> {
 }
 
 impl<T> Recurring<T> {
-    pub(super) fn of(&self, at: usize) -> Result<&T, Damaged> {
+    pub(in crate::history::sqlite) fn of(&self, at: usize) -> Result<&T, Damaged> {
         self.places.get(at).and_then(|place| self.values.get(*place)).ok_or(MISSING)
     }
 }

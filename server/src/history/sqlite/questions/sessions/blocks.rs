@@ -218,6 +218,13 @@ impl<'a> Search<'a> {
         self.fetching.entry(file).or_insert_with(|| Fetching::of(sealed)).read(head).map(Some)
     }
 
+    /// The same of which only the number is known.
+    pub(super) fn find_block(&mut self, file: InFile, id: i64) -> Result<Option<Block>, HistoryError> {
+        self.reader.go_on()?;
+        let Some(sealed) = self.file(file)? else { return Ok(None) };
+        self.fetching.entry(file).or_insert_with(|| Fetching::of(sealed)).find(id).map(Some)
+    }
+
     /// The sessions of a block that are meant, for an answer in order.
     pub(super) fn choose(&mut self, file: InFile, head: Head) -> Result<Option<Next>, HistoryError> {
         let Some((block, places)) = self.read_block(file, head)? else { return Ok(None) };

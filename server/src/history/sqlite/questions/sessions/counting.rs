@@ -1,22 +1,24 @@
 //! Sessions in sum, in no order: by sums that are kept beside them where these are enough (`counting/sums.rs`). Of a block only those columns are read that the sums are by, and no session is made of them.
 
-use std::{
-    collections::BinaryHeap,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::net::{IpAddr, Ipv4Addr};
 
 use fleetsock_proto::{
     port::PortClass, question::SummaryQuestion, socket::Protocol, summary::Dimension, time::Timestamp,
 };
 
 use self::sums::{Read, answering};
-use super::{Next, Search, What, blocks::Services, meaning::Traits, placed::Chosen};
+use super::{
+    InFile, Search,
+    blocks::Services,
+    looking::{At, Look},
+    meaning::Traits,
+};
 use crate::history::{
     HistoryError,
     sqlite::{
         coding::OwnerColumns,
         numbered::Numbered,
-        questions::{Reader, outlet::Wanted},
+        questions::Reader,
         roster::{Places, Selection},
         sealed::{Block, Column, Recurring},
         stored::StoredSession,
@@ -36,59 +38,42 @@ pub(in crate::history::sqlite::questions) fn count(
     into: &mut Sums,
 ) -> Result<(), HistoryError> {
     let mut search = Search::new(reader, selection, places, &question.sockets)?;
-    let window = search.meaning.window;
-    if window.closed_before.is_none() {
-        search.each_open(selection, |search, one| search.add_one(one, into).map(|()| Wanted::More))?;
-    }
-    if !window.past {
-        return Ok(());
-    }
-    let mut read = answering(question, selection.len()).map(Read::new);
-    let mut heap: BinaryHeap<Next> = search.files();
-    while let Some(Next { file, id, what, .. }) = heap.pop() {
-        match what {
-            What::File => {
-                let told = match &mut read {
-                    Some(read) => search.add_sums(file, read, into)?,
-                    None => false,
-                };
-                if !told {
-                    search.open_file(file, selection, &mut heap)?;
-                }
-            }
-            What::Chapter(chapter) => search.runs(file, chapter, &mut heap)?,
-            What::Run(first) => {
-                search.each_row(file, &[(first, id)], window.bounds(), |search, _, one| search.add_one(&one, into))?;
-            }
-            What::Zone(first, last) => {
-                let [after, _, until] = window.bounds();
-                search.each_row(file, &[(first, id)], [after, last, until], |search, _, one| {
-                    search.add_one(&one, into)
-                })?;
-            }
-            What::Long(zone, first) => {
-                search.each_long(file, (zone, first), |search, _, one| search.add_one(&one, into))?;
-            }
-            What::Rows(runs) => {
-                search.each_row(file, &runs, window.bounds(), |search, _, one| search.add_one(&one, into))?;
-            }
-            What::Block(head) => {
-                if let Some((block, meant)) = search.read_block(file, head)? {
-                    search.add_block(&block, &meant, into)?;
-                }
-            }
-            What::Placed(placed) => match search.read_placed(file, &placed)? {
-                Chosen::Few(sessions) => sessions.iter().try_for_each(|one| search.add_one(one, into))?,
-                Chosen::Many(block, meant) => search.add_block(&block, &meant, into)?,
-                Chosen::None => {}
-            },
-            // An answer in order makes these of the others.
-            What::Session(_) | What::Row | What::InBlock(_) => {}
-        }
-    }
-    match &mut read {
+    let read = answering(question, selection.len()).map(Read::new);
+    let mut counting = Counting { read, into };
+    search.look(selection, &mut counting)?;
+    match &mut counting.read {
         Some(read) => search.add_read(read, into),
         None => Ok(()),
+    }
+}
+
+/// Counts what it is shown.
+struct Counting<'s> {
+    /// What sums that are kept tell, where these are enough.
+    read: Option<Read>,
+    into: &'s mut Sums,
+}
+
+impl Look for Counting<'_> {
+    fn file(&mut self, search: &mut Search<'_>, file: InFile) -> Result<bool, HistoryError> {
+        match &mut self.read {
+            Some(read) => search.add_sums(file, read, self.into),
+            None => Ok(false),
+        }
+    }
+
+    fn one(&mut self, search: &mut Search<'_>, _at: At, one: &StoredSession) -> Result<(), HistoryError> {
+        search.add_one(one, self.into)
+    }
+
+    fn block(
+        &mut self,
+        search: &mut Search<'_>,
+        _at: (usize, i64),
+        block: &Block,
+        meant: &[usize],
+    ) -> Result<(), HistoryError> {
+        search.add_block(block, meant, self.into)
     }
 }
 
@@ -118,11 +103,25 @@ impl Search<'_> {
         }
         let columns = Columns::of(block, meant.len(), into)?;
         let (sent, received) = (block.numbers(Column::BytesSent)?, block.numbers(Column::BytesReceived)?);
-        let mut groups = Groups::default();
-        for at in meant {
-            groups.of(columns.key(*at, into)?, *at).add(Counts::one(sent[*at], received[*at]));
-        }
-        for (at, counts) in groups.all {
+        let counts = |at: &usize| Counts::one(sent[*at], received[*at]);
+        let groups = match columns.are_only_peers() {
+            // They are numbered already.
+            Some(peers) => {
+                let mut groups = vec![None; peers.values.len()];
+                for at in meant {
+                    groups[peers.places[*at]].get_or_insert((*at, Counts::default())).1.add(counts(at));
+                }
+                groups.into_iter().flatten().collect()
+            }
+            None => {
+                let mut groups = Groups::default();
+                for at in meant {
+                    groups.of(columns.key(*at, into)?, *at).add(counts(at));
+                }
+                groups.all
+            }
+        };
+        for (at, counts) in groups {
             self.add(block.host_id(), &columns.told(at)?, counts, into)?;
         }
         Ok(())
@@ -139,9 +138,10 @@ impl Search<'_> {
             process: match told.program_id {
                 // Nobody is known.
                 0 => Some(String::new()),
+                _ if !into.are_by(Dimension::Process) => None,
                 program => Some(self.programs.names(program)?.process.to_owned()),
             },
-            peer: into.are_by(Dimension::Peer).then(|| (told.peer, self.name_of(told.peer))),
+            peer: Some(told.peer),
         };
         let Counts { sessions, bytes_sent, bytes_received } = counts;
         into.add_sessions(alike, [sessions, bytes_sent, bytes_received])
@@ -180,6 +180,11 @@ impl<'b> Columns<'b> {
             owners: if is(Dimension::Process) { Some(block.owners()?) } else { None },
             peers: if is(Dimension::Peer) { Some(block.peers()?) } else { None },
         })
+    }
+
+    /// The peers, when sums are by nothing else.
+    fn are_only_peers(&self) -> Option<&'b Recurring<IpAddr>> {
+        self.peers.filter(|_| self.services.is_none() && self.times.is_none() && self.owners.is_none())
     }
 
     fn opened_at_us(&self, at: usize) -> i64 {

@@ -1,7 +1,7 @@
 //! Sessions with chosen peers in sealed files: the table of peers says in which places they are, so that of a block these are
 //! read and no others.
 
-use std::{collections::BinaryHeap, ops::Range, rc::Rc};
+use std::{collections::BinaryHeap, iter::zip, ops::Range, rc::Rc};
 
 use rusqlite::Connection;
 
@@ -40,7 +40,8 @@ impl Placed {
 /// What is meant of a block.
 pub(super) enum Chosen {
     None,
-    Few(Vec<StoredSession>),
+    /// Sessions, and their places.
+    Few(Vec<StoredSession>, Vec<usize>),
     /// The places of sessions.
     Many(Box<Block>, Vec<usize>),
 }
@@ -104,7 +105,7 @@ impl Search<'_> {
         for placed in blocks {
             let chosen = match self.read_placed(file, placed)? {
                 Chosen::None => Vec::new(),
-                Chosen::Few(chosen) => chosen,
+                Chosen::Few(chosen, _) => chosen,
                 Chosen::Many(block, meant) => block.sessions(&meant)?,
             };
             sessions.extend(chosen.into_iter().map(|one| (placed.head.id, one)));
@@ -138,23 +139,24 @@ impl Search<'_> {
         }
         let mut places: Vec<usize> = places.iter().map(|place| Place::of(*place).at).collect();
         block.keep_within(self.meaning.window.bounds(), &mut places)?;
-        let mut meant = Vec::with_capacity(places.len());
-        for one in block.sessions(&places)? {
+        let (mut meant, mut at) = (Vec::with_capacity(places.len()), Vec::with_capacity(places.len()));
+        for (one, place) in zip(block.sessions(&places)?, places) {
             if !self.meaning.has_peer(one.peer.ip()) {
                 return Err(coding::wrong("places", format!("block {} has another peer in one", placed.head.id)).into());
             }
             if self.is_meant(&one)? {
                 meant.push(one);
+                at.push(place);
             }
         }
-        Ok(Chosen::Few(meant))
+        Ok(Chosen::Few(meant, at))
     }
 
     /// The same for an answer in order.
     pub(super) fn choose_placed(&mut self, file: InFile, placed: &Placed) -> Result<Option<Next>, HistoryError> {
         let sessions = match self.read_placed(file, placed)? {
             Chosen::None => return Ok(None),
-            Chosen::Few(sessions) => InBlock::made(sessions),
+            Chosen::Few(sessions, _) => InBlock::made(sessions),
             Chosen::Many(block, meant) => InBlock::of(*block, meant)?,
         };
         Ok(sessions.waiting((file, placed.head.id)))

@@ -30,17 +30,7 @@ impl Search<'_> {
         // Networks may overlap.
         let peers = IpNet::aggregate(&self.meaning.question.peers);
         let meant: Vec<Addresses> = peers.iter().map(|prefix| (prefix.network(), prefix.broadcast())).collect();
-        let Some((mut rows, mut covered)) = look_up(connection, &meant, most)? else { return Ok(false) };
-        let last = last_row(connection)?;
-        if file.is_none() && covered < last {
-            // What was stored since this question began is not asked for.
-            let add = |row| rows.extend((row <= last).then_some(row));
-            covered = self.reader.catalogue.latest.find(covered, &meant, add);
-        }
-        if rows.len() > most {
-            return Ok(false);
-        }
-        rows.sort_unstable();
+        let Some((rows, covered, last)) = self.rows_with(file, connection, &meant, most)? else { return Ok(false) };
         if self.are_read_at_once(rows.len()) && (rows.len() <= AT_ONCE || self.means_all_rows_of(connection)?) {
             self.read_runs(file, &runs(&rows), heap)?;
         } else {
@@ -50,6 +40,29 @@ impl Search<'_> {
             self.zones(file, covered, heap)?;
         }
         Ok(true)
+    }
+
+    /// The rows with addresses that are meant, ascending, as far as they are known, and up to which row that is of all rows;
+    /// nothing when there are more than so many.
+    pub(super) fn rows_with(
+        &self,
+        file: InFile,
+        connection: &Connection,
+        meant: &[Addresses],
+        most: usize,
+    ) -> Result<Option<(Vec<i64>, i64, i64)>, HistoryError> {
+        let Some((mut rows, mut covered)) = look_up(connection, meant, most)? else { return Ok(None) };
+        let last = last_row(connection)?;
+        if file.is_none() && covered < last {
+            // What was stored since this question began is not asked for.
+            let add = |row| rows.extend((row <= last).then_some(row));
+            covered = self.reader.catalogue.latest.find(covered, meant, add);
+        }
+        if rows.len() > most {
+            return Ok(None);
+        }
+        rows.sort_unstable();
+        Ok(Some((rows, covered, last)))
     }
 
     /// Whether the window that is meant has all rows of a file in it.

@@ -3,7 +3,7 @@
 
 use std::collections::BinaryHeap;
 
-use rusqlite::{params_from_iter, types::Value};
+use rusqlite::{Connection, params_from_iter, types::Value};
 
 use super::{HELD, InFile, Next, Search, What};
 use crate::history::{
@@ -93,6 +93,22 @@ impl Search<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The runs of a host behind a row in which something may be meant, in the order of their rows.
+    pub(super) fn runs_of_host(
+        &self,
+        connection: &Connection,
+        host: i64,
+        behind: i64,
+    ) -> Result<Vec<(i64, i64)>, rusqlite::Error> {
+        let mut statement = connection.prepare_cached(
+            "SELECT r.first_id, r.last_id FROM chapters c CROSS JOIN runs r ON r.chapter_id = c.id AND r.host_id = ?2
+             WHERE r.last_id > ?1 AND r.max_closed_at_us > ?3 AND r.min_closed_at_us <= ?4 AND r.min_opened_at_us <= ?5
+             ORDER BY r.first_id",
+        )?;
+        let bounds = bounds([behind, host], self.meaning.window.bounds());
+        statement.query_map(params_from_iter(bounds), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     }
 
     /// Finds what may be meant in a zone and closed until a moment, without reading it.

@@ -1,4 +1,4 @@
-//! Hashing of sessions and of their values, which each session of a file goes through several times: a word for each
+//! Hashing of sessions, of their values and of groups of them, which each session of a file goes through several times: a word for each
 //! multiplication, in place of SipHash's several for each byte.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -8,7 +8,7 @@ const MIXING: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A hash that is seeded and not secret: for what is told by nobody, and for tables that are small.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Folding(u64);
+pub(in crate::history) struct Folding(u64);
 
 impl Default for Folding {
     fn default() -> Folding {
@@ -55,7 +55,7 @@ impl Hasher for Folding {
 
 /// Makes hashes of tables. Where they begin is not known to who chooses the values: addresses come from anywhere.
 #[derive(Debug, Clone)]
-pub(super) struct Seeded(Folding);
+pub(in crate::history) struct Seeded(Folding);
 
 impl Default for Seeded {
     fn default() -> Seeded {
