@@ -200,7 +200,8 @@ async fn ask_once(history: &SqliteHistory, sessions: u64, (times, only): (usize,
     let first = |turn| ChangeQuestion { limit: Some(PAGE), ..fleet(turn) };
     told.extend(few.changes(what, first).await);
     let what = ("new peers of an hour against seven days, all", Some((134.0, 232.0)));
-    told.extend(few.changes(what, fleet).await);
+    let once = Asking { times: 1, ..asking };
+    told.extend(once.changes(what, fleet).await);
     told
 }
 

@@ -49,6 +49,7 @@ mod copy;
 mod courtesy;
 mod cubes;
 mod database;
+mod in_use;
 mod latest;
 mod leaving;
 mod long;

@@ -26,7 +26,7 @@ use rusqlite::Connection;
 
 use crate::{
     engine::{Engine, Rules, World, actor, reopen},
-    scene::{Agent, Described, at, closed, listener, opened, session, session_line},
+    scene::{Agent, Described, at, closed, listener, opened, owner, present, session, session_line},
 };
 
 const DAY: i64 = 86_400;
@@ -234,5 +234,51 @@ async fn a_copy_has_all_of_what_loses_its_name_while_it_is_made_and_the_room_is_
     assert_eq!(copied, expected.clone().into());
     assert_eq!(verify(copy.path()).unwrap(), expected);
     wait_until("the room is given back", || !has_room());
+    world.stop().await;
+}
+
+/// Names of the processes in the dictionary of programs.
+fn programs(world: &World<Daily<SOON_MS>>) -> BTreeSet<String> {
+    let main = Connection::open(world.engine.folder().join("main.db")).unwrap();
+    let mut statement = main.prepare("SELECT process FROM programs").unwrap();
+    statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_nothing_names_any_more_are_forgotten_and_all_others_are_told() {
+    let _alone = ALONE.lock().await;
+    SECOND.store(0, Relaxed);
+    let mut world = World::<Daily<SOON_MS>>::new().await;
+    let mut agent = world.host("web1").await;
+    let stays =
+        session(1, "10.0.0.1:22", Direction::In, "10.0.0.7:5000").held_by(&[owner("stays", 7), owner("too", 8)]);
+    let listens = listener(2, "0.0.0.0:22").held_by(&[owner("listens", 9)]);
+    let short = |cookie: u64, name: &str, second: i64| {
+        let one = session(cookie, "10.0.0.1:40001", Direction::Out, "10.0.0.8:443").since(second);
+        closed(one.held_by(&[owner(name, 70)]), second + 1)
+    };
+    let first = vec![opened(stays), opened(listens.clone()), short(3, "once", 1), short(4, "again", 1)];
+    world.tell(&mut agent, SnapshotWhole, 2, first).await;
+    let all = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>();
+    assert_eq!(programs(&world), all(&["again", "listens", "once", "stays", "too"]));
+    days_go_by(&world, &mut agent, 0..6).await;
+    world.hello(agent.host, "web1", at(5 * DAY + 50), 0).await;
+    wait_until("two are forgotten", || programs(&world) == all(&["listens", "stays", "too"]));
+
+    // The open one is not named in the snapshot, so that its row is stored by what is known of it: it was lost.
+    world.tell(&mut agent, SnapshotWhole, 5 * DAY + 100, vec![present(listens)]).await;
+    days_go_by(&world, &mut agent, 6..8).await;
+    world.hello(agent.host, "web1", at(7 * DAY + 1000), 0).await;
+    world.tell(&mut agent, Changes, 7 * DAY + 2000, vec![short(5, "again", 7 * DAY + 1500)]).await;
+
+    let time = SessionTime::Within { since: at(0), until: None };
+    let (rows, _) = world.sessions(SessionQuestion { time, ..SessionQuestion::default() }, at(8 * DAY)).await.unwrap();
+    let names: BTreeSet<&str> = rows.iter().flat_map(|row| &row.owners).map(|owner| owner.process.as_str()).collect();
+    assert_eq!(names, ["again", "stays", "too"].into(), "{rows:?}");
+    days_go_by(&world, &mut agent, 8..10).await;
+    world.hello(agent.host, "web1", at(9 * DAY + 1000), 0).await;
+    wait_until("those of the lost one are forgotten too", || programs(&world) == all(&["listens", "again"]));
+    let (rows, _) = world.ports(PortQuestion::default(), at(10 * DAY)).await.unwrap();
+    assert_eq!(rows.iter().map(|row| row.owners[0].process.as_str()).collect::<Vec<_>>(), ["listens"]);
     world.stop().await;
 }

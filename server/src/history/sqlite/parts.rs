@@ -15,7 +15,7 @@ use std::{
 };
 
 use fleetsock_proto::time::Timestamp;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::latest::Latest;
 
@@ -135,6 +135,11 @@ pub(super) struct Catalogue {
 }
 
 impl Catalogue {
+    /// The number of the oldest file whose sessions are kept.
+    pub(super) fn oldest(&self) -> i64 {
+        self.complete.iter().map(|part| part.id).min().unwrap_or(self.hot.id)
+    }
+
     /// The sums that reach from the sessions that are kept backwards without a hole.
     pub(super) fn unbroken_sums(&self) -> &[Summed] {
         let is_here =
@@ -301,18 +306,16 @@ fn enter(main: &Connection, hot: &Hot) -> Result<(), rusqlite::Error> {
 
 /// Names the new file as the one that is written to, in one transaction with the end of the one before.
 pub(super) fn turn_over(
-    main: &mut Connection,
+    main: &Transaction<'_>,
     before: &Hot,
     (sessions, latest): (i64, i64),
     next: &Hot,
 ) -> Result<(), rusqlite::Error> {
-    let transaction = main.transaction()?;
-    transaction.execute(
+    main.execute(
         "UPDATE parts SET state = ?2, sessions = ?3, max_closed_at_us = ?4 WHERE id = ?1",
         params![before.id, COMPLETE, sessions, latest],
     )?;
-    enter(&transaction, next)?;
-    transaction.commit()
+    enter(main, next)
 }
 
 /// Marks files as dropped, those of sessions and those of sums, and deletes what is over in `main.db` since before `horizon`,

@@ -322,11 +322,12 @@ impl Writer {
             return Ok(Checks::new());
         }
         let mut checks = self.proving.begin(admitted, Instant::now());
+        let file = self.database.files().catalogue().hot.id;
         let Database { main, day, .. } = &mut self.database;
         self.programs.trim();
         let addresses = self.addresses.news(main, admitted)?;
         let names = self.naming.news(main, admitted)?;
-        let known: Option<Vec<ProgramIds>> = admitted.iter().map(|one| self.programs.ids(&one.batch)).collect();
+        let known: Option<Vec<ProgramIds>> = admitted.iter().map(|one| self.programs.ids(&one.batch, file)).collect();
         let ids = match known {
             Some(ids)
                 if addresses.is_empty()
@@ -342,7 +343,7 @@ impl Writer {
                 naming::store(&transaction, &names)?;
                 let mut ids = Vec::with_capacity(admitted.len());
                 for (one, check) in admitted.iter().zip(&mut checks) {
-                    ids.push(self.programs.learn(&transaction, one.host, &one.batch)?);
+                    ids.push(self.programs.learn(&transaction, (one.host, file), &one.batch)?);
                     if check.is_none() && !listeners::concern(one) {
                         continue;
                     }

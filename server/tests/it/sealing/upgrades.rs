@@ -7,7 +7,12 @@ use fleetsock_server::history::sqlite::OpenError;
 use super::{runs::as_of_the_first_version, *};
 
 /// What takes back each migration of `main.db`, the newest first.
-const BACK: [(i32, &str); 9] = [
+const BACK: [(i32, &str); 11] = [
+    (
+        12,
+        "DROP INDEX listeners_open; CREATE INDEX listeners_open ON listeners (host_id, port) WHERE closed_at_us IS NULL",
+    ),
+    (11, "ALTER TABLE programs DROP COLUMN part_id"),
     (10, "DROP TABLE namespace_names"),
     (9, "ALTER TABLE tokens DROP COLUMN created_by"),
     (8, "ALTER TABLE hosts DROP COLUMN proved_at_us"),

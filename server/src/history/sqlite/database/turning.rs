@@ -9,6 +9,8 @@ use rusqlite::{Connection, Transaction};
 
 use super::{
     super::{
+        coding::OwnerColumns,
+        in_use,
         latest::Latest,
         parts::{self, Form, Hot, Part},
         schema::Kind,
@@ -33,6 +35,8 @@ pub(super) struct Turning {
     is_through: bool,
     /// Of those that went over, the ones of which something changed since.
     changed: BTreeSet<i64>,
+    /// The programs that its rows name.
+    programs: BTreeSet<i64>,
     /// Rows of one step. They grow while it lasts, so that it ends however much changes.
     step: usize,
 }
@@ -41,7 +45,8 @@ impl Turning {
     /// Begins to take over from the file before.
     fn begin(next: Hot, day: Connection, before: &Path) -> Result<Turning, rusqlite::Error> {
         day.execute("ATTACH DATABASE ?1 AS before", [before.to_string_lossy()])?;
-        Ok(Turning { next, day, reached: None, is_through: false, changed: BTreeSet::new(), step: STEP_ROWS })
+        let (changed, programs) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Turning { next, day, reached: None, is_through: false, changed, programs, step: STEP_ROWS })
     }
 
     /// What is open of these hosts changed in the file before.
@@ -61,7 +66,7 @@ impl Turning {
         while !self.is_through && rows < self.step {
             match next_host(&transaction, self.reached)? {
                 Some(host) => {
-                    rows += copy(&transaction, host)?;
+                    rows += copy(&transaction, host, &mut self.programs)?;
                     self.reached = Some(host);
                 }
                 None => self.is_through = true,
@@ -70,7 +75,7 @@ impl Turning {
         while self.is_through && rows < self.step {
             let Some(host) = self.changed.pop_first() else { break };
             // One of which nothing is open any more is work too.
-            rows += 1 + copy(&transaction, host)?;
+            rows += 1 + copy(&transaction, host, &mut self.programs)?;
         }
         let is_all = self.is_through && self.changed.is_empty();
         if is_all {
@@ -80,10 +85,10 @@ impl Turning {
         Ok(is_all)
     }
 
-    /// The file, for itself.
-    fn finish(self) -> Result<(Hot, Connection), rusqlite::Error> {
+    /// The file, for itself, and the programs that it names.
+    fn finish(self) -> Result<(Hot, Connection, BTreeSet<i64>), rusqlite::Error> {
         self.day.execute_batch("DETACH DATABASE before")?;
-        Ok((self.next, self.day))
+        Ok((self.next, self.day, self.programs))
     }
 }
 
@@ -167,10 +172,14 @@ impl Database {
     fn turn_over(&mut self, turning: Turning, now: Timestamp) -> Result<(), OpenError> {
         let (sessions, latest) = self.extent()?;
         let path = turning.next.path.clone();
-        let (next, day) = turning.finish().map_err(|error| engine(&path, &error))?;
+        let (next, day, programs) = turning.finish().map_err(|error| engine(&path, &error))?;
         let next = Hot { started_at: now, ..next };
         let before = &self.files.catalogue().hot;
-        parts::turn_over(&mut self.main, before, (sessions, latest), &next).map_err(|error| self.failed(error))?;
+        let transaction = self.main.transaction().map_err(|error| engine(&path, &error))?;
+        let turned = parts::turn_over(&transaction, before, (sessions, latest), &next)
+            .and_then(|()| in_use::note(&transaction, &programs, next.id))
+            .and_then(|()| transaction.commit());
+        turned.map_err(|error| self.failed(error))?;
         tracing::info!(file = %next.path.display(), sessions, "the next file of sessions begins");
         let complete = std::mem::replace(&mut self.day, day);
         self.files.leaving.add_connection(&before.path, complete);
@@ -200,11 +209,20 @@ fn next_host(day: &Connection, after: Option<i64>) -> Result<Option<i64>, rusqli
         .query_row([after.unwrap_or(i64::MIN)], |row| row.get(0))
 }
 
-/// Copies what is open of a host, in place of what was copied before; how many rows that were.
-fn copy(day: &Connection, host: i64) -> Result<usize, rusqlite::Error> {
+/// Copies what is open of a host, in place of what was copied before; how many rows that were. Adds the programs that they name.
+fn copy(day: &Connection, host: i64, programs: &mut BTreeSet<i64>) -> Result<usize, rusqlite::Error> {
     day.prepare_cached("DELETE FROM main.open_sessions WHERE host_id = ?1")?.execute([host])?;
-    day.prepare_cached("INSERT INTO main.open_sessions SELECT * FROM before.open_sessions WHERE host_id = ?1")?
-        .execute([host])
+    let copied = day
+        .prepare_cached("INSERT INTO main.open_sessions SELECT * FROM before.open_sessions WHERE host_id = ?1")?
+        .execute([host])?;
+    let mut owners = day.prepare_cached(
+        "SELECT DISTINCT 0, 0, 0, program_id, more_owners FROM main.open_sessions WHERE host_id = ?1",
+    )?;
+    let mut rows = owners.query([host])?;
+    while let Some(row) = rows.next()? {
+        programs.extend(OwnerColumns::read_from(row, 0)?.program_ids());
+    }
+    Ok(copied)
 }
 
 #[cfg(test)]
@@ -261,7 +279,7 @@ mod tests {
                 steps += 1;
                 prop_assert!(steps < 2_000, "it does not end");
             }
-            let (_, day) = turning.finish().unwrap();
+            let (_, day, _) = turning.finish().unwrap();
             prop_assert_eq!(all(&day), all(&before));
         }
     }

@@ -38,7 +38,8 @@ const BEFORE_OWNERS: usize = 11;
 
 pub(super) const SELECT: &str = concat!("SELECT ", columns!(), " FROM listeners");
 
-/// Open ones have an index of their own; that of all lives on a port would do, and read every one.
+/// Open ones have an index of their own, with all that is told of them and in this order; that of all lives on a port would do, and
+/// read every one.
 const NOW: &str = concat!(
     "SELECT ",
     columns!(),

@@ -16,6 +16,7 @@ use std::{
 };
 
 use fleetsock_proto::time::Timestamp;
+use rusqlite::Connection;
 use tokio::sync::{mpsc::WeakSender, oneshot};
 
 use super::{GoesOn, SealError, pace::Pace, seal};
@@ -24,6 +25,7 @@ use crate::history::{
     sqlite::{
         Options,
         database::Files,
+        in_use,
         leaving::give_back,
         parts::{self, Form, Keeping, Part},
         sums::sum_up,
@@ -35,6 +37,10 @@ use crate::history::{
 const RETRY: Duration = Duration::from_secs(60);
 /// Niceness of the thread: whoever waits for an answer goes first.
 const NICE: i32 = 10;
+/// Programs that were last named in a file that is gone, of which it is looked at once whether anything else names them.
+const LOOKED_AT: u32 = 100_000;
+/// Programs that the writer forgets in one piece of its work.
+const FORGOTTEN_AT_ONCE: usize = 500;
 /// Between two steps in which the room of a file is given back.
 const GIVEN_BACK_EVERY: Duration = Duration::from_millis(50);
 
@@ -88,6 +94,8 @@ impl Sealer {
             clock: options.clock,
             ended: Arc::clone(&ended),
             leaving: Vec::new(),
+            oldest: None,
+            forgotten_before: 0,
             rest: None,
         };
         let thread = std::thread::Builder::new().name("history-sealer".to_owned()).spawn(move || turns.run(&woken))?;
@@ -118,6 +126,10 @@ struct Turns {
     ended: Arc<AtomicBool>,
     /// Files whose sealed form or sums took their place, what that is, and when.
     leaving: Vec<(i64, Place, Instant)>,
+    /// The oldest file that is kept, and since when it is.
+    oldest: Option<(i64, Instant)>,
+    /// Programs are forgotten that were last named before this file.
+    forgotten_before: i64,
     /// Until when nothing is tried.
     rest: Option<Instant>,
 }
@@ -152,6 +164,10 @@ impl Turns {
             self.give_back();
             if self.rest.is_some_and(|until| Instant::now() < until) {
                 continue;
+            }
+            if let Err(error) = self.forget_programs() {
+                tracing::error!(%error, "programs that nothing names any more stay where they are");
+                self.rest = Some(Instant::now() + RETRY);
             }
             let Some((part, place)) = self.next() else { continue };
             match self.replace(&part, place) {
@@ -221,16 +237,51 @@ impl Turns {
 
     /// Has the writer name what takes the place of a file; whether that was still kept.
     fn exchange(&self, id: i64, place: Place) -> Result<bool, HistoryError> {
+        let files = self.files.clone();
+        self.order(move |main| {
+            Ok(match place {
+                Place::Sealed => files.exchange(main, id)?,
+                Place::Sums(horizon) => files.exchange_for_sums(main, id, horizon)?,
+            })
+        })
+    }
+
+    /// Has the writer forget the programs that nothing names any more, once no question reads files that did.
+    fn forget_programs(&mut self) -> Result<(), HistoryError> {
+        let oldest = self.files.catalogue().oldest();
+        let since = match self.oldest {
+            Some((known, since)) if known == oldest => since,
+            _ => self.oldest.insert((oldest, Instant::now())).1,
+        };
+        if oldest <= self.forgotten_before || since.elapsed() < self.sealing.stays {
+            return Ok(());
+        }
+        let (main, mut after, mut forgotten) = (self.files.open_main()?, 0, 0);
+        while let Some((unused, last)) = in_use::unused(&main, oldest, (after, LOOKED_AT))? {
+            for some in unused.chunks(FORGOTTEN_AT_ONCE).map(<[i64]>::to_vec) {
+                if self.ended.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                forgotten += self.order(move |main| Ok(in_use::forget(main, &some, oldest)?))?;
+                self.pace.pause(GIVEN_BACK_EVERY);
+            }
+            after = last;
+        }
+        self.forgotten_before = oldest;
+        if forgotten > 0 {
+            tracing::info!(forgotten, "programs that nothing names any more are forgotten");
+        }
+        Ok(())
+    }
+
+    /// Has the writer do something to `main.db`.
+    fn order<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&mut Connection) -> Result<T, HistoryError> + Send + 'static,
+    ) -> Result<T, HistoryError> {
         let work = self.work.upgrade().ok_or(HistoryError::Closed)?;
         let (reply, outcome) = oneshot::channel();
-        let files = self.files.clone();
-        let order = Work::Main(Box::new(move |main, _| {
-            let exchanged = match place {
-                Place::Sealed => files.exchange(main, id),
-                Place::Sums(horizon) => files.exchange_for_sums(main, id, horizon),
-            };
-            answer(reply, exchanged.map_err(HistoryError::from));
-        }));
+        let order = Work::Main(Box::new(move |main, _| answer(reply, what(main))));
         work.blocking_send(order).map_err(|_| HistoryError::Closed)?;
         outcome.blocking_recv().map_err(|_| HistoryError::Closed)?
     }

@@ -49,10 +49,18 @@ impl Hash for Program {
 /// Numbers of programs.
 #[derive(Debug, Default)]
 pub(super) struct Programs {
-    ids: HashMap<Program, i64>,
+    ids: HashMap<Program, Known>,
     bytes: usize,
     /// How much each host brought, by its number.
     bytes_of: HashMap<i64, usize>,
+}
+
+/// What is remembered of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Known {
+    id: i64,
+    /// The last file of sessions in which it was named: when it is another one, it may be forgotten by now (`in_use.rs`).
+    file: i64,
 }
 
 /// The number of every owner's program in one batch. An owner is known by its place in memory, because all sockets of
@@ -84,37 +92,44 @@ impl Programs {
         }
     }
 
-    fn remember(&mut self, host: i64, program: Program, id: i64) {
+    fn remember(&mut self, host: i64, program: Program, known: Known) {
+        if let Some(before) = self.ids.get_mut(&program) {
+            *before = known;
+            return;
+        }
         let bytes = program.bytes();
         let of_host = self.bytes_of.entry(host).or_default();
         if *of_host + bytes <= REMEMBERED_BYTES_OF_HOST {
             *of_host += bytes;
             self.bytes += bytes;
-            self.ids.insert(program, id);
+            self.ids.insert(program, known);
         }
     }
 
-    /// The numbers of a batch's owners, when all are known.
-    pub(super) fn ids(&self, batch: &Batch) -> Option<ProgramIds> {
-        let id = |(place, owner): (usize, &Arc<Owner>)| Some((place, *self.ids.get(&Program(Arc::clone(owner)))?));
+    /// The numbers of a batch's owners, when all are known and were named in this file of sessions before.
+    pub(super) fn ids(&self, batch: &Batch, file: i64) -> Option<ProgramIds> {
+        let id = |(place, owner): (usize, &Arc<Owner>)| {
+            let known = self.ids.get(&Program(Arc::clone(owner))).filter(|known| known.file == file)?;
+            Some((place, known.id))
+        };
         owners(batch).into_iter().map(id).collect::<Option<_>>().map(ProgramIds)
     }
 
-    /// The numbers of the owners of a host's batch; new ones are given out.
+    /// The numbers of the owners of a host's batch, which are named in this file of sessions; new ones are given out.
     pub(super) fn learn(
         &mut self,
         transaction: &Transaction<'_>,
-        host: i64,
+        (host, file): (i64, i64),
         batch: &Batch,
     ) -> Result<ProgramIds, rusqlite::Error> {
         let mut ids = HashMap::new();
         for (place, owner) in owners(batch) {
             let program = Program(Arc::clone(owner));
             let id = match self.ids.get(&program) {
-                Some(id) => *id,
-                None => {
-                    let id = find(transaction, &program)?;
-                    self.remember(host, program, id);
+                Some(known) if known.file == file => known.id,
+                Some(_) | None => {
+                    let id = find(transaction, &program, file)?;
+                    self.remember(host, program, Known { id, file });
                     id
                 }
             };
@@ -124,30 +139,36 @@ impl Programs {
     }
 }
 
-fn find(transaction: &Transaction<'_>, program: &Program) -> Result<i64, rusqlite::Error> {
+fn find(transaction: &Transaction<'_>, program: &Program, file: i64) -> Result<i64, rusqlite::Error> {
     let (process, exe, uid, user, container, unit, command_line) = program.shared();
-    let columns = params![process, exe, uid, user, container, unit, command_line];
-    let known = transaction
+    let known: Option<(i64, i64)> = transaction
         .prepare_cached(
-            "SELECT id FROM programs WHERE process = ?1 AND exe = ?2 AND uid = ?3 AND user = ?4 AND container = ?5
+            "SELECT id, part_id FROM programs WHERE process = ?1 AND exe = ?2 AND uid = ?3 AND user = ?4 AND container = ?5
                  AND unit = ?6 AND command_line = ?7",
         )?
-        .query_row(columns, |row| row.get("id"))
+        .query_row(params![process, exe, uid, user, container, unit, command_line], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     match known {
-        Some(id) => Ok(id),
+        Some((id, last)) => {
+            if last < file {
+                transaction.prepare_cached("UPDATE programs SET part_id = ?2 WHERE id = ?1")?.execute([id, file])?;
+            }
+            Ok(id)
+        }
         None => transaction
             .prepare_cached(
-                "INSERT INTO programs (process, exe, uid, user, container, unit, command_line)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) RETURNING id",
+                "INSERT INTO programs (process, exe, uid, user, container, unit, command_line, part_id)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) RETURNING id",
             )?
-            .query_row(columns, |row| row.get("id")),
+            .query_row(params![process, exe, uid, user, container, unit, command_line, file], |row| row.get("id")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const KNOWN: Known = Known { id: 7, file: 1 };
 
     fn program(number: usize, length: usize) -> Program {
         let [process, exe, user, container, unit, command_line] = [0; 6].map(|_| format!("{number:0length$}"));
@@ -158,12 +179,12 @@ mod tests {
     fn a_host_that_makes_up_programs_fills_only_its_part_and_others_are_remembered() {
         let mut programs = Programs::default();
         for number in 0..1000 {
-            programs.remember(1, program(number, 4000), 1);
+            programs.remember(1, program(number, 4000), KNOWN);
         }
         assert!(programs.bytes <= REMEMBERED_BYTES_OF_HOST && programs.bytes > REMEMBERED_BYTES_OF_HOST / 2);
-        programs.remember(2, program(5000, 10), 7);
+        programs.remember(2, program(5000, 10), KNOWN);
         programs.trim();
-        assert_eq!(programs.ids.get(&program(5000, 10)), Some(&7));
+        assert_eq!(programs.ids.get(&program(5000, 10)), Some(&KNOWN));
     }
 
     #[test]
@@ -171,7 +192,7 @@ mod tests {
         let mut programs = Programs::default();
         for number in 0..100_000 {
             programs.trim();
-            programs.remember(i64::try_from(number % 100).unwrap(), program(number, 100), 1);
+            programs.remember(i64::try_from(number % 100).unwrap(), program(number, 100), KNOWN);
             assert!(programs.bytes <= REMEMBERED_BYTES + 1000);
         }
         assert!(programs.ids.len() < 100_000);

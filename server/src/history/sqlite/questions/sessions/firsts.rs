@@ -27,6 +27,7 @@ use super::{
 };
 use crate::history::{
     HistoryError,
+    hashing::Seeded,
     sqlite::{
         questions::{Reader, outlet::Wanted},
         roster::{Places, Selection},
@@ -58,7 +59,7 @@ pub(in crate::history::sqlite::questions) fn each_new(
     let Span { since, until, baseline } = *span;
     let within = SessionQuestion { time: SessionTime::Within { since, until }, ..asked.clone() };
     let mut window = Search::new(reader, selection, places, &within)?;
-    let mut kinds = Kinds { since, all: HashMap::new(), at_once: Vec::new() };
+    let mut kinds = Kinds { since, all: HashMap::default(), at_once: Vec::new() };
     window.look(selection, &mut kinds)?;
     // Whatever opened before the window and closed later was open in it, and was seen.
     let time = SessionTime::Within { since: baseline, until: Some(since) };
@@ -115,7 +116,7 @@ enum Seen {
 /// The kinds of the sessions that were open in the window.
 struct Kinds {
     since: Timestamp,
-    all: HashMap<Kind, Seen>,
+    all: HashMap<Kind, Seen, Seeded>,
     /// Those that opened at the moment of the first of their kind.
     at_once: Vec<First>,
 }
