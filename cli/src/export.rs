@@ -8,7 +8,7 @@ use std::{
     io::{self, BufWriter, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::Args;
@@ -102,7 +102,7 @@ pub async fn run(invocation: &mut Invocation, arguments: Arguments) -> Result<Ex
     let asked = SessionQuestion { time, pairing, ..SessionQuestion::default() };
     let (client, question) = arguments.sessions.ask(invocation, asked).await?;
     let target = Target::open(&arguments.file)?;
-    let mut export = Export { client, question, since, until, sessions: 0 };
+    let mut export = Export { client, question, since, until, sessions: 0, begun: Instant::now() };
     let written = export.write(invocation, target, render).await;
     invocation.console.progress("");
     let bytes = written?;
@@ -226,6 +226,7 @@ struct Export {
     since: Timestamp,
     until: Timestamp,
     sessions: u64,
+    begun: Instant,
 }
 
 impl Export {
@@ -304,8 +305,7 @@ impl Export {
     /// How far it is, back from the end.
     fn progress(&self, at: Option<Timestamp>) -> String {
         let (whole, done) = (self.until.since(self.since), at.map(|at| self.until.since(at)).unwrap_or_default());
-        let percent = 100.0 * done.as_secs_f64() / whole.as_secs_f64().max(1e-6);
-        format!("{percent:.0} %, {} sessions", self.sessions)
+        told(done.as_secs_f64() / whole.as_secs_f64().max(1e-6), self.sessions, self.begun.elapsed())
     }
 
     /// What the export as a whole covers.
@@ -315,6 +315,21 @@ impl Export {
         let (_, meta) = answer.collect().await.map_err(Failure::from)?;
         Ok(AnswerMeta { truncated: false, ..meta })
     }
+}
+
+/// Characters of the bar that shows how far an export is.
+const BAR: usize = 30;
+
+/// A bar for the part of the time that was told, and how long the rest takes when it goes on like this.
+fn told(part: f64, sessions: u64, took: Duration) -> String {
+    let part = part.clamp(0.0, 1.0);
+    let done = (part * BAR as f64) as usize;
+    let left = match took.as_secs_f64() * (1.0 - part) / part {
+        // Of the first rows nothing can be told.
+        left if left.is_finite() && took >= Duration::from_secs(1) => format!(", about {left:.0} s left"),
+        _ => String::new(),
+    };
+    format!("[{}{}] {:3.0} %, {sessions} sessions{left}", "#".repeat(done), ".".repeat(BAR - done), 100.0 * part)
 }
 
 /// How an answer ended.
@@ -368,6 +383,19 @@ fn stuck(all: Stuck, bound: Bound) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bar_shows_how_far_it_is_and_how_long_it_takes() {
+        let seconds = Duration::from_secs;
+        for (part, took, expected) in [
+            (0.0, seconds(9), "[..............................]   0 %, 7 sessions"),
+            (0.001, seconds(0), "[..............................]   0 %, 7 sessions"),
+            (0.25, seconds(20), "[#######.......................]  25 %, 7 sessions, about 60 s left"),
+            (1.5, seconds(20), "[##############################] 100 %, 7 sessions, about 0 s left"),
+        ] {
+            assert_eq!(told(part, 7, took), expected);
+        }
+    }
 
     #[test]
     fn the_format_is_that_of_the_name_unless_another_is_asked_for() {

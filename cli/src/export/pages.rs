@@ -3,7 +3,9 @@
 //! An answer breaks off after so many rows or so much time. The next one is then asked for what closed before its last
 //! row. Others may have closed at that very moment, so that rows of the last moment are held back and come again.
 
-use fleetsock_proto::{question::SessionQuestion, session::Session, time::Timestamp};
+use std::{collections::HashSet, net::SocketAddr};
+
+use fleetsock_proto::{host::HostId, question::SessionQuestion, session::Session, socket::Protocol, time::Timestamp};
 
 /// The pages of an answer that is too long for one.
 #[derive(Debug, Default)]
@@ -11,8 +13,18 @@ pub(super) struct Pages {
     closed_before: Option<Timestamp>,
     /// Sessions that closed at the last moment that was told.
     held: Vec<Session>,
+    /// Those that were open when the first answer was made: one that is told of as closed by a later answer was written.
+    open: HashSet<Life>,
     /// How many the answer in hand has told.
     told: u64,
+}
+
+/// What tells a life of a socket from all others.
+type Life = (HostId, u64, Protocol, SocketAddr, SocketAddr, Timestamp);
+
+fn life(session: &Session) -> Life {
+    let Session { host_id, netns, protocol, local, peer, opened_at, .. } = *session;
+    (host_id, netns, protocol, local, peer, opened_at)
 }
 
 /// There is no way to ask for less at once.
@@ -35,6 +47,11 @@ impl Pages {
         self.told += rows.len() as u64;
         let mut certain = Vec::with_capacity(rows.len());
         for row in rows {
+            if row.closed.is_none() {
+                self.open.insert(life(&row));
+            } else if self.closed_before.is_some() && self.open.contains(&life(&row)) {
+                continue;
+            }
             if moment(&row) != self.held.last().and_then(moment) {
                 certain.append(&mut self.held);
             }
@@ -131,6 +148,19 @@ mod tests {
             }
             pages.broke_off()?;
         }
+    }
+
+    #[test]
+    fn a_session_that_was_written_as_open_is_not_written_again_when_it_closes_meanwhile() {
+        let mut pages = Pages::default();
+        let first = vec![session(1, None), session(2, None), session(3, Some(30)), session(4, Some(20))];
+        assert_eq!(pages.take(first), [session(1, None), session(2, None), session(3, Some(30))]);
+        pages.broke_off().unwrap();
+        // Its host told late that it had closed, and of another one that nobody knew of.
+        let second = vec![session(4, Some(20)), session(2, Some(12)), session(5, Some(11)), session(6, Some(10))];
+        let written = pages.take(second);
+        assert_eq!(written, [session(4, Some(20)), session(5, Some(11))]);
+        assert_eq!(pages.end(), [session(6, Some(10))]);
     }
 
     proptest! {

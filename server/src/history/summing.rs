@@ -9,7 +9,6 @@ use std::{
 
 use fleetsock_proto::{
     host::HostId,
-    listener::Listener,
     port::PortClass,
     service,
     socket::Protocol,
@@ -130,7 +129,7 @@ struct Counts {
     bytes_received: u64,
 }
 
-/// What sessions have in common that are counted together, as far as sums are by it.
+/// What listeners or sessions have in common that are counted together, as far as sums are by it.
 #[derive(Debug, Clone)]
 pub struct Alike {
     /// Name and id of the host.
@@ -196,17 +195,8 @@ impl Sums {
         self.groups.reserve(groups.min((BYTES_LIMIT / GROUP_BYTES).saturating_sub(self.groups.len())));
     }
 
-    /// Counts a listener.
-    pub fn add_listener(&mut self, listener: &Listener) -> Result<(), HistoryError> {
-        let alike = Alike {
-            host: (listener.host.clone(), listener.host_id),
-            opened_at: listener.opened_at,
-            protocol: listener.protocol,
-            class: listener.class(),
-            port: Some(listener.port),
-            process: Some(listener.owners.first().map(|owner| owner.process.clone()).unwrap_or_default()),
-            peer: None,
-        };
+    /// Counts a listener by what tells its group.
+    pub fn add_listener(&mut self, alike: Alike) -> Result<(), HistoryError> {
         self.count(alike, Counts { listeners: 1, ..Counts::default() })
     }
 

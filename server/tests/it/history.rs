@@ -95,6 +95,7 @@ macro_rules! conformance {
                 a_window_shows_what_was_open_in_it
                 sessions_come_newest_first_open_ones_before_closed_ones
                 many_hosts_and_few_hosts_give_the_same_rows
+                a_peer_of_the_past_is_named_after_the_host_that_had_its_address_then
                 a_peer_that_is_a_host_of_the_fleet_is_named
             }
             cases! { $engine, pairs:

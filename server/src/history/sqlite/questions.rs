@@ -36,6 +36,9 @@ mod summed;
 /// Steps of SQLite's machine between two looks at the clock: a few microseconds.
 const STEPS: i32 = 1000;
 
+/// Files that are complete which a reader keeps open between two questions; one that needs more opens them for itself.
+const KEPT_OPEN: usize = 64;
+
 /// Asked from time to time whether to go on.
 type Over = Arc<dyn Fn() -> bool + Send + Sync>;
 
@@ -133,6 +136,7 @@ impl Readers {
                 error => error,
             });
             reader.watch(None)?;
+            reader.close_some();
             idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
             answer
         });
@@ -162,6 +166,13 @@ impl Reader {
         }
         self.catalogue = now;
         Ok(self)
+    }
+
+    /// Lets go of files beyond those that a reader may keep open, of the oldest first: they are asked for least.
+    fn close_some(&mut self) {
+        let open = self.parts.iter().filter(|cell| cell.get().is_some()).count();
+        let opened = self.parts.iter_mut().filter(|cell| cell.get().is_some());
+        opened.take(open.saturating_sub(KEPT_OPEN)).for_each(|cell| drop(cell.take()));
     }
 
     /// A file that is complete, by its place in the catalogue; none when it was dropped meanwhile.

@@ -6,7 +6,7 @@ use fleetsock_proto::{
         Change, Socket,
     },
     host::HostSelector,
-    question::{SessionQuestion, SessionTime, SocketFilter},
+    question::{Pairing, SessionQuestion, SessionTime, SocketFilter},
     session::Session,
     socket::Direction::{In, Out},
 };
@@ -198,4 +198,29 @@ pub(super) async fn a_peer_that_is_a_host_of_the_fleet_is_named<E: Engine>() {
     let (rows, _) = world.sessions(SessionQuestion::default(), at(100)).await.unwrap();
     let named: Vec<_> = rows.iter().map(|row| row.peer_host.as_str()).collect();
     assert_eq!(named, ["db1", "", "", "db1"], "the address of two hosts names none");
+}
+
+pub(super) async fn a_peer_of_the_past_is_named_after_the_host_that_had_its_address_then<E: Engine>() {
+    const DAY: i64 = 86_400;
+    let world = World::<E>::new().await;
+    let mut agent = world.host("web1").await;
+    let (before, after) = (world.host("db1").await, world.host("db2").await);
+    let says = async |agent: &Agent, name, address: &str, second| {
+        let contact = Contact { facts: facts(name, &[address.parse().unwrap()]), at: at(second), clock_offset_us: 0 };
+        world.store().record_hello(agent.host, contact).await.unwrap();
+    };
+    says(&before, "db1", "10.0.0.2", 0).await;
+    says(&before, "db1", "10.0.0.22", 30 * DAY).await;
+    says(&after, "db2", "10.0.0.2", 30 * DAY).await;
+    let changes = (1..).zip([10, 15 * DAY, 30 * DAY]).map(|(cookie, second)| {
+        closed(session(cookie, "10.0.0.1:5000", Out, "10.0.0.2:5432").since(second), second + 1)
+    });
+    world.tell(&mut agent, SnapshotWhole, 31 * DAY, changes.collect()).await;
+    let open = present(session(9, "10.0.0.1:5001", Out, "10.0.0.2:5432").since(1));
+    world.tell(&mut agent, Changes, 31 * DAY + 1, vec![open]).await;
+    let time = SessionTime::Within { since: at(0), until: None };
+    let question = SessionQuestion { time, pairing: Pairing::Never, ..SessionQuestion::default() };
+    let (rows, _) = world.sessions(question, at(32 * DAY)).await.unwrap();
+    let named: Vec<_> = rows.iter().map(|row| row.peer_host.as_str()).collect();
+    assert_eq!(named, ["db2", "db2", "", "db1"], "who has it now, who had it, and nobody that is known");
 }

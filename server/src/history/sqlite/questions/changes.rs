@@ -323,9 +323,7 @@ impl Merge<'_, '_> {
 
     /// Takes a session that is new, and that opened last of those that are not taken yet.
     fn new_session(&mut self, session: &Session) -> Result<Wanted, HistoryError> {
-        // One that opened earlier may have closed later.
-        if !self.question.wants(ChangeKind::Closed) && self.send_after(session.opened_at.as_micros())? == Wanted::NoMore
-        {
+        if self.send_after(session.opened_at.as_micros())? == Wanted::NoMore {
             return Ok(Wanted::NoMore);
         }
         self.wait_for_ends(session);

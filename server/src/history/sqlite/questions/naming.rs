@@ -1,10 +1,17 @@
-//! What network namespaces were called.
+//! What network namespaces were called, and whose an address was.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::IpAddr,
+};
 
 use rusqlite::{Connection, params};
 
-use crate::history::sqlite::{coding, roster::Selected};
+use super::pairs::had;
+use crate::history::sqlite::{
+    coding,
+    roster::{Places, Selected},
+};
 
 /// Namespaces whose names are remembered, each with the times of its names.
 const REMEMBERED: usize = 4096;
@@ -52,6 +59,47 @@ impl<'a> NamespaceNames<'a> {
             None if names.is_empty() => String::new(),
             // Another namespace for certain, whatever it was called then: never as if it were the host's own.
             None => format!("net:[{netns}]"),
+        })
+    }
+}
+
+/// A host that had an address, and between which times that was noted.
+type Holder = (String, (i64, i64));
+
+/// Who of the fleet has an address that a peer has.
+pub(super) struct PeerNames<'a> {
+    main: &'a Connection,
+    places: &'a Places,
+    /// Who had those of them that hosts have now.
+    held: HashMap<IpAddr, Vec<Holder>>,
+}
+
+impl<'a> PeerNames<'a> {
+    pub(super) fn new(main: &'a Connection, places: &'a Places) -> PeerNames<'a> {
+        PeerNames { main, places, held: HashMap::new() }
+    }
+
+    /// The host that had an address when something was over, or has it now. Empty where none or several had it, and where
+    /// nobody has it any more.
+    pub(super) fn of(&mut self, address: IpAddr, over: Option<i64>) -> Result<String, rusqlite::Error> {
+        let Some(Some(now)) = self.places.get(&address) else { return Ok(String::new()) };
+        let Some(at) = over else { return Ok(now.clone()) };
+        let held = match self.held.entry(address) {
+            Entry::Occupied(held) => held.into_mut(),
+            Entry::Vacant(place) => {
+                let mut statement = self.main.prepare_cached(
+                    "SELECT h.name, a.first_seen_us, a.last_seen_us FROM host_addresses a JOIN hosts h ON h.id = a.host_id
+                     WHERE a.address = ?1",
+                )?;
+                let held = statement
+                    .query_map([coding::address_bytes(address)], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
+                place.insert(held.collect::<Result<_, _>>()?)
+            }
+        };
+        let mut then = held.iter().filter(|(_, noted)| had(*noted, (at, at)));
+        Ok(match (then.next(), then.next()) {
+            (Some((name, _)), None) => name.clone(),
+            _ => String::new(),
         })
     }
 }

@@ -36,6 +36,8 @@ use crate::history::{
 mod holders;
 mod reading;
 
+pub(super) use self::holders::had;
+
 /// Sessions of an answer whose other ends are looked for without being asked to: 15 ms of CPU when each is on a host of its own
 /// in the file that is written to, 50 ms when that is sealed, and 4 ms for the answer without (`--bench pairs`).
 pub(in crate::history::sqlite) const FEW: usize = 1_000;

@@ -1,11 +1,15 @@
 //! Listeners, now or as of a moment.
 
+use std::cmp::Ordering;
+
 use fleetsock_proto::{
     address::Scope,
     answer::AnswerMeta,
     listener::{ListenAddress, Listener},
+    port::PortClass,
     question::{PortQuestion, SessionTime, SocketFilter},
     socket::{Family, Known, Protocol},
+    summary::Dimension,
     time::Timestamp,
 };
 use rusqlite::{Row, params};
@@ -23,6 +27,7 @@ use crate::history::{
         coding::{self, OwnerColumns},
         roster::{Selected, Selection},
     },
+    summing::{Alike, Sums},
 };
 
 /// The columns of a listener, in the order in which [`StoredListener`] reads them: to look each up by its name took half of the time
@@ -38,14 +43,13 @@ const BEFORE_OWNERS: usize = 11;
 
 pub(super) const SELECT: &str = concat!("SELECT ", columns!(), " FROM listeners");
 
-/// Open ones have an index of their own, with all that is told of them and in this order; that of all lives on a port would do, and
-/// read every one.
+/// Open ones have an index of their own, with all that is told of them; that of all lives on a port would do, and read every
+/// one.
 const NOW: &str = concat!(
     "SELECT ",
     columns!(),
     " FROM listeners INDEXED BY listeners_open
-    WHERE host_id = ?1 AND closed_at_us IS NULL AND port BETWEEN ?2 AND ?3
-    ORDER BY protocol, port, address, opened_at_us, cookie"
+    WHERE host_id = ?1 AND closed_at_us IS NULL AND port BETWEEN ?2 AND ?3"
 );
 
 const AS_OF: &str = concat!(
@@ -53,8 +57,7 @@ const AS_OF: &str = concat!(
     columns!(),
     " FROM listeners
     WHERE host_id = ?1 AND port BETWEEN ?2 AND ?3 AND opened_at_us <= ?4
-        AND (closed_at_us IS NULL OR closed_at_us > ?4)
-    ORDER BY protocol, port, address, opened_at_us, cookie"
+        AND (closed_at_us IS NULL OR closed_at_us > ?4)"
 );
 
 const WITHIN: &str = concat!(
@@ -62,21 +65,15 @@ const WITHIN: &str = concat!(
     columns!(),
     " FROM listeners
     WHERE host_id = ?1 AND port BETWEEN ?2 AND ?3 AND opened_at_us <= ?4
-        AND (closed_at_us IS NULL OR closed_at_us >= ?5)
-    ORDER BY protocol, port, address, opened_at_us, cookie"
+        AND (closed_at_us IS NULL OR closed_at_us >= ?5)"
 );
 
-/// Those that were closed before are not even looked at.
-const WITHIN_OF_ALL: &str = concat!(
-    "SELECT ",
-    columns!(),
-    " FROM listeners INDEXED BY listeners_open
+/// Of all hosts, what sums are by. Those that were closed before are not even looked at.
+const COUNTED: &str = "
+    SELECT host_id, opened_at_us, protocol, family, port, program_id FROM listeners INDEXED BY listeners_open
     WHERE closed_at_us IS NULL AND port BETWEEN ?1 AND ?2 AND opened_at_us <= ?3
-    UNION ALL SELECT ",
-    columns!(),
-    " FROM listeners INDEXED BY listeners_closed
-    WHERE closed_at_us >= ?4 AND port BETWEEN ?1 AND ?2 AND opened_at_us <= ?3"
-);
+    UNION ALL SELECT host_id, opened_at_us, protocol, family, port, program_id FROM listeners INDEXED BY listeners_closed
+    WHERE closed_at_us >= ?4 AND port BETWEEN ?1 AND ?2 AND opened_at_us <= ?3";
 
 /// Up to so many hosts are each looked for by themselves.
 const BY_HOST: usize = 64;
@@ -96,35 +93,65 @@ pub(in crate::history::sqlite) fn list(
     coverage::with_gaps(reader, selection, selection.meta(as_of), (as_of, as_of))
 }
 
-/// Shows the listeners of a time in whatever order is least work: those of many hosts are read in one go.
-pub(super) fn visit_unordered(
+/// Counts the listeners of a time: those of many hosts are read in one go.
+pub(super) fn count(
     reader: &Reader,
     selection: &Selection,
     filter: &SocketFilter,
     time: SessionTime,
-    sink: &mut dyn Sink<Listener>,
+    into: &mut Sums,
 ) -> Result<(), HistoryError> {
-    let (SessionTime::Within { since, until }, true) = (time, selection.len() > BY_HOST) else {
-        return visit(reader, selection, (filter, &[]), time, sink);
+    let matcher = Matcher::new(filter)?;
+    let (SessionTime::Within { since, until }, true) = (time, selection.len() > BY_HOST && !matcher.asks_for_owners())
+    else {
+        return visit(reader, selection, (filter, &[]), time, &mut Counting(into));
     };
-    let (matcher, hosts) = (Matcher::new(filter)?, selection.by_number());
-    let (first, last) = matcher.port_bounds();
+    let (hosts, (first, last)) = (selection.by_number(), matcher.port_bounds());
     let mut programs = Programs::new(reader);
-    let mut statement = reader.main.prepare_cached(WITHIN_OF_ALL)?;
+    let mut statement = reader.main.prepare_cached(COUNTED)?;
     let until = until.unwrap_or(Timestamp::MAX).as_micros();
     let mut rows = statement.query(params![first, last, until, since.as_micros()])?;
     while let Some(row) = rows.next()? {
-        let stored = StoredListener::read(row)?;
-        let Some(host) = hosts.get(stored.host_id) else { continue };
-        if !stored.is_meant(&matcher, &[]) {
+        let protocol = coding::meaning("protocol", row.get(2)?, Protocol::from_number)?;
+        let (family, port) = (coding::meaning("family", row.get(3)?, Family::from_number)?, row.get(4)?);
+        let Some(host) = hosts.get(row.get(0)?) else { continue };
+        if !matcher.matches_socket(protocol, family, port) {
             continue;
         }
-        let listener = stored.listener(&host, &stored.owners, &mut programs)?;
-        if matcher.matches_owners(names(&listener.owners)) && sink.push(listener)? == Wanted::NoMore {
-            return Ok(());
-        }
+        let process = match row.get(5)? {
+            // Nobody is known.
+            0 => Some(String::new()),
+            _ if !into.are_by(Dimension::Process) => None,
+            program => Some(programs.names(program)?.process.to_owned()),
+        };
+        into.add_listener(Alike {
+            host: if into.are_by(Dimension::Host) {
+                (host.listed.name.clone(), host.listed.host_id)
+            } else {
+                Alike::default().host
+            },
+            opened_at: Timestamp::from_micros(row.get(1)?),
+            protocol,
+            class: PortClass::of(protocol, port),
+            port: Some(port),
+            process,
+            peer: None,
+        })?;
     }
     Ok(())
+}
+
+/// Counts the listeners that it is shown.
+struct Counting<'a>(&'a mut Sums);
+
+impl Sink<Listener> for Counting<'_> {
+    fn push(&mut self, listener: Listener) -> Result<Wanted, HistoryError> {
+        let (class, Listener { host, host_id, opened_at, protocol, port, owners, .. }) = (listener.class(), listener);
+        let process = Some(owners.into_iter().next().map(|owner| owner.process).unwrap_or_default());
+        let (host, port) = ((host, host_id), Some(port));
+        self.0.add_listener(Alike { host, opened_at, protocol, class, port, process, peer: None })?;
+        Ok(Wanted::More)
+    }
 }
 
 /// Shows the listeners of a time, by host, protocol, port and address, for as long as they are wanted. Of a moment they
@@ -144,6 +171,7 @@ pub(super) fn visit(
         SessionTime::At(_) => AS_OF,
         SessionTime::Within { .. } => WITHIN,
     })?;
+    let mut of_host = Vec::new();
     for host in selection.hosts() {
         let id = host.listed.id;
         let (mut rows, holders) = match time {
@@ -159,9 +187,13 @@ pub(super) fn visit(
         };
         while let Some(row) = rows.next()? {
             let stored = StoredListener::read(row)?;
-            if !stored.is_meant(&matcher, scopes) {
-                continue;
+            if stored.is_meant(&matcher, scopes) {
+                of_host.push(stored);
             }
+        }
+        // They are few, for which SQLite would take longer.
+        of_host.sort_unstable_by(StoredListener::in_order);
+        for stored in of_host.drain(..) {
             let owners = holders.as_ref().and_then(|holders| holders.of(stored.life));
             let listener = stored.listener(&host, owners.unwrap_or(&stored.owners), &mut programs)?;
             if matcher.matches_owners(names(&listener.owners)) && sink.push(listener)? == Wanted::NoMore {
@@ -203,6 +235,17 @@ impl StoredListener {
             port: row.get(10)?,
             owners: OwnerColumns::read_from(row, BEFORE_OWNERS)?,
         })
+    }
+
+    /// The order of answers among those of a host.
+    fn in_order(&self, other: &StoredListener) -> Ordering {
+        let place = |one: &StoredListener| (one.protocol.number(), one.port);
+        let address = |one: &StoredListener| coding::listen_address_bytes(&one.address);
+        let life = |one: &StoredListener| (one.life.2, one.life.1);
+        place(self)
+            .cmp(&place(other))
+            .then_with(|| address(self).cmp(&address(other)))
+            .then_with(|| life(self).cmp(&life(other)))
     }
 
     /// Whether it is meant, whoever holds it.

@@ -7,7 +7,6 @@
 use std::{
     cmp::Ordering,
     collections::{BinaryHeap, HashMap, binary_heap::PeekMut},
-    net::IpAddr,
 };
 
 use fleetsock_proto::{
@@ -26,6 +25,7 @@ use self::{
 };
 use super::{
     Programs, Reader, coverage,
+    naming::PeerNames,
     outlet::{Outlet, Sink, Wanted},
     pairs::Paired,
 };
@@ -112,7 +112,7 @@ pub(super) fn visit(
 struct Search<'a> {
     reader: &'a Reader,
     hosts: ByNumber<'a>,
-    places: &'a Places,
+    peers: PeerNames<'a>,
     meaning: Meaning<'a>,
     programs: Programs<'a>,
     /// Of each sealed file that blocks were read of.
@@ -199,7 +199,7 @@ impl<'a> Search<'a> {
         Ok(Search {
             reader,
             hosts,
-            places,
+            peers: PeerNames::new(&reader.main, places),
             meaning,
             programs: Programs::viewed(reader, question.view),
             fetching: HashMap::new(),
@@ -372,7 +372,7 @@ impl<'a> Search<'a> {
             direction,
             local: one.local,
             peer: one.peer,
-            peer_host: self.name_of(one.peer.ip()),
+            peer_host: self.peers.of(one.peer.ip(), one.closed.map(|(at, _)| at))?,
             state,
             netns,
             netns_name: self.programs.namespaces.of(&host, netns, one.closed.map(|(at, _)| at))?,
@@ -385,10 +385,5 @@ impl<'a> Search<'a> {
             bytes_received: one.bytes_received.cast_unsigned(),
             other_end: None,
         })
-    }
-
-    /// The name of the host that has an address; empty when none or several have.
-    fn name_of(&self, address: IpAddr) -> String {
-        self.places.get(&address).cloned().flatten().unwrap_or_default()
     }
 }

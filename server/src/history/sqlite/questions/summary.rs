@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use fleetsock_proto::{
     answer::{AnswerMeta, SumsKept},
-    listener::Listener,
     question::{SessionTime, SummaryQuestion},
     summary::Sum,
     time::Timestamp,
@@ -12,7 +11,7 @@ use fleetsock_proto::{
 
 use super::{
     Reader, coverage,
-    outlet::{Outlet, Sink, Wanted},
+    outlet::{Outlet, Wanted},
     ports, sessions, summed,
 };
 use crate::history::{
@@ -79,7 +78,7 @@ impl Counting<'_> {
         sessions::count(reader, selection, places, question, &mut counted)?;
         let kept = summed::count(reader, selection, question, &mut counted)?;
         if question.counts_listeners() {
-            ports::visit_unordered(reader, selection, &question.sockets.filter, time, &mut Listeners(&mut counted))?;
+            ports::count(reader, selection, &question.sockets.filter, time, &mut counted)?;
         }
         Ok((counted, kept))
     }
@@ -123,13 +122,4 @@ fn push_all(sums: impl Iterator<Item = Sum>, outlet: &mut Outlet<Sum>) -> Result
         }
     }
     Ok(())
-}
-
-/// Counts the listeners that it is shown.
-struct Listeners<'a>(&'a mut Sums);
-
-impl Sink<Listener> for Listeners<'_> {
-    fn push(&mut self, listener: Listener) -> Result<Wanted, HistoryError> {
-        self.0.add_listener(&listener).map(|()| Wanted::More)
-    }
 }

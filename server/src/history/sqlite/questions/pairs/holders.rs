@@ -52,7 +52,7 @@ impl Noted {
 }
 
 /// A day is how exactly it is noted, at either end.
-fn had(noted: Span, span: Span) -> bool {
+pub(in super::super) fn had(noted: Span, span: Span) -> bool {
     noted.0.saturating_sub(NOTED_FOR_US) <= span.1 && noted.1.saturating_add(2 * NOTED_FOR_US) >= span.0
 }
 
