@@ -49,8 +49,8 @@ pub struct Session {
     pub local: SocketAddr,
     /// The other end, address normalised.
     pub peer: SocketAddr,
-    /// Name of the host of the other end where that was found, else of the fleet's host that has the peer's address; empty
-    /// when none or several have.
+    /// Name of the host of the other end where that was found, else of the fleet's host that has the peer's address, or had it when
+    /// the session closed; empty when none or several have or had.
     pub peer_host: String,
     /// State when last seen.
     pub state: SocketState,

@@ -57,11 +57,13 @@ pub struct Bounds {
     pub rows: u32,
     /// Longest time that a question may take, its reader's slowness included.
     pub time: Duration,
+    /// Bytes that the groups of a summary may take while it is made.
+    pub group_bytes: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Bounds {
-        Bounds { rows: 1_000_000, time: Duration::from_secs(30) }
+        Bounds { rows: 1_000_000, time: Duration::from_secs(30), group_bytes: summing::BYTES_LIMIT }
     }
 }
 

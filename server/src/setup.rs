@@ -55,7 +55,7 @@ pub fn init(state: &Path, fleet: &NewFleet, now: Timestamp) -> Result<String, Se
 
 /// How the history is opened.
 pub fn history_options(config: &Config) -> Options {
-    let bounds = Bounds { rows: config.limits.answer_rows, time: config.limits.question };
+    let bounds = Bounds { rows: config.limits.answer_rows, time: config.limits.question, ..Bounds::default() };
     let keeping = Keeping { kept: Some(config.kept), sums: config.sums, ..Keeping::default() };
     let reserve = Some(Reserve::default());
     let sealing = Sealing::beside(config.limits.question);

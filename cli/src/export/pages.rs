@@ -5,13 +5,21 @@
 
 use std::{collections::HashSet, net::SocketAddr};
 
-use fleetsock_proto::{host::HostId, question::SessionQuestion, session::Session, socket::Protocol, time::Timestamp};
+use fleetsock_proto::{
+    host::HostId,
+    question::SessionQuestion,
+    session::Session,
+    socket::{Known, Protocol},
+    time::Timestamp,
+};
 
 /// The pages of an answer that is too long for one.
 #[derive(Debug, Default)]
 pub(super) struct Pages {
     closed_before: Option<Timestamp>,
-    /// Sessions that closed at the last moment that was told.
+    /// The last closing that was told.
+    last: Option<Timestamp>,
+    /// Sessions that closed then.
     held: Vec<Session>,
     /// Those that were open when the first answer was made: one that is told of as closed by a later answer was written.
     open: HashSet<Life>,
@@ -22,9 +30,10 @@ pub(super) struct Pages {
 /// What tells a life of a socket from all others.
 type Life = (HostId, u64, Protocol, SocketAddr, SocketAddr, Timestamp);
 
-fn life(session: &Session) -> Life {
-    let Session { host_id, netns, protocol, local, peer, opened_at, .. } = *session;
-    (host_id, netns, protocol, local, peer, opened_at)
+/// That of a session whose opening an event told. What a walk was the first to see may have the sockets and the moment of another.
+fn life(session: &Session) -> Option<Life> {
+    let Session { host_id, netns, protocol, local, peer, opened_at, opened_known, .. } = *session;
+    (opened_known == Known::Event).then_some((host_id, netns, protocol, local, peer, opened_at))
 }
 
 /// There is no way to ask for less at once.
@@ -47,22 +56,23 @@ impl Pages {
         self.told += rows.len() as u64;
         let mut certain = Vec::with_capacity(rows.len());
         for row in rows {
-            if row.closed.is_none() {
-                self.open.insert(life(&row));
-            } else if self.closed_before.is_some() && self.open.contains(&life(&row)) {
-                continue;
-            }
-            if moment(&row) != self.held.last().and_then(moment) {
+            if moment(&row) != self.last {
                 certain.append(&mut self.held);
+                self.last = moment(&row);
             }
-            if row.closed.is_some() { self.held.push(row) } else { certain.push(row) }
+            if row.closed.is_none() {
+                self.open.extend(life(&row));
+                certain.push(row);
+            } else if self.closed_before.is_none() || life(&row).is_none_or(|life| !self.open.contains(&life)) {
+                self.held.push(row);
+            }
         }
         certain
     }
 
     /// The answer ended before there was no more.
     pub(super) fn broke_off(&mut self) -> Result<(), Stuck> {
-        let last = self.held.last().and_then(moment).ok_or(Stuck::Open(self.told))?;
+        let last = self.last.ok_or(Stuck::Open(self.told))?;
         // Whole microseconds: what closed at that moment closed before the next.
         let next = Some(Timestamp::from_micros(last.as_micros().saturating_add(1)));
         if next == self.closed_before {
@@ -70,7 +80,7 @@ impl Pages {
         }
         self.closed_before = next;
         self.held.clear();
-        self.told = 0;
+        (self.told, self.last) = (0, None);
         Ok(())
     }
 
@@ -81,7 +91,7 @@ impl Pages {
 
     /// The last closing that was told.
     pub(super) fn at(&self) -> Option<Timestamp> {
-        self.held.last().and_then(moment)
+        self.last
     }
 }
 
@@ -92,8 +102,8 @@ fn moment(session: &Session) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use fleetsock_proto::{
-        host::{HostId, HostState},
-        socket::{Direction, Family, Known, OwnerKnown, Protocol, SocketState},
+        host::HostState,
+        socket::{Direction, Family, OwnerKnown, SocketState},
     };
     use proptest::prelude::*;
 
@@ -161,6 +171,21 @@ mod tests {
         let written = pages.take(second);
         assert_eq!(written, [session(4, Some(20)), session(5, Some(11))]);
         assert_eq!(pages.end(), [session(6, Some(10))]);
+    }
+
+    #[test]
+    fn an_answer_of_nothing_but_what_was_written_is_progress() {
+        let mut pages = Pages::default();
+        pages.take(vec![session(1, None), session(2, None), session(4, Some(20))]);
+        pages.broke_off().unwrap();
+        assert_eq!(
+            pages.take(vec![session(4, Some(20)), session(2, Some(12)), session(1, Some(11))]),
+            [session(4, Some(20))]
+        );
+        pages.broke_off().unwrap();
+        let next = pages.ask(&SessionQuestion::default()).closed_before;
+        assert_eq!(next, Some(Timestamp::from_micros(12)));
+        assert_eq!((pages.take(vec![session(6, Some(10))]), pages.end()), (vec![], vec![session(6, Some(10))]));
     }
 
     proptest! {

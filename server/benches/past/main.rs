@@ -225,7 +225,7 @@ async fn run(arguments: Arguments) {
 fn open(folder: &Path) -> Arc<SqliteHistory> {
     let sealing = Sealing { stays: Duration::from_secs(1), ..Sealing::default() };
     // On a machine that does other things too an answer may take long, and that is to be told.
-    let bounds = Bounds { rows: u32::MAX, time: Duration::from_secs(60) };
+    let bounds = Bounds { rows: u32::MAX, time: Duration::from_secs(60), ..Bounds::default() };
     let options = Options { sealing, bounds, ..Options::default() };
     Arc::new(SqliteHistory::open(folder, options).unwrap())
 }

@@ -312,7 +312,7 @@ impl History for SqliteHistory {
         let bounds = self.options.bounds;
         self.questions
             .stream(bounds, question.limit, rows, move |reader, outlet| {
-                summary::summarize(reader, &selection, &places, &question, now, outlet)
+                summary::summarize(reader, &selection, &places, (&question, bounds.group_bytes), now, outlet)
             })
             .await
     }

@@ -41,6 +41,8 @@ pub struct Sums {
     processes: Names<String>,
     /// What the names take.
     name_bytes: usize,
+    /// What groups and names may take together.
+    most_bytes: usize,
 }
 
 /// Of which groups something is counted: those of one part of several, so that there may be more than fit into memory.
@@ -63,8 +65,9 @@ impl Part {
         (0..of).map(move |number| Part { number, of, hash: hash.clone() })
     }
 
-    fn has(&self, key: &Key) -> bool {
-        self.of == 1 || self.hash.hash_one(key) % self.of == self.number
+    /// Numbers of names are others in each part.
+    fn has(&self, words: impl FnOnce() -> u64) -> bool {
+        self.of == 1 || words() % self.of == self.number
     }
 }
 
@@ -80,7 +83,7 @@ struct Key {
 }
 
 /// A [`Group`] that is not made yet, in the same order: an address has one name.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
+#[derive(PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Words<'a> {
     hour_us: Option<i64>,
     host: Option<&'a (String, HostId)>,
@@ -166,8 +169,8 @@ impl Default for Alike {
 pub const OTHERS: &str = "(others)";
 
 impl Sums {
-    /// No sums yet, by these dimensions. What opened before `since` counts in its hour.
-    pub fn new(by: &[Dimension], since: Timestamp, part: Part) -> Sums {
+    /// No sums yet, of groups that may take so many bytes, by these dimensions. What opened before `since` counts in its hour.
+    pub fn new(by: &[Dimension], since: Timestamp, (part, most_bytes): (Part, usize)) -> Sums {
         Sums {
             by: by.to_vec(),
             since,
@@ -177,6 +180,7 @@ impl Sums {
             services: Names::default(),
             processes: Names::default(),
             name_bytes: 0,
+            most_bytes,
         }
     }
 
@@ -192,7 +196,7 @@ impl Sums {
 
     /// Makes room for so many groups more, which are about to be counted.
     pub fn reserve(&mut self, groups: usize) {
-        self.groups.reserve(groups.min((BYTES_LIMIT / GROUP_BYTES).saturating_sub(self.groups.len())));
+        self.groups.reserve(groups.min((self.most_bytes / GROUP_BYTES).saturating_sub(self.groups.len())));
     }
 
     /// Counts a listener by what tells its group.
@@ -207,10 +211,10 @@ impl Sums {
 
     fn count(&mut self, alike: Alike, more: Counts) -> Result<(), HistoryError> {
         let key = self.key(alike);
-        if !self.part.has(&key) {
+        if !self.part.has(|| self.part.hash.hash_one(self.words(&key))) {
             return Ok(());
         }
-        if self.groups.len() * GROUP_BYTES + self.name_bytes > BYTES_LIMIT && !self.groups.contains_key(&key) {
+        if self.groups.len() * GROUP_BYTES + self.name_bytes > self.most_bytes && !self.groups.contains_key(&key) {
             return Err(self.too_many());
         }
         self.groups.entry(key).or_default().add(more);
@@ -397,7 +401,7 @@ mod tests {
     }
 
     fn whole(by: Dimension, since: Timestamp) -> Sums {
-        Sums::new(&[by], since, Part::whole())
+        Sums::new(&[by], since, (Part::whole(), BYTES_LIMIT))
     }
 
     #[test]
@@ -425,7 +429,7 @@ mod tests {
     fn parts_have_each_group_once_and_come_into_one_order() {
         let by = [Dimension::Peer, Dimension::Service];
         let counted = |part: Part| {
-            let mut sums = Sums::new(&by, Timestamp::MIN, part);
+            let mut sums = Sums::new(&by, Timestamp::MIN, (part, BYTES_LIMIT));
             for (peer, port) in (0..1000).zip((0..7).cycle()) {
                 let sessions = u64::from(peer % 10);
                 sums.add_sessions(Alike { port: Some(port), ..with(peer) }, [sessions, 0, 0]).unwrap();

@@ -122,6 +122,7 @@ macro_rules! conformance {
                 groups_are_counted_now_then_and_within_a_window
                 listeners_of_many_hosts_are_those_of_each
                 filters_choose_what_is_counted_and_peers_are_those_of_sessions
+                the_first_of_more_groups_than_may_be_held_are_told_when_these_are_asked_for
                 the_largest_groups_come_first_and_an_answer_that_was_cut_says_so
             }
             cases! { $engine, filters:

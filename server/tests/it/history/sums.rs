@@ -10,8 +10,10 @@ use fleetsock_proto::{
     summary::{Dimension, Sum},
 };
 
+use fleetsock_server::history::Bounds;
+
 use crate::{
-    engine::{Engine, World},
+    engine::{Engine, Rules, World},
     scene::{Described, at, closed, listener, opened, owner, present, session},
 };
 
@@ -121,5 +123,41 @@ pub(super) async fn the_largest_groups_come_first_and_an_answer_that_was_cut_say
         let (sums, meta) = world.sums(question, at(10)).await.unwrap();
         assert_eq!((sums.len(), meta.truncated, meta.hosts_total), (rows, truncated, 2));
         assert_eq!(sums[0].group.service.as_deref(), Some("https"), "{sums:?}");
+    }
+}
+
+pub(super) async fn the_first_of_more_groups_than_may_be_held_are_told_when_these_are_asked_for<E: Engine>() {
+    // Some fifty groups at once: of two hundred it takes parts, in files of which some are sealed and some are not.
+    let tell = async |group_bytes| {
+        let bounds = Bounds { group_bytes, ..Bounds::default() };
+        let world = World::<E>::with(Rules { bounds, ..Rules::default() }).await;
+        let mut agent = world.host("web1").await;
+        world.tell(&mut agent, SnapshotWhole, 1, vec![]).await;
+        for turn in 0..10_i64 {
+            let one = |number: u64| {
+                let (peer, second) = (format!("10.9.{}.{}:4000", turn % 3, number * 7 % 200), 10 + turn);
+                let one = session(1000 * (turn.unsigned_abs() + 1) + number, "10.0.0.1:443", In, &peer).since(second);
+                closed(one.held_by(&[owner(["nginx", "node"][number as usize % 2], 7)]), second + 1)
+            };
+            let changes = (0..20 + 4 * turn.unsigned_abs()).map(one).collect();
+            world.tell(&mut agent, Changes, 30 + turn, changes).await;
+        }
+        world
+    };
+    let (few, all) = (tell(8 * 1024).await, tell(1 << 20).await);
+    let question = |by: &[Dimension], limit| {
+        let sockets =
+            SessionQuestion { time: SessionTime::Within { since: at(0), until: None }, ..SessionQuestion::default() };
+        SummaryQuestion { sockets, by: by.to_vec(), limit }
+    };
+    for by in [&[Dimension::Peer][..], &[Dimension::Process, Dimension::Peer], &[Dimension::Peer, Dimension::Service]] {
+        let (whole, _) = all.sums(question(by, None), at(100)).await.unwrap();
+        assert!(whole.len() > 100, "{}", whole.len());
+        for limit in [1, 10, 70] {
+            let (first, meta) = few.sums(question(by, Some(limit)), at(100)).await.unwrap();
+            assert_eq!((first.as_slice(), meta.truncated), (&whole[..limit as usize], true), "{by:?}");
+        }
+        let refused = few.sums(question(by, None), at(100)).await.unwrap_err().to_string();
+        assert!(refused.contains("ask for the first few of them (--limit)"), "{refused}");
     }
 }

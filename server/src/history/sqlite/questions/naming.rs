@@ -1,7 +1,7 @@
 //! What network namespaces were called, and whose an address was.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     net::IpAddr,
 };
 
@@ -79,8 +79,8 @@ impl<'a> PeerNames<'a> {
         PeerNames { main, places, held: HashMap::new() }
     }
 
-    /// The host that had an address when something was over, or has it now. Empty where none or several had it, and where
-    /// nobody has it any more.
+    /// The host that had an address when something was over, or has it now. Empty where several had it, where others had it before or
+    /// after, and where none or several have it now.
     pub(super) fn of(&mut self, address: IpAddr, over: Option<i64>) -> Result<String, rusqlite::Error> {
         let Some(Some(now)) = self.places.get(&address) else { return Ok(String::new()) };
         let Some(at) = over else { return Ok(now.clone()) };
@@ -96,9 +96,16 @@ impl<'a> PeerNames<'a> {
                 place.insert(held.collect::<Result<_, _>>()?)
             }
         };
-        let mut then = held.iter().filter(|(_, noted)| had(*noted, (at, at)));
-        Ok(match (then.next(), then.next()) {
-            (Some((name, _)), None) => name.clone(),
+        let names = |is_meant: &dyn Fn((i64, i64)) -> bool| {
+            held.iter().filter(|(_, noted)| is_meant(*noted)).map(|(name, _)| name.as_str()).collect::<BTreeSet<&str>>()
+        };
+        let mut then = names(&|noted| had(noted, (at, at)));
+        if then.is_empty() {
+            // It is noted seldom where few sockets are bound to it: whoever is the only one that ever had it had it then.
+            then = names(&|_| true);
+        }
+        Ok(match (then.pop_first(), then.pop_first()) {
+            (Some(name), None) => name.to_owned(),
             _ => String::new(),
         })
     }

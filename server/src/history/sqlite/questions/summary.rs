@@ -24,7 +24,7 @@ pub(in crate::history::sqlite) fn summarize(
     reader: &Reader,
     selection: &Selection,
     places: &Places,
-    question: &SummaryQuestion,
+    (question, group_bytes): (&SummaryQuestion, usize),
     now: Timestamp,
     outlet: &mut Outlet<Sum>,
 ) -> Result<AnswerMeta, HistoryError> {
@@ -38,7 +38,7 @@ pub(in crate::history::sqlite) fn summarize(
     let _names = reader.main.unchecked_transaction()?;
     // One view of the file, so that a session that closes meanwhile is not counted twice.
     let _view = reader.day.unchecked_transaction()?;
-    let counting = Counting { reader, selection, places, question };
+    let counting = Counting { reader, selection, places, question, group_bytes };
     // One more tells that there were more.
     let most = outlet.left().saturating_add(1);
     let sums = match counting.part(Part::whole()) {
@@ -63,18 +63,19 @@ struct Counting<'a> {
     selection: &'a Selection,
     places: &'a Places,
     question: &'a SummaryQuestion,
+    group_bytes: usize,
 }
 
 impl Counting<'_> {
     /// Counts the groups of one part, and tells what is in them of which only sums are kept.
     fn part(&self, part: Part) -> Result<(Sums, Option<SumsKept>), HistoryError> {
-        let Counting { reader, selection, places, question } = *self;
+        let Counting { reader, selection, places, question, group_bytes } = *self;
         let time = question.sockets.time;
         let since = match time {
             SessionTime::Within { since, .. } => since,
             SessionTime::Now | SessionTime::At(_) => Timestamp::MIN,
         };
-        let mut counted = Sums::new(&question.by, since, part);
+        let mut counted = Sums::new(&question.by, since, (part, group_bytes));
         sessions::count(reader, selection, places, question, &mut counted)?;
         let kept = summed::count(reader, selection, question, &mut counted)?;
         if question.counts_listeners() {

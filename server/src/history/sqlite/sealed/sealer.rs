@@ -38,7 +38,7 @@ const RETRY: Duration = Duration::from_secs(60);
 /// Niceness of the thread: whoever waits for an answer goes first.
 const NICE: i32 = 10;
 /// Programs that were last named in a file that is gone, of which it is looked at once whether anything else names them.
-const LOOKED_AT: u32 = 100_000;
+const LOOKED_AT: u32 = 10_000;
 /// Programs that the writer forgets in one piece of its work.
 const FORGOTTEN_AT_ONCE: usize = 500;
 /// Between two steps in which the room of a file is given back.
@@ -95,6 +95,7 @@ impl Sealer {
             ended: Arc::clone(&ended),
             leaving: Vec::new(),
             oldest: None,
+            forgetting: None,
             forgotten_before: 0,
             rest: None,
         };
@@ -126,9 +127,11 @@ struct Turns {
     ended: Arc<AtomicBool>,
     /// Files whose sealed form or sums took their place, what that is, and when.
     leaving: Vec<(i64, Place, Instant)>,
-    /// The oldest file that is kept, and since when it is.
+    /// The oldest file that was kept, and when that was.
     oldest: Option<(i64, Instant)>,
-    /// Programs are forgotten that were last named before this file.
+    /// That file, while programs are forgotten that were last named before it, and the last program that was looked at.
+    forgetting: Option<(i64, i64)>,
+    /// Programs that were last named before this file are forgotten.
     forgotten_before: i64,
     /// Until when nothing is tried.
     rest: Option<Instant>,
@@ -166,8 +169,8 @@ impl Turns {
                 continue;
             }
             if let Err(error) = self.forget_programs() {
-                tracing::error!(%error, "programs that nothing names any more stay where they are");
-                self.rest = Some(Instant::now() + RETRY);
+                tracing::error!(%error, "programs that nothing names any more stay for now");
+                (self.forgetting, self.oldest) = (None, None);
             }
             let Some((part, place)) = self.next() else { continue };
             match self.replace(&part, place) {
@@ -246,31 +249,33 @@ impl Turns {
         })
     }
 
-    /// Has the writer forget the programs that nothing names any more, once no question reads files that did.
+    /// Has the writer forget some of the programs that nothing names any more, once no question reads files that did.
     fn forget_programs(&mut self) -> Result<(), HistoryError> {
-        let oldest = self.files.catalogue().oldest();
-        let since = match self.oldest {
-            Some((known, since)) if known == oldest => since,
-            _ => self.oldest.insert((oldest, Instant::now())).1,
-        };
-        if oldest <= self.forgotten_before || since.elapsed() < self.sealing.stays {
-            return Ok(());
-        }
-        let (main, mut after, mut forgotten) = (self.files.open_main()?, 0, 0);
-        while let Some((unused, last)) = in_use::unused(&main, oldest, (after, LOOKED_AT))? {
-            for some in unused.chunks(FORGOTTEN_AT_ONCE).map(<[i64]>::to_vec) {
-                if self.ended.load(Ordering::Relaxed) {
-                    return Ok(());
-                }
-                forgotten += self.order(move |main| Ok(in_use::forget(main, &some, oldest)?))?;
-                self.pace.pause(GIVEN_BACK_EVERY);
+        let Some((oldest, after)) = self.forgetting else {
+            let (oldest, since) = *self.oldest.get_or_insert((self.files.catalogue().oldest(), Instant::now()));
+            if since.elapsed() >= self.sealing.stays {
+                // What became the oldest meanwhile has its turn next.
+                self.oldest = None;
+                self.forgetting = (oldest > self.forgotten_before).then_some((oldest, 0));
             }
-            after = last;
+            return Ok(());
+        };
+        let Some((unused, last)) = in_use::unused(&self.files.open_main()?, oldest, (after, LOOKED_AT))? else {
+            (self.forgetting, self.forgotten_before) = (None, oldest);
+            return Ok(());
+        };
+        let mut forgotten = 0;
+        for some in unused.chunks(FORGOTTEN_AT_ONCE).map(<[i64]>::to_vec) {
+            if self.ended.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            forgotten += self.order(move |main| Ok(in_use::forget(main, &some, oldest)?))?;
+            self.pace.pause(GIVEN_BACK_EVERY);
         }
-        self.forgotten_before = oldest;
         if forgotten > 0 {
             tracing::info!(forgotten, "programs that nothing names any more are forgotten");
         }
+        self.forgetting = Some((oldest, last));
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 //! host's own blocks or rows, the newest first. Most that are not new are found in the first of these.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,
 };
@@ -65,14 +66,16 @@ pub(in crate::history::sqlite::questions) fn each_new(
     let time = SessionTime::Within { since: baseline, until: Some(since) };
     let before = SessionQuestion { time, closed_before: Some(since), ..asked.clone() };
     let mut before = Before::new(Search::new(reader, selection, places, &before)?)?;
-    for first in kinds.firsts() {
-        if before.has(&first.kind)? {
+    for First { kind, ats, .. } in kinds.firsts() {
+        if before.has(&kind)? {
             continue;
         }
-        // It is gone when its file was dropped meanwhile.
-        let Some(one) = window.session_at(&first)? else { continue };
-        if show(window.shown(&one)?)? == Wanted::NoMore {
-            break;
+        for at in ats {
+            // It is gone when its file was dropped meanwhile.
+            let Some(one) = window.session_at(kind.host_id, at)? else { continue };
+            if show(window.shown(&one)?)? == Wanted::NoMore {
+                return Ok(());
+            }
         }
     }
     Ok(())
@@ -96,12 +99,11 @@ impl Kind {
     }
 }
 
-/// The first session of a kind, or one that opened at the same moment.
-#[derive(Debug, Clone, Copy)]
+/// The first session of a kind, and those that opened at the same moment.
 struct First {
     kind: Kind,
     opened_at_us: i64,
-    at: At,
+    ats: Vec<At>,
 }
 
 /// What is held of a kind.
@@ -117,29 +119,31 @@ enum Seen {
 struct Kinds {
     since: Timestamp,
     all: HashMap<Kind, Seen, Seeded>,
-    /// Those that opened at the moment of the first of their kind.
-    at_once: Vec<First>,
+    /// Those that opened at the moment of the first of their kind as it was known then.
+    at_once: Vec<(Kind, i64, At)>,
 }
 
 impl Kinds {
-    fn add(&mut self, first: First) -> Result<(), HistoryError> {
-        if self.all.len() + self.at_once.len() >= KINDS_LIMIT && !self.all.contains_key(&first.kind) {
-            return Err(HistoryError::TooMuch(format!(
-                "there were more than {KINDS_LIMIT} peers in the window; ask for fewer hosts or a shorter one"
-            )));
-        }
-        let is_before = first.opened_at_us < self.since.as_micros();
-        let seen = if is_before { Seen::Before } else { Seen::First(first.opened_at_us, first.at) };
-        match self.all.entry(first.kind) {
+    fn add(&mut self, kind: Kind, opened_at_us: i64, at: At) -> Result<(), HistoryError> {
+        let is_before = opened_at_us < self.since.as_micros();
+        let seen = if is_before { Seen::Before } else { Seen::First(opened_at_us, at) };
+        match self.all.entry(kind) {
             Entry::Vacant(place) => drop(place.insert(seen)),
             Entry::Occupied(mut place) => match *place.get() {
                 Seen::Before => {}
-                Seen::First(opened_at_us, _) if is_before || first.opened_at_us < opened_at_us => {
+                Seen::First(first_at_us, _) if is_before || opened_at_us < first_at_us => {
                     place.insert(seen);
                 }
-                Seen::First(opened_at_us, _) if first.opened_at_us == opened_at_us => self.at_once.push(first),
+                Seen::First(first_at_us, _) if opened_at_us == first_at_us => {
+                    self.at_once.push((kind, opened_at_us, at))
+                }
                 Seen::First(..) => {}
             },
+        }
+        if self.all.len() + self.at_once.len() > KINDS_LIMIT {
+            return Err(HistoryError::TooMuch(format!(
+                "there were more than {KINDS_LIMIT} peers in the window; ask for fewer hosts or a shorter one"
+            )));
         }
         Ok(())
     }
@@ -147,22 +151,29 @@ impl Kinds {
     /// Those that opened in the window and are the first of their kind there, the last ones first.
     fn firsts(self) -> Vec<First> {
         let Kinds { all, at_once, .. } = self;
-        let still = at_once.into_iter().filter(
-            |one| matches!(all.get(&one.kind), Some(Seen::First(opened_at_us, _)) if *opened_at_us == one.opened_at_us),
-        );
-        let first = |(kind, seen): (&Kind, &Seen)| match *seen {
-            Seen::First(opened_at_us, at) => Some(First { kind: *kind, opened_at_us, at }),
+        let mut others: HashMap<Kind, Vec<At>, Seeded> = HashMap::default();
+        for (kind, opened_at_us, at) in at_once {
+            if matches!(all.get(&kind), Some(Seen::First(first_at_us, _)) if *first_at_us == opened_at_us) {
+                others.entry(kind).or_default().push(at);
+            }
+        }
+        let first = |(kind, seen)| match seen {
+            Seen::First(opened_at_us, at) => {
+                let mut ats = others.remove(&kind).unwrap_or_default();
+                ats.push(at);
+                Some(First { kind, opened_at_us, ats })
+            }
             Seen::Before => None,
         };
-        let mut firsts: Vec<First> = still.chain(all.iter().filter_map(first)).collect();
-        firsts.sort_unstable_by_key(|first| std::cmp::Reverse(first.opened_at_us));
+        let mut firsts: Vec<First> = all.into_iter().filter_map(first).collect();
+        firsts.sort_unstable_by_key(|first| Reverse(first.opened_at_us));
         firsts
     }
 }
 
 impl Look for Kinds {
     fn one(&mut self, _search: &mut Search<'_>, at: At, one: &StoredSession) -> Result<(), HistoryError> {
-        self.add(First { kind: Kind::of(one)?, opened_at_us: one.opened_at_us, at })
+        self.add(Kind::of(one)?, one.opened_at_us, at)
     }
 
     fn block(
@@ -182,7 +193,7 @@ impl Look for Kinds {
             let (protocol, direction, port) = services.of_session(*at)?;
             let kind = Kind { host_id: block.host_id(), peer: *peers.of(*at)?, protocol, direction, port };
             let opened_at_us = closed.of(*at)?.wrapping_sub(lasted.of(*at)?);
-            self.add(First { kind, opened_at_us, at: At::Place(file, Place { block: id, at: *at }.number()) })?;
+            self.add(kind, opened_at_us, At::Place(file, Place { block: id, at: *at }.number()))?;
         }
         Ok(())
     }
@@ -330,14 +341,14 @@ impl<'a> Before<'a> {
 
 impl Search<'_> {
     /// The session that was seen there; nothing when it is not kept any more.
-    fn session_at(&mut self, first: &First) -> Result<Option<StoredSession>, HistoryError> {
-        match first.at {
+    fn session_at(&mut self, host: i64, at: At) -> Result<Option<StoredSession>, HistoryError> {
+        match at {
             At::Open(netns, cookie) => {
                 let mut statement = self.reader.day.prepare_cached(&format!(
                     "SELECT {} FROM open_sessions WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3",
                     stored::OPEN
                 ))?;
-                let key = [first.kind.host_id, netns, cookie];
+                let key = [host, netns, cookie];
                 Ok(statement.query_row(key, StoredSession::open).optional()?)
             }
             At::Row(file, id) => self.read_row(file, id),
