@@ -1,5 +1,5 @@
-//! Hashing of sessions, of their values and of groups of them, which each session of a file goes through several times: a word for each
-//! multiplication, in place of SipHash's several for each byte.
+//! Hashing of sessions, of their values and of groups of them, which each session of a file goes through several times: a word
+//! for each multiplication, in place of SipHash's several for each byte.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 

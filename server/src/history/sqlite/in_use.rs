@@ -7,9 +7,28 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, Params, Transaction, params};
 
 use super::coding::OwnerColumns;
+
+/// Shows the programs that rows name: the columns that do, and which rows of which table.
+pub(super) fn each_named(
+    file: &Connection,
+    (columns, rows): (&str, &str),
+    values: impl Params,
+    mut show: impl FnMut(i64),
+) -> Result<(), rusqlite::Error> {
+    // The other columns of owners name none.
+    let mut statement = file.prepare_cached(&format!("SELECT DISTINCT 0, 0, 0, {columns} FROM {rows}"))?;
+    let mut rows = statement.query(values)?;
+    while let Some(row) = rows.next()? {
+        OwnerColumns::read_from(row, 0)?.program_ids().into_iter().for_each(&mut show);
+    }
+    Ok(())
+}
+
+/// The columns of most tables.
+pub(super) const NAMING: &str = "program_id, more_owners";
 
 /// Programs are named in a file of sessions.
 pub(super) fn note(main: &Transaction<'_>, programs: &BTreeSet<i64>, file: i64) -> Result<(), rusqlite::Error> {
@@ -30,19 +49,12 @@ pub(super) fn unused(
         .query_map(params![after, oldest, most], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     let Some(last) = old.iter().max().copied() else { return Ok(None) };
-    // Only what names programs is read of each row.
-    for sql in [
-        "SELECT DISTINCT 0, 0, 0, program_id, more_owners FROM listeners",
-        "SELECT DISTINCT 0, 0, 0, program_id, more_owners FROM owner_changes",
-        "SELECT DISTINCT 0, 0, 0, before_program_id, before_more_owners FROM owner_changes",
-    ] {
-        let mut statement = view.prepare(sql)?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            for program in OwnerColumns::read_from(row, 0)?.program_ids() {
-                old.remove(&program);
-            }
-        }
+    for named in
+        [(NAMING, "listeners"), (NAMING, "owner_changes"), ("before_program_id, before_more_owners", "owner_changes")]
+    {
+        each_named(&view, named, [], |program| {
+            old.remove(&program);
+        })?;
     }
     Ok(Some((old.into_iter().collect(), last)))
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleetsock_proto::{answer::AnswerMeta, owner::Owner, question::SessionView};
+use fleetsock_proto::{answer::AnswerMeta, owner::Owner, question::SessionView, summary::Dimension};
 use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
@@ -19,7 +19,7 @@ use super::{
     numbered::Numbered,
     parts::{Catalogue, Form, Part},
 };
-use crate::history::{Bounds, HistoryError, Rows, matching::OwnerNames};
+use crate::history::{Bounds, HistoryError, Rows, matching::OwnerNames, summing::Sums};
 
 pub(super) mod changes;
 pub(super) mod coverage;
@@ -289,6 +289,15 @@ impl<'a> Programs<'a> {
     fn names(&mut self, id: i64) -> Result<OwnerNames<'_>, rusqlite::Error> {
         let program = self.get(id)?;
         Ok(OwnerNames { process: &program.process, user: &program.user, uid: program.uid })
+    }
+
+    /// The process of a program as sums tell it: nothing where they do not tell processes apart, empty where nobody is known.
+    fn process_in(&mut self, sums: &Sums, program: i64) -> Result<Option<String>, rusqlite::Error> {
+        match program {
+            _ if !sums.are_by(Dimension::Process) => Ok(None),
+            0 => Ok(Some(String::new())),
+            program => Ok(Some(self.get(program)?.process.clone())),
+        }
     }
 
     /// The owners of a row, the primary one first.

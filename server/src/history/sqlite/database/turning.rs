@@ -9,7 +9,6 @@ use rusqlite::{Connection, Transaction};
 
 use super::{
     super::{
-        coding::OwnerColumns,
         in_use,
         latest::Latest,
         parts::{self, Form, Hot, Part},
@@ -215,13 +214,9 @@ fn copy(day: &Connection, host: i64, programs: &mut BTreeSet<i64>) -> Result<usi
     let copied = day
         .prepare_cached("INSERT INTO main.open_sessions SELECT * FROM before.open_sessions WHERE host_id = ?1")?
         .execute([host])?;
-    let mut owners = day.prepare_cached(
-        "SELECT DISTINCT 0, 0, 0, program_id, more_owners FROM main.open_sessions WHERE host_id = ?1",
-    )?;
-    let mut rows = owners.query([host])?;
-    while let Some(row) = rows.next()? {
-        programs.extend(OwnerColumns::read_from(row, 0)?.program_ids());
-    }
+    in_use::each_named(day, (in_use::NAMING, "main.open_sessions WHERE host_id = ?1"), [host], |program| {
+        programs.insert(program);
+    })?;
     Ok(copied)
 }
 

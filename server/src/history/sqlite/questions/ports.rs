@@ -118,12 +118,7 @@ pub(super) fn count(
         if !matcher.matches_socket(protocol, family, port) {
             continue;
         }
-        let process = match row.get(5)? {
-            // Nobody is known.
-            0 => Some(String::new()),
-            _ if !into.are_by(Dimension::Process) => None,
-            program => Some(programs.names(program)?.process.to_owned()),
-        };
+        let process = programs.process_in(into, row.get(5)?)?;
         into.add_listener(Alike {
             host: if into.are_by(Dimension::Host) {
                 (host.listed.name.clone(), host.listed.host_id)

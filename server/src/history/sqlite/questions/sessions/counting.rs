@@ -135,12 +135,7 @@ impl Search<'_> {
             protocol: told.protocol,
             class: PortClass::of(told.protocol, told.port),
             port: Some(told.port),
-            process: match told.program_id {
-                // Nobody is known.
-                0 => Some(String::new()),
-                _ if !into.are_by(Dimension::Process) => None,
-                program => Some(self.programs.names(program)?.process.to_owned()),
-            },
+            process: self.programs.process_in(into, told.program_id)?,
             peer: Some(told.peer),
         };
         let Counts { sessions, bytes_sent, bytes_received } = counts;

@@ -360,3 +360,41 @@ impl Search<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(number: usize) -> Kind {
+        let peer = IpAddr::from(u32::try_from(number).unwrap().to_be_bytes());
+        Kind { host_id: 1, peer, protocol: Protocol::Tcp, direction: Direction::In, port: 443 }
+    }
+
+    fn none(since_us: i64) -> Kinds {
+        Kinds { since: Timestamp::from_micros(since_us), all: HashMap::default(), at_once: Vec::new() }
+    }
+
+    #[test]
+    fn the_first_of_a_kind_is_told_with_those_of_its_moment_unless_one_opened_before_the_window() {
+        let mut kinds = none(10);
+        for (number, opened_at_us, row) in
+            [(1, 30, 1), (1, 30, 2), (1, 20, 3), (1, 20, 4), (1, 25, 5), (2, 40, 6), (3, 50, 7), (3, 9, 8), (3, 9, 9)]
+        {
+            kinds.add(kind(number), opened_at_us, At::Row(None, row)).unwrap();
+        }
+        let firsts = kinds.firsts().into_iter().map(|first| (first.kind, first.opened_at_us, first.ats));
+        let row = |row| At::Row(None, row);
+        assert_eq!(firsts.collect::<Vec<_>>(), [(kind(2), 40, vec![row(6)]), (kind(1), 20, vec![row(4), row(3)])]);
+    }
+
+    #[test]
+    fn more_kinds_or_sessions_of_one_moment_than_may_be_held_are_refused_with_words() {
+        for is_one_kind in [false, true] {
+            let mut kinds = none(0);
+            let mut add = |number| kinds.add(kind(if is_one_kind { 7 } else { number }), 5, At::Row(None, 1));
+            assert!((0..KINDS_LIMIT).all(|number| add(number).is_ok()));
+            let refused = add(KINDS_LIMIT).unwrap_err().to_string();
+            assert!(refused.contains("more than 500000 peers in the window; ask for fewer hosts"), "{refused}");
+        }
+    }
+}
