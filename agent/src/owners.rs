@@ -12,6 +12,7 @@ mod descriptors;
 mod holders;
 mod holdings;
 mod known;
+pub mod lookers;
 mod placement;
 mod process;
 mod program;

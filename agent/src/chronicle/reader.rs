@@ -14,7 +14,7 @@ use crate::{
     ancestry::{Ancestry, Described},
     events::{self, Drained, Events, Record, Teller as Source, What},
     lives::{Asked, Deed, Ended},
-    owners::Processes,
+    owners::{Processes, lookers},
     table::{Owned, Told},
     threads::Threads,
 };
@@ -169,22 +169,27 @@ impl Teller<'_> {
 
     /// The processes, how they are known, and their network namespace (0 when it is not known).
     fn describe(&mut self, opener: Option<Deed>, closer: Option<Deed>) -> (Vec<Arc<Owner>>, OwnerKnown, u64) {
-        let mut owners: Vec<Arc<Owner>> = Vec::with_capacity(1);
-        let mut netns = 0;
-        for deed in [opener, closer].into_iter().flatten() {
-            let processes = &mut *self.processes;
-            let known = self.ancestry.describe(deed, self.clock_offset_ns, &mut |pid| processes.describe(pid));
-            netns = if netns == 0 { known.netns } else { netns };
-            if !owners.iter().any(|owner| owner.pid == deed.pid) {
-                owners.push(known.owner);
-            }
-        }
-        let owner_known = match (opener, closer) {
+        let (opener, closer) = (opener.map(|deed| self.who(deed)), closer.map(|deed| self.who(deed)));
+        let closer = closer.filter(|closer| !lookers::is_one(&closer.owner));
+        let owner_known = match (&opener, &closer) {
             (Some(_), _) => OwnerKnown::Exact,
             (None, Some(_)) => OwnerKnown::Closer,
             (None, None) => OwnerKnown::Unknown,
         };
+        let mut owners: Vec<Arc<Owner>> = Vec::with_capacity(1);
+        let mut netns = 0;
+        for known in [opener, closer].into_iter().flatten() {
+            netns = if netns == 0 { known.netns } else { netns };
+            if !owners.iter().any(|owner| owner.pid == known.owner.pid) {
+                owners.push(known.owner);
+            }
+        }
         (owners, owner_known, netns)
+    }
+
+    fn who(&mut self, deed: Deed) -> Described {
+        let processes = &mut *self.processes;
+        self.ancestry.describe(deed, self.clock_offset_ns, &mut |pid| processes.describe(pid))
     }
 
     fn tell_one(&mut self, Ended { cookie, life, closed_ns, walked, heard }: Ended) -> Told {

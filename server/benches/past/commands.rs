@@ -13,7 +13,7 @@ use std::{
 use super::{
     fleet::{HOSTS, address},
     load::BEGIN_US,
-    questions::{any, begin_us, host_name, nobody, v4, v6, within},
+    questions::{any, begin_us, host_name, nobody, ten_hosts, v4, v6, within},
     table::{Table, digits},
 };
 
@@ -81,6 +81,10 @@ fn commands(days: i64) -> Vec<(&'static str, Words)> {
     let command = |what, text: Box<dyn Fn(usize) -> String>| -> (&'static str, Words) {
         (what, Box::new(move |turn| words(&text(turn))))
     };
+    let new = move |turn| {
+        let since = second(begin_us(turn, days));
+        format!("changes --since @{since} --until @{} --baseline @{}", since + 3600, since - 7 * 86_400)
+    };
     let fleet = |turn: usize| -> IpAddr { address(turn * 37 % HOSTS) };
     vec![
         command(
@@ -114,6 +118,28 @@ fn commands(days: i64) -> Vec<(&'static str, Words)> {
         command(
             "a day by host and process",
             Box::new(move |turn| format!("summary --by host,process {}", of_day(turn))),
+        ),
+        command(
+            "a day by peer, the first 20",
+            Box::new(move |turn| format!("summary --by peer --limit 20 {}", of_day(turn))),
+        ),
+        command("listeners, class well-known", Box::new(|_| "ports --class well-known".to_owned())),
+        command(
+            "listeners, a port of ten hosts",
+            Box::new(|turn| format!("ports --port 443 --host {}", ten_hosts(turn))),
+        ),
+        command(
+            "listeners at a moment, class well-known",
+            Box::new(move |turn| format!("ports --class well-known --at @{}", second(begin_us(turn, days)) + 86_400)),
+        ),
+        command("new listeners of an hour against seven days", Box::new(new)),
+        command(
+            "a host's new peers of an hour against seven days",
+            Box::new(move |turn| format!("{} --sessions --host {}", new(turn), host_name(turn))),
+        ),
+        command(
+            "new peers of an hour against seven days, newest 100",
+            Box::new(move |turn| format!("{} --sessions --limit {PAGE}", new(turn))),
         ),
     ]
 }

@@ -62,7 +62,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use clap::Parser;
@@ -144,9 +144,9 @@ struct Arguments {
     bench: bool,
 }
 
-/// Sessions of the whole fleet in the order of their time, each host with its part, reported by hosts at once. The rates, and
+/// Sessions of the whole fleet in the order of their time, each host with its part, reported by hosts at once. What each ten million took, and
 /// what could follow.
-async fn grow(history: &Arc<SqliteHistory>, hosts: &[HostId], sessions: u64) -> (Vec<f64>, Reports) {
+async fn grow(history: &Arc<SqliteHistory>, hosts: &[HostId], sessions: u64) -> (Vec<Step>, Reports) {
     let stored = Arc::new(AtomicU64::new(0));
     let (mut reporting, mut senders) = (JoinSet::new(), Vec::new());
     for _ in 0..AT_ONCE {
@@ -172,20 +172,29 @@ async fn grow(history: &Arc<SqliteHistory>, hosts: &[HostId], sessions: u64) -> 
         }
         reports
     });
-    let (begun, mut rates, mut step) = (Instant::now(), Vec::new(), (0, 0.0));
+    let (mut watch, mut steps, mut before) = (Watch::start(), Vec::new(), 0);
     while !reporting.is_empty() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         while let Some(reported) = reporting.try_join_next() {
             reported.unwrap();
         }
-        let (now, at) = (stored.load(Relaxed), begun.elapsed().as_secs_f64());
-        if now - step.0 >= STEP {
-            rates.push((now - step.0) as f64 / (at - step.1));
-            eprintln!("{} million sessions, {:.0} a second", now / 1_000_000, rates[rates.len() - 1]);
-            step = (now, at);
+        let now = stored.load(Relaxed);
+        if now - before >= STEP {
+            let (took, sessions) = (watch.took(), (now - before) as f64);
+            let step = Step { rate: sessions / took.clock, cpu_us: took.cpu * 1e6 / sessions };
+            let Step { rate, cpu_us } = step;
+            eprintln!("{} million sessions, {rate:.0} a second, {cpu_us:.2} us of CPU each", now / 1_000_000);
+            steps.push(step);
+            (watch, before) = (Watch::start(), now);
         }
     }
-    (rates, making.await.unwrap())
+    (steps, making.await.unwrap())
+}
+
+/// Ten million sessions: how many were stored a second, and the CPU of one, with the load's and that of files that were sealed meanwhile.
+struct Step {
+    rate: f64,
+    cpu_us: f64,
 }
 
 /// Bytes of all files with this ending, and how many they are.
@@ -235,7 +244,7 @@ async fn grown(folder: &Path, arguments: &Arguments, table: &mut Table) -> (Arc<
     let history = open(folder);
     let hosts = enrol(&history, HOSTS).await;
     let watch = Watch::start();
-    let (rates, reports) = grow(&history, &hosts, arguments.sessions).await;
+    let (steps, reports) = grow(&history, &hosts, arguments.sessions).await;
     let ingest = watch.took();
     // The last file is written to still; what is complete gets sealed.
     while files(folder, ".db").1 > 1 || files(folder, ".unfinished").1 > 0 {
@@ -249,10 +258,14 @@ async fn grown(folder: &Path, arguments: &Arguments, table: &mut Table) -> (Arc<
     );
     table.figure("the same until all is sealed", rate(all.clock));
     table.figure("CPU, the load's too", format!("{:.2} us a session", all.cpu * 1e6 / arguments.sessions as f64));
-    if let (Some(slowest), Some(fastest)) =
-        (rates.iter().copied().reduce(f64::min), rates.iter().copied().reduce(f64::max))
+    let ends = |of: fn(&Step) -> f64| {
+        let all = || steps.iter().map(of);
+        all().reduce(f64::min).zip(all().reduce(f64::max))
+    };
+    if let (Some((slowest, fastest)), Some((least, most))) = (ends(|step| step.rate / 1000.0), ends(|step| step.cpu_us))
     {
-        table.beside("slowest ten million", (slowest / 1000.0, "k/s"), ("fastest", fastest / 1000.0));
+        table.beside("slowest ten million", (slowest, "k/s"), ("fastest", fastest));
+        table.beside("least CPU of a session in ten million", (least, "us"), ("most", most));
     }
     let (bytes, count) = files(folder, ".sealed");
     let sealed = sealed_sessions(folder);

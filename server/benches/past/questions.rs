@@ -9,6 +9,7 @@ use fleetsock_proto::{
     change::{ChangeKind, ChangeSubject},
     port::{PortClass, PortRange},
     question::{ChangeQuestion, Pairing, PortQuestion, SessionQuestion, SessionTime, SocketFilter, SummaryQuestion},
+    socket::Direction,
     summary::Dimension,
     time::Timestamp,
 };
@@ -140,10 +141,23 @@ async fn ask_once(history: &SqliteHistory, sessions: u64, (times, only): (usize,
             limit: None,
         }
     };
-    // A scan of a day, as the design has it too; it also has sums that are kept beside the rows, of 1 and 6 ms.
-    let scan = Some((335.0, 349.0));
-    told.extend(asking.sums(("a day by class and hour", scan), by(&[Dimension::Class, Dimension::Hour])).await);
-    told.extend(asking.sums(("a day by host and process", scan), by(&[Dimension::Host, Dimension::Process])).await);
+    // The design's sums that are kept beside the rows have no listeners. Of a scan it has 335 and 349 ms.
+    let alone = |question: SummaryQuestion| {
+        let sockets = SessionQuestion { directions: Direction::ALL.to_vec(), ..question.sockets };
+        SummaryQuestion { sockets, ..question }
+    };
+    for (dimensions, words, designed) in [
+        (&[Dimension::Class, Dimension::Hour], ["a day's sessions by class and hour", "a day by class and hour"], 1.0),
+        (
+            &[Dimension::Host, Dimension::Process],
+            ["a day's sessions by host and process", "a day by host and process"],
+            6.0,
+        ),
+    ] {
+        let question = by(dimensions);
+        told.extend(quick.sums((words[0], Some((designed, designed))), |turn| alone(question(turn))).await);
+        told.extend(asking.sums((words[1], None), question).await);
+    }
     let peers = |hosts: SocketFilter, turn| SummaryQuestion {
         sockets: of(hosts, of_day(turn)),
         by: vec![Dimension::Peer],
@@ -160,8 +174,11 @@ async fn ask_once(history: &SqliteHistory, sessions: u64, (times, only): (usize,
         SummaryQuestion { sockets: of(SocketFilter::default(), time), by, limit: None }
     };
     told.extend(few.sums(("seven days by class and hour", Some((3336.0, 3336.0))), week).await);
-    let of_v6 = |turn| peer(within(v6(turn), 64));
-    told.extend(quick.sessions(("a /64 of IPv6, all history", Some((0.46, 40.0))), of_v6).await);
+    // All clients with IPv6 are in one /48; they are in as many /64 as the design's were in /48.
+    let of_any = |turn| peer(within(any_v6(turn), 64));
+    told.extend(quick.sessions(("a /64 of IPv6, all history", Some((0.46, 40.0))), of_any).await);
+    let of_busy = |turn| peer(within(v6(turn), 64));
+    told.extend(quick.sessions(("a /64 of IPv6 of a busy client, all history", None), of_busy).await);
 
     let ports = |filter: SocketFilter, at| PortQuestion { filter, at, ..PortQuestion::default() };
     let what = ("listeners, class well-known", Some((3.4, 7.5)));
@@ -169,7 +186,7 @@ async fn ask_once(history: &SqliteHistory, sessions: u64, (times, only): (usize,
     // The design's chose the hosts by a label.
     let some = |turn: usize| {
         let mut filter = SocketFilter { ports: vec![PortRange::new(443, 443).unwrap()], ..SocketFilter::default() };
-        filter.hosts.globs = vec![format!("host{:04}*", turn * 37 % (HOSTS / 10))];
+        filter.hosts.globs = vec![ten_hosts(turn)];
         filter
     };
     told.extend(
@@ -231,6 +248,11 @@ pub(crate) fn any(turn: usize) -> IpAddr {
     (0..).map(|n| client(mixed(turn as u64 + n * 977) % CLIENTS)).find(IpAddr::is_ipv4).unwrap()
 }
 
+/// The same of those with IPv6.
+pub(crate) fn any_v6(turn: usize) -> IpAddr {
+    (0..).map(|n| client(mixed(turn as u64 + n * 977) % CLIENTS)).find(IpAddr::is_ipv6).unwrap()
+}
+
 /// The network of an address.
 pub(crate) fn within(address: IpAddr, length: u8) -> IpNet {
     IpNet::new(address, length).unwrap().trunc()
@@ -249,6 +271,11 @@ pub(crate) fn nobody(turn: usize) -> IpAddr {
 /// Busy ones and quiet ones.
 pub(crate) fn host_name(turn: usize) -> String {
     format!("host{:05}", turn * 37 % HOSTS)
+}
+
+/// The names of ten hosts.
+pub(crate) fn ten_hosts(turn: usize) -> String {
+    format!("host{:04}*", turn * 37 % (HOSTS / 10))
 }
 
 fn host(turn: usize) -> SocketFilter {

@@ -44,6 +44,7 @@ use super::{
 use crate::metrics::HistoryMeters;
 
 mod ballast;
+mod by_peer;
 mod coding;
 mod copy;
 mod courtesy;

@@ -72,7 +72,7 @@ impl Part {
 }
 
 /// A group in few bytes: what has a name has its number here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 struct Key {
     hour_us: i64,
     host: u32,
@@ -124,7 +124,7 @@ impl<T: Clone + Eq + Hash> Names<T> {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Counts {
     listeners: u64,
     sessions: u64,
@@ -199,9 +199,9 @@ impl Sums {
         self.groups.reserve(groups.min((self.most_bytes / GROUP_BYTES).saturating_sub(self.groups.len())));
     }
 
-    /// Counts a listener by what tells its group.
-    pub fn add_listener(&mut self, alike: Alike) -> Result<(), HistoryError> {
-        self.count(alike, Counts { listeners: 1, ..Counts::default() })
+    /// Counts so many listeners by what they have in common.
+    pub fn add_listeners(&mut self, alike: Alike, listeners: u64) -> Result<(), HistoryError> {
+        self.count(alike, Counts { listeners, ..Counts::default() })
     }
 
     /// Counts sessions by what they have in common: their number, and the bytes that they sent and received.
@@ -209,11 +209,50 @@ impl Sums {
         self.count(alike, Counts { listeners: 0, sessions, bytes_sent: sent, bytes_received: received })
     }
 
+    /// Counts the rest of sums by nothing but the peer: of each in ascending order what is not counted yet. Of these only the first
+    /// few are held.
+    pub fn end_by_peer(
+        &mut self,
+        most: usize,
+        mut next: impl FnMut() -> Result<Option<(IpAddr, [u64; 3])>, HistoryError>,
+    ) -> Result<(), HistoryError> {
+        let mut first: BinaryHeap<(Rank, IpAddr, Counts)> = BinaryHeap::new();
+        while let Some((peer, [sessions, bytes_sent, bytes_received])) = next()? {
+            let key = Key { peer: Some(peer), ..Key::default() };
+            if !self.part.has(|| self.part.hash.hash_one(self.words(&key))) {
+                continue;
+            }
+            let mut counts = Counts { listeners: 0, sessions, bytes_sent, bytes_received };
+            if most > ORDERED_LIMIT {
+                self.count_in(key, counts)?;
+                continue;
+            }
+            if !self.groups.is_empty()
+                && let Some(held) = self.groups.remove(&key)
+            {
+                counts.add(held);
+            }
+            let one = (rank(0, &counts, false), peer, counts);
+            if first.len() < most {
+                first.push(one);
+            } else if let Some(mut last) = first.peek_mut()
+                && one < *last
+            {
+                *last = one;
+            }
+        }
+        self.groups
+            .extend(first.into_iter().map(|(_, peer, counts)| (Key { peer: Some(peer), ..Key::default() }, counts)));
+        Ok(())
+    }
+
     fn count(&mut self, alike: Alike, more: Counts) -> Result<(), HistoryError> {
         let key = self.key(alike);
-        if !self.part.has(|| self.part.hash.hash_one(self.words(&key))) {
-            return Ok(());
-        }
+        if self.part.has(|| self.part.hash.hash_one(self.words(&key))) { self.count_in(key, more) } else { Ok(()) }
+    }
+
+    /// Counts in a group of this part.
+    fn count_in(&mut self, key: Key, more: Counts) -> Result<(), HistoryError> {
         if self.groups.len() * GROUP_BYTES + self.name_bytes > self.most_bytes && !self.groups.contains_key(&key) {
             return Err(self.too_many());
         }
@@ -224,7 +263,7 @@ impl Sums {
     fn key(&mut self, alike: Alike) -> Key {
         let Alike { host, opened_at, protocol, class, port, process, peer } = alike;
         let others = || OTHERS.to_owned();
-        let mut key = Key { hour_us: 0, host: 0, service: 0, process: 0, class: None, peer: None };
+        let mut key = Key::default();
         if self.are_by(Dimension::Class) {
             key.class = Some(class);
         }
@@ -447,6 +486,38 @@ mod tests {
             put_into_order(&by, &mut sorted);
             sorted
         });
+    }
+
+    #[test]
+    fn what_ascending_peers_have_beside_what_is_held_is_counted_once_and_only_the_first_are_held() {
+        let by = [Dimension::Peer];
+        let sessions = |peer: u32| u64::from(peer * 7919 % 1000);
+        let counted = |most: usize, part: Part| {
+            let mut sums = Sums::new(&by, Timestamp::MIN, (part, BYTES_LIMIT));
+            for peer in (0..1000).step_by(3) {
+                sums.add_sessions(with(peer), [1, 5, 0]).unwrap();
+            }
+            let mut ascending =
+                (0..1000).step_by(2).map(|peer| (Ipv4Addr::from_bits(peer).into(), [sessions(peer), 2, 1]));
+            sums.end_by_peer(most, || Ok(ascending.next())).unwrap();
+            (sums.groups.len(), sums.first(most, &|_| String::new()).collect::<Vec<Sum>>())
+        };
+        let mut expected = Sums::new(&by, Timestamp::MIN, (Part::whole(), BYTES_LIMIT));
+        for peer in 0..1000 {
+            if peer % 3 == 0 {
+                expected.add_sessions(with(peer), [1, 5, 0]).unwrap();
+            }
+            if peer % 2 == 0 {
+                expected.add_sessions(with(peer), [sessions(peer), 2, 1]).unwrap();
+            }
+        }
+        let expected: Vec<Sum> = expected.first(usize::MAX, &|_| String::new()).collect();
+        assert_eq!(counted(usize::MAX, Part::whole()), (667, expected.clone()));
+        let (held, first) = counted(20, Part::whole());
+        assert!(held < 200 && first == expected[..20], "{held}");
+        let mut of_parts: Vec<Sum> = Part::each(4).flat_map(|part| counted(20, part).1).collect();
+        put_into_order(&by, &mut of_parts);
+        assert_eq!(of_parts[..20], expected[..20]);
     }
 
     #[test]

@@ -13,11 +13,11 @@ pub(super) use self::{
     adding::Cubes,
     choosing::{Choice, Run, Stored, Told},
     encoding::each,
-    merging::{Balances, Part, merge},
+    merging::{Balance, Balances, Part, merge},
     together::{Expected, store_together},
 };
 use super::{
-    sealed::{Damaged, Reading},
+    sealed::{Damaged, Reading, Writing},
     stored::StoredSession,
     sums::{Counts, beginning, hour},
 };
@@ -87,8 +87,29 @@ impl Span {
         hour.saturating_mul(2)
     }
 
+    /// Two numbers, of which [`Span::read`] makes the same.
+    pub(super) fn write(self, into: &mut Writing) {
+        into.signed(self.closed);
+        into.signed(self.opened.wrapping_sub(Span::within(self.closed).opened));
+    }
+
+    pub(super) fn read(from: &mut Reading<'_>) -> Result<Span, Damaged> {
+        let closed = from.signed()?;
+        Ok(Span { closed, opened: from.signed()?.wrapping_add(Span::within(closed).opened) })
+    }
+
+    /// The hour in which they closed.
+    pub(super) const fn closed(self) -> i64 {
+        self.closed
+    }
+
+    /// Whether they were open when an hour began: opened not after its first microsecond, and closed in it or later.
+    pub(super) const fn is_open_at(self, hour: i64) -> bool {
+        self.opened <= Span::beginning(hour) && hour <= self.closed
+    }
+
     /// The first moment and the last at which they may have opened, us.
-    const fn opened_us(self) -> (i64, i64) {
+    pub(super) const fn opened_us(self) -> (i64, i64) {
         let opened = beginning(self.opened.div_euclid(2));
         match self.opened.rem_euclid(2) {
             0 => (opened, opened),

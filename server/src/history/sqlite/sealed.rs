@@ -20,7 +20,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, params};
 
 use super::{
-    coding,
+    by_peer, coding,
     cubes::{self, Cubes, Expected, Facts},
     database::OpenError,
     parts::UNFINISHED,
@@ -250,7 +250,7 @@ impl Written<'_> {
         }
         let columns = self.encoder.encode(&self.block);
         if let Some(id) = store(self.sealed, &self.block, columns)? {
-            self.peers.add(id, self.encoder.peers())?;
+            self.peers.add(id, self.encoder.peers(), &self.block)?;
         }
         self.block.clear();
         Ok(())
@@ -286,6 +286,7 @@ impl From<Damaged> for HistoryError {
 fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError> {
     let sealed = Connection::open_with_flags(unfinished, ALONE)?;
     let (mut contents, mut met, mut sums) = (Summing::default(), Telling::default(), Expected::of(&sealed)?);
+    let mut sums_by_peer = by_peer::Expected::of(&sealed)?;
     let (extents, filter) = (Extents::of(&sealed)?.unwrap_or_default(), Filter::of_file(&sealed)?);
     let mut statement = sealed.prepare(
         "SELECT blocks.host_id, blocks.sessions, contents.columns, blocks.codec, blocks.id FROM blocks
@@ -303,6 +304,7 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
             contents.add(one);
             sums.add(&Facts::of(one));
             met.add(one.peer.ip(), Place { block, at }.number());
+            sums_by_peer.add(one.peer.ip(), by_peer::One::of(one));
             if !filter.may_have(one.peer.ip()) {
                 return Err(SealError::Different);
             }
@@ -311,7 +313,8 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
             return Err(SealError::Unwanted);
         }
     }
-    if Telling::of(&sealed, goes_on)? != met || !sums.are_told(&sealed)? {
+    let sums_are_told = sums.are_told(&sealed)? && sums_by_peer.are_told(&sealed)?;
+    if Telling::of(&sealed, goes_on)? != met || !sums_are_told {
         return Err(SealError::Different);
     }
     Ok(contents.finish())

@@ -25,9 +25,9 @@ fn life(number: i64) -> fleetsock_proto::batch::Change {
     };
     let closed_at = Timestamp::from_micros(opened_at.as_micros() + lasted);
     let (local, peer, direction) = match number % 3 {
-        0 => ("10.0.0.1:443".to_owned(), format!("10.1.0.9:{}", 40_000 + number % 9000), In),
+        0 => ("10.0.0.1:443".to_owned(), format!("10.1.{}.9:{}", number % 41, 40_000 + number % 9000), In),
         1 => (format!("10.0.0.1:{}", 40_000 + number % 9000), format!("10.1.0.8:{}", 5432 + number % 2), Out),
-        _ => ("[2001:db8::1]:22".to_owned(), format!("[2001:db8::2]:{}", 1024 + number % 60_000), In),
+        _ => ("[2001:db8::1]:22".to_owned(), format!("[2001:db8::{:x}]:{}", number % 1031, 1024 + number % 60_000), In),
     };
     let mut socket = session(number.unsigned_abs() + 1, &local, direction, &peer).held_by(&match number % 7 {
         0 => vec![],
@@ -39,8 +39,12 @@ fn life(number: i64) -> fleetsock_proto::batch::Change {
 }
 
 async fn ask(world: &World<Hesitant<ROWS>>, sockets: SessionQuestion, by: &[Dimension]) -> Vec<String> {
-    let question = SummaryQuestion { sockets, by: by.to_vec(), limit: None };
-    world.sums(question, at(90_000)).await.unwrap().0.iter().map(|sum| format!("{sum:?}")).collect()
+    let mut told = Vec::new();
+    for limit in [None, Some(7)] {
+        let question = SummaryQuestion { sockets: sockets.clone(), by: by.to_vec(), limit };
+        told.extend(world.sums(question, at(90_000)).await.unwrap().0.iter().map(|sum| format!("{sum:?}")));
+    }
+    told
 }
 
 /// Asks for sums, and once more in a way that only rows answer.
@@ -75,6 +79,7 @@ async fn sums_are_those_of_the_rows(world: &World<Hesitant<ROWS>>, total: u64) {
         &[Dimension::Service],
         &[Dimension::Host, Dimension::Process],
         &[Dimension::Hour, Dimension::Host],
+        &[Dimension::Peer],
     ];
     for time in windows {
         for question in &asked {
@@ -129,9 +134,18 @@ async fn sums_beside_rows_say_what_the_rows_say_before_they_are_sealed_and_after
     assert!(runs > 4, "several hours together, of both kinds");
     let open: i64 = sealed.query_row("SELECT count(*) FROM cube_open", [], |row| row.get(0)).unwrap();
     assert!(open > 40, "what was open when each hour began, of both kinds");
+    let by_peer: (i64, i64, i64) = sealed
+        .query_row(
+            "SELECT count(*), sum(open), (SELECT count(DISTINCT scope) FROM peer_sums) FROM peer_hours",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )
+        .unwrap();
+    assert!(by_peer.0 > 20 && by_peer == (by_peer.0, by_peer.0, 3), "{by_peer:?}");
     drop(sealed);
 
-    // One that earlier versions sealed has no sums of runs of hours or of all hours together, other sums, or none.
+    // One that earlier versions sealed has no sums by peer, of runs of hours or of all hours together, other sums, or none.
+    let many = "DROP TABLE peer_sums; DROP TABLE peer_hours; DELETE FROM refinery_schema_history WHERE version > 7;";
     let whole = "DROP TABLE cube_runs; DROP TABLE cube_open; DELETE FROM refinery_schema_history WHERE version > 5;";
     let apart = "DROP TABLE cube_totals; DELETE FROM refinery_schema_history WHERE version > 4;";
     let before = concat!(
@@ -140,7 +154,7 @@ async fn sums_beside_rows_say_what_the_rows_say_before_they_are_sealed_and_after
         "INSERT INTO cubes VALUES (1, 5, x'01', x'0101', x'0202');"
     );
     for made_earlier in
-        [whole, apart, before, "DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 1;"]
+        [many, whole, apart, before, "DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 1;"]
     {
         change(&world.engine.folder().join("day-1.sealed"), made_earlier);
         world.begin().await;

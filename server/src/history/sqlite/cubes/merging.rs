@@ -32,7 +32,7 @@ impl Balance {
         Ok(Counts { sessions: told(sessions)?, bytes_sent: told(bytes_sent)?, bytes_received: told(bytes_received)? })
     }
 
-    fn taken_off(self) -> Balance {
+    pub(in crate::history::sqlite) fn taken_off(self) -> Balance {
         Balance(self.0.map(|sum| -sum))
     }
 }

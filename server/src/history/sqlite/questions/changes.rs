@@ -75,7 +75,7 @@ pub(in crate::history::sqlite) fn list(
     };
     merge.begin(selection);
     if question.is_about(ChangeSubject::Session) {
-        merge.sessions(selection, places)?;
+        merge.sessions(selection, places, now)?;
     }
     merge.send_after(i64::MIN)?;
     let meta = AnswerMeta { since: question.since, until: question.until, ..selection.meta(now) };
@@ -281,7 +281,7 @@ impl Merge<'_, '_> {
     }
 
     /// Takes the sessions that are meant.
-    fn sessions(&mut self, selection: &Selection, places: &Places) -> Result<(), HistoryError> {
+    fn sessions(&mut self, selection: &Selection, places: &Places, now: Timestamp) -> Result<(), HistoryError> {
         let (since, _) = self.window;
         let asked = SessionQuestion {
             filter: self.question.filter.clone(),
@@ -293,7 +293,8 @@ impl Merge<'_, '_> {
         let reader = self.reader;
         if let Some(baseline) = self.question.baseline {
             let span = Span { since, until: self.question.until, baseline };
-            return sessions::each_new(reader, selection, places, (&asked, &span), |session| {
+            let wanted = self.outlet.left();
+            return sessions::each_new(reader, selection, places, (&asked, &span, wanted), now, |session| {
                 self.new_session(&session)
             });
         }

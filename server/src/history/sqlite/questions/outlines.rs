@@ -9,7 +9,7 @@ use std::{
 use rusqlite::Connection;
 
 use crate::history::sqlite::{
-    cubes,
+    by_peer, cubes,
     sealed::{Extents, Filter, places},
 };
 
@@ -31,6 +31,8 @@ pub(in crate::history::sqlite) struct Outline {
     pub(in crate::history::sqlite) totals: bool,
     /// Whether it has those of runs of hours, and of what was open when one began.
     pub(in crate::history::sqlite) runs: bool,
+    /// Whether it may have sums by peer.
+    pub(in crate::history::sqlite) peer_sums: bool,
     /// Whose its blocks are, if it tells that.
     pub(in crate::history::sqlite) extents: Option<Extents>,
     /// Which addresses it has no session with, if it tells that and there is room to remember it.
@@ -42,6 +44,7 @@ impl Outline {
     fn of(sealed: &Connection, room: usize) -> Result<Outline, rusqlite::Error> {
         let (places, sums) = (places::are_told(sealed)?, cubes::are_told(sealed)?);
         let (totals, runs) = (cubes::have_totals(sealed)?, cubes::have_runs(sealed)?);
+        let peer_sums = sums && by_peer::may_be_told(sealed)?;
         // Earlier versions noted no beginning either.
         let beginning = if sums {
             "SELECT min(min_opened_at_us), min(min_closed_at_us) FROM beginnings"
@@ -57,7 +60,7 @@ impl Outline {
             // Of no sessions all are later than anything.
             let earliest = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.unwrap_or(i64::MAX));
             let (opened_at_us, closed_at_us) = (earliest(0)?, earliest(1)?);
-            Ok(Outline { opened_at_us, closed_at_us, places, sums, totals, runs, extents, filter })
+            Ok(Outline { opened_at_us, closed_at_us, places, sums, totals, runs, peer_sums, extents, filter })
         })
     }
 

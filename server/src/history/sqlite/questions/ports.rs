@@ -25,6 +25,7 @@ use crate::history::{
     matching::Matcher,
     sqlite::{
         coding::{self, OwnerColumns},
+        numbered::Numbered,
         roster::{Selected, Selection},
     },
     summing::{Alike, Sums},
@@ -111,30 +112,38 @@ pub(super) fn count(
     let mut statement = reader.main.prepare_cached(COUNTED)?;
     let until = until.unwrap_or(Timestamp::MAX).as_micros();
     let mut rows = statement.query(params![first, last, until, since.as_micros()])?;
+    // What they have in common is looked up once.
+    let mut groups = Numbered::<Group, u64>::default();
+    let is = |dimension, number: i64| if into.are_by(dimension) { number } else { 0 };
     while let Some(row) = rows.next()? {
-        let protocol = coding::meaning("protocol", row.get(2)?, Protocol::from_number)?;
-        let (family, port) = (coding::meaning("family", row.get(3)?, Family::from_number)?, row.get(4)?);
-        let Some(host) = hosts.get(row.get(0)?) else { continue };
-        if !matcher.matches_socket(protocol, family, port) {
-            continue;
+        let (host_id, protocol, port) = (row.get(0)?, row.get(2)?, row.get(4)?);
+        let family = coding::meaning("family", row.get(3)?, Family::from_number)?;
+        let told = coding::meaning("protocol", protocol, Protocol::from_number)?;
+        if hosts.contains(host_id) && matcher.matches_socket(told, family, port) {
+            let hour = is(Dimension::Hour, into.hour_of(Timestamp::from_micros(row.get(1)?)).as_micros());
+            let program = is(Dimension::Process, row.get(5)?);
+            *groups.entry((is(Dimension::Host, host_id), (protocol, port), hour, program)).or_default() += 1;
         }
-        let process = programs.process_in(into, row.get(5)?)?;
-        into.add_listener(Alike {
-            host: if into.are_by(Dimension::Host) {
-                (host.listed.name.clone(), host.listed.host_id)
-            } else {
-                Alike::default().host
-            },
-            opened_at: Timestamp::from_micros(row.get(1)?),
+    }
+    for ((host_id, (protocol, port), hour, program), count) in groups {
+        let protocol = coding::meaning("protocol", protocol, Protocol::from_number)?;
+        let host = hosts.get(host_id).map(|host| (host.listed.name.clone(), host.listed.host_id));
+        let alike = Alike {
+            host: host.unwrap_or_else(|| Alike::default().host),
+            opened_at: Timestamp::from_micros(hour),
             protocol,
             class: PortClass::of(protocol, port),
             port: Some(port),
-            process,
+            process: programs.process_in(into, program)?,
             peer: None,
-        })?;
+        };
+        into.add_listeners(alike, count)?;
     }
     Ok(())
 }
+
+/// What listeners have in common that are counted together: host, protocol and port, hour, and program, as far as sums are by these.
+type Group = (i64, (i32, u16), i64, i64);
 
 /// Counts the listeners that it is shown.
 struct Counting<'a>(&'a mut Sums);
@@ -144,7 +153,7 @@ impl Sink<Listener> for Counting<'_> {
         let (class, Listener { host, host_id, opened_at, protocol, port, owners, .. }) = (listener.class(), listener);
         let process = Some(owners.into_iter().next().map(|owner| owner.process).unwrap_or_default());
         let (host, port) = ((host, host_id), Some(port));
-        self.0.add_listener(Alike { host, opened_at, protocol, class, port, process, peer: None })?;
+        self.0.add_listeners(Alike { host, opened_at, protocol, class, port, process, peer: None }, 1)?;
         Ok(Wanted::More)
     }
 }

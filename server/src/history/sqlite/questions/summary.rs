@@ -41,7 +41,7 @@ pub(in crate::history::sqlite) fn summarize(
     let counting = Counting { reader, selection, places, question, group_bytes };
     // One more tells that there were more.
     let most = outlet.left().saturating_add(1);
-    let sums = match counting.part(Part::whole()) {
+    let sums = match counting.part(Part::whole(), most) {
         Ok((counted, kept)) => {
             push_all(counted.first(most, &counting.host_with()), outlet)?;
             kept
@@ -67,8 +67,8 @@ struct Counting<'a> {
 }
 
 impl Counting<'_> {
-    /// Counts the groups of one part, and tells what is in them of which only sums are kept.
-    fn part(&self, part: Part) -> Result<(Sums, Option<SumsKept>), HistoryError> {
+    /// Counts the groups of one part, as many as may be among the first, and tells what is in them of which only sums are kept.
+    fn part(&self, part: Part, most: usize) -> Result<(Sums, Option<SumsKept>), HistoryError> {
         let Counting { reader, selection, places, question, group_bytes } = *self;
         let time = question.sockets.time;
         let since = match time {
@@ -76,10 +76,16 @@ impl Counting<'_> {
             SessionTime::Now | SessionTime::At(_) => Timestamp::MIN,
         };
         let mut counted = Sums::new(&question.by, since, (part, group_bytes));
-        sessions::count(reader, selection, places, question, &mut counted)?;
+        let mut by_peer = sessions::count(reader, selection, places, question, &mut counted)?;
         let kept = summed::count(reader, selection, question, &mut counted)?;
         if question.counts_listeners() {
             ports::count(reader, selection, &question.sockets.filter, time, &mut counted)?;
+        }
+        if !by_peer.is_empty() {
+            counted.end_by_peer(most, || {
+                let sum = by_peer.next()?;
+                Ok(sum.map(|(peer, counts)| (peer, [counts.sessions, counts.bytes_sent, counts.bytes_received])))
+            })?;
         }
         Ok((counted, kept))
     }
@@ -103,7 +109,7 @@ impl Counting<'_> {
     fn in_parts_of(&self, of: u64, most: usize) -> Result<(Vec<Sum>, Option<SumsKept>), HistoryError> {
         let (mut first, mut kept) = (Vec::new(), None);
         for part in Part::each(of) {
-            let (counted, sums) = self.part(part)?;
+            let (counted, sums) = self.part(part, most)?;
             first.extend(counted.first(most, &self.host_with()));
             summing::put_into_order(&self.question.by, &mut first);
             first.truncate(most);

@@ -1,7 +1,7 @@
-//! Where the sessions with each address are: gathered block by block while the sessions are written, and sorted in the end, so
-//! that the sessions are read once.
+//! Where the sessions with each address are, and what is counted of them: gathered block by block while the sessions are written, and
+//! sorted in the end, so that the sessions are read once.
 
-use std::{io, iter::zip, net::IpAddr, path::Path};
+use std::{collections::BTreeSet, io, iter::zip, net::IpAddr, path::Path};
 
 use rusqlite::Connection;
 
@@ -12,7 +12,13 @@ use super::{
     places::Place,
     sorting::{Met, Sorting},
 };
-use crate::history::sqlite::{coding::AddressBytes, leaving::give_back, parts::UNFINISHED};
+use crate::history::sqlite::{
+    by_peer::{Adding, One},
+    coding::AddressBytes,
+    leaving::give_back,
+    parts::UNFINISHED,
+    stored::StoredSession,
+};
 
 /// Most bytes of the places of a row: with these it is in the page itself, which has room for 1,002 bytes of one
 /// ("Database File Format", 1.6). What lies elsewhere is read for each row that a search for another passes.
@@ -29,6 +35,8 @@ const COLUMNS: usize = 3;
 pub(super) struct Peers {
     sorting: Sorting,
     sessions: u64,
+    /// The hours in which sessions closed.
+    hours: BTreeSet<i64>,
 }
 
 impl Peers {
@@ -36,19 +44,34 @@ impl Peers {
     pub(super) fn new(unfinished: &Path) -> io::Result<Peers> {
         // A crash before the name is gone leaves what is removed at the next start.
         let path = unfinished.with_extension(format!("peers.{UNFINISHED}"));
-        Ok(Peers { sorting: Sorting::new(&path)?, sessions: 0 })
+        Ok(Peers { sorting: Sorting::new(&path)?, sessions: 0, hours: BTreeSet::new() })
     }
 
     /// Adds the sessions of a block, whose peers these are: each once, and the place of each session's.
-    pub(super) fn add(&mut self, block: i64, (peers, of_sessions): (&[IpAddr], &[usize])) -> io::Result<()> {
+    pub(super) fn add(
+        &mut self,
+        block: i64,
+        (peers, of_sessions): (&[IpAddr], &[usize]),
+        sessions: &[StoredSession],
+    ) -> io::Result<()> {
         let places = (0..).map(|at| Place { block, at }.number());
-        self.sessions += of_sessions.len() as u64;
-        zip(of_sessions, places).try_for_each(|(peer, place)| self.sorting.add(Met::new(peers[*peer], place)))
+        self.sessions += sessions.len() as u64;
+        let mut last = None;
+        for ((peer, place), session) in zip(zip(of_sessions, places), sessions) {
+            let one = One::of(session);
+            // Mostly it is the same as before.
+            if last.replace(one.span.closed()) != Some(one.span.closed()) {
+                self.hours.insert(one.span.closed());
+            }
+            self.sorting.add(Met::new(peers[*peer], place, one))?;
+        }
+        Ok(())
     }
 
-    /// Writes all of them, sorted, and the filter.
+    /// Writes all of them, sorted, the filter, and what is counted.
     pub(super) fn write(self, sealed: &Connection, goes_on: &GoesOn) -> Result<(), SealError> {
         let mut rows = Rows::default();
+        let mut sums = Adding::new(sealed, self.hours);
         let mut statements = 0_usize;
         // How many addresses they have is known in the end.
         let (mut filter, mut addresses, mut last) = (Filter::with_room_for(self.sessions), 0, None);
@@ -65,9 +88,11 @@ impl Peers {
                 }
             }
             rows.add(&met);
+            sums.add(met.peer(), met.one())?;
             Ok(())
         })?;
         rows.insert(sealed)?;
+        sums.finish()?;
         filter.fold(addresses);
         filter.store(sealed)?;
         Ok(give_back(&sorted, || goes_on())?)
@@ -138,15 +163,41 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::history::sqlite::sealed::{layout::MOST_SESSIONS, places};
+    use crate::history::sqlite::{
+        coding::OwnerColumns,
+        sealed::{layout::MOST_SESSIONS, places},
+        sums::beginning,
+    };
 
     fn made(sealed: &Connection) {
         for migration in [
             include_str!("../../../../../migrations/sqlite/sealed/V1__begin.sql"),
             include_str!("../../../../../migrations/sqlite/sealed/V3__peers.sql"),
             include_str!("../../../../../migrations/sqlite/sealed/V7__peer_filter.sql"),
+            include_str!("../../../../../migrations/sqlite/sealed/V8__peer_sums.sql"),
         ] {
             sealed.execute_batch(migration).unwrap();
+        }
+    }
+
+    /// One of an hour.
+    fn life(hour: i64) -> StoredSession {
+        StoredSession {
+            host_id: 1,
+            netns: 1,
+            cookie: 1,
+            protocol: 1,
+            family: 1,
+            direction: 1,
+            state: 1,
+            local: "10.0.0.1:1".parse().unwrap(),
+            peer: "10.0.0.2:2".parse().unwrap(),
+            owners: OwnerColumns::default(),
+            bytes_sent: 2,
+            bytes_received: 3,
+            opened_at_us: beginning(hour) + 1,
+            opened_known: 1,
+            closed: Some((beginning(hour) + 2, 1)),
         }
     }
 
@@ -162,7 +213,9 @@ mod tests {
         for block in 1..=BLOCKS {
             let known = [rare(block), busy, rare(7)];
             let of_sessions: Vec<usize> = (0..MOST_SESSIONS).map(|at| if at == 11 { 0 } else { 1 + at % 2 }).collect();
-            peers.add(block, (&known, &of_sessions)).unwrap();
+            // Only their times and bytes matter.
+            let sessions: Vec<StoredSession> = (0..MOST_SESSIONS).map(|_| life(block)).collect();
+            peers.add(block, (&known, &of_sessions), &sessions).unwrap();
         }
         let goes_on: GoesOn = Arc::new(|| true);
         peers.write(&sealed, &goes_on).unwrap();
@@ -196,6 +249,11 @@ mod tests {
         let filter = Filter::of_file(&sealed).unwrap();
         assert!((1..=BLOCKS).chain([7]).all(|block| filter.may_have(rare(block))) && filter.may_have(busy));
         assert_eq!(Filter::bytes_of(&sealed), Ok(Some(64)), "as small as it may be of 41 addresses");
+        let sums = |scope: i64| {
+            let sql = "SELECT count(*), count(DISTINCT hour) FROM peer_sums WHERE scope = ?1";
+            sealed.query_row(sql, [scope], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))).unwrap()
+        };
+        assert_eq!([sums(1), sums(2)], [(2, 1), (2 * BLOCKS, BLOCKS)], "a stretch of each family");
         assert!((PLACES_BYTES - PLACE_BYTES..=PLACES_BYTES).contains(&usize::try_from(longest).unwrap()), "{longest}");
     }
 }

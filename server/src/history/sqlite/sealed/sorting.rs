@@ -2,7 +2,7 @@
 //! written to a file without a name, which is read again in all of its stretches at once.
 
 use std::{
-    cmp::Reverse,
+    cmp::{Ordering, Reverse},
     collections::{BinaryHeap, binary_heap::PeekMut},
     fs::{self, File, OpenOptions},
     io::{self, BufReader, BufWriter, Read, Write},
@@ -11,7 +11,10 @@ use std::{
     path::Path,
 };
 
-/// Sessions that are sorted in memory, 32 bytes each (2 MiB).
+use super::{Damaged, Reading, Writing};
+use crate::history::sqlite::by_peer::One;
+
+/// Sessions that are sorted in memory, 64 bytes each (4 MiB).
 pub(super) const HELD: usize = 64 * 1024;
 /// Bytes into which all stretches are read.
 const READ_BYTES: usize = 1024 * 1024;
@@ -22,26 +25,39 @@ const V4: u8 = 4;
 const V6: u8 = 6;
 const V4_BYTES: usize = 4;
 const V6_BYTES: usize = 16;
-const PLACE_BYTES: usize = 8;
 
-/// That there was a session with an address, and in which place it is. In order, those of an address follow each other, as the
-/// table of them is sorted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// That there was a session with an address, in which place it is, and what of it is counted. In order, those of an address follow
+/// each other, as the table of them is sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Met {
     family: u8,
     /// The address, in numbers that are quick to compare.
     high: u64,
     low: u64,
     place: i64,
+    one: One,
+}
+
+impl Ord for Met {
+    fn cmp(&self, other: &Met) -> Ordering {
+        let key = |met: &Met| (met.family, met.high, met.low, met.place);
+        key(self).cmp(&key(other))
+    }
+}
+
+impl PartialOrd for Met {
+    fn partial_cmp(&self, other: &Met) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl Met {
-    pub(super) fn new(peer: IpAddr, place: i64) -> Met {
+    pub(super) fn new(peer: IpAddr, place: i64, one: One) -> Met {
         match peer {
-            IpAddr::V4(peer) => Met { family: V4, high: 0, low: peer.to_bits().into(), place },
+            IpAddr::V4(peer) => Met { family: V4, high: 0, low: peer.to_bits().into(), place, one },
             IpAddr::V6(peer) => {
                 let [high, low] = halves(peer.octets());
-                Met { family: V6, high, low, place }
+                Met { family: V6, high, low, place, one }
             }
         }
     }
@@ -57,38 +73,46 @@ impl Met {
         self.place
     }
 
-    fn write(&self, file: &mut impl Write) -> io::Result<()> {
-        let mut bytes = [0; 1 + V6_BYTES + PLACE_BYTES];
-        let length = match self.family {
-            V4 => {
-                bytes[1..=V4_BYTES].copy_from_slice(&(self.low as u32).to_be_bytes());
-                V4_BYTES
-            }
-            _ => {
-                bytes[1..=8].copy_from_slice(&self.high.to_be_bytes());
-                bytes[9..=V6_BYTES].copy_from_slice(&self.low.to_be_bytes());
-                V6_BYTES
-            }
-        };
-        bytes[0] = self.family;
-        let end = 1 + length + PLACE_BYTES;
-        bytes[1 + length..end].copy_from_slice(&self.place.to_le_bytes());
-        file.write_all(&bytes[..end])
+    pub(super) const fn one(&self) -> One {
+        self.one
+    }
+
+    fn write(&self, file: &mut impl Write, room: &mut Writing) -> io::Result<()> {
+        room.clear();
+        match self.family {
+            V4 => room.append(&(self.low as u32).to_be_bytes()),
+            _ => [self.high, self.low].into_iter().for_each(|half| room.append(&half.to_be_bytes())),
+        }
+        room.unsigned(self.place.cast_unsigned());
+        self.one.write(room);
+        // Each number has at most ten bytes.
+        file.write_all(&[self.family, room.length() as u8])?;
+        file.write_all(room.bytes())
     }
 
     /// The next one; none at the end.
     fn read(file: &mut impl Read) -> io::Result<Option<Met>> {
-        let mut family = [0];
-        if file.read(&mut family)? == 0 {
+        let mut head = [0; 2];
+        if file.read(&mut head[..1])? == 0 {
             return Ok(None);
         }
-        let peer = match family {
-            [V4] => IpAddr::from(array::<V4_BYTES>(file)?),
-            [V6] => IpAddr::from(array::<V6_BYTES>(file)?),
-            _ => return Err(io::ErrorKind::InvalidData.into()),
+        file.read_exact(&mut head[1..])?;
+        let [family, length] = head;
+        let mut bytes = [0; u8::MAX as usize];
+        let bytes = &mut bytes[..length.into()];
+        file.read_exact(bytes)?;
+        let mut reading = Reading::new(bytes);
+        let mut read = || -> Result<Met, Damaged> {
+            let peer = match family {
+                V4 => IpAddr::from(array::<V4_BYTES>(&mut reading)?),
+                V6 => IpAddr::from(array::<V6_BYTES>(&mut reading)?),
+                _ => return Err(Damaged("a family has no meaning")),
+            };
+            let place = reading.unsigned()?.cast_signed();
+            Ok(Met::new(peer, place, One::read(&mut reading)?))
         };
-        let place = i64::from_le_bytes(array(file)?);
-        Ok(Some(Met::new(peer, place)))
+        let met = read().map_err(|damaged| io::Error::new(io::ErrorKind::InvalidData, damaged))?;
+        Ok(Some(met))
     }
 }
 
@@ -97,10 +121,8 @@ fn halves(octets: [u8; V6_BYTES]) -> [u64; 2] {
     [(bits >> 64) as u64, bits as u64]
 }
 
-fn array<const BYTES: usize>(file: &mut impl Read) -> io::Result<[u8; BYTES]> {
-    let mut bytes = [0; BYTES];
-    file.read_exact(&mut bytes)?;
-    Ok(bytes)
+fn array<const BYTES: usize>(reading: &mut Reading<'_>) -> Result<[u8; BYTES], Damaged> {
+    reading.take(BYTES)?.try_into().map_err(|_| Damaged("an address is cut off"))
 }
 
 /// Sessions that are to be sorted.
@@ -130,7 +152,8 @@ impl Sorting {
 
     fn write_out(&mut self) -> io::Result<()> {
         self.held.sort_unstable();
-        self.held.iter().try_for_each(|met| met.write(&mut self.file))?;
+        let mut room = Writing::default();
+        self.held.iter().try_for_each(|met| met.write(&mut self.file, &mut room))?;
         self.held.clear();
         self.file.flush()?;
         self.ends.push(self.file.get_ref().metadata()?.len());
@@ -187,7 +210,12 @@ impl Read for Part<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::sqlite::coding;
+    use crate::history::sqlite::{coding, cubes::Span};
+
+    fn one(number: i64) -> One {
+        let span = Span::of(number << 40, (number + 1) << 40);
+        One { span, bytes_sent: -number, bytes_received: number << 9 }
+    }
 
     fn sorted(all: impl Iterator<Item = Met>) -> Vec<Met> {
         let folder = tempfile::tempdir().unwrap();
@@ -215,7 +243,7 @@ mod tests {
                     0..3 => IpAddr::from((u128::from(bits) << 70 | u128::from(random)).to_be_bytes()),
                     _ => IpAddr::from((bits << 13).to_be_bytes()),
                 };
-                Met::new(peer, number as i64)
+                Met::new(peer, number as i64, one(number as i64))
             };
             let key = |met: &Met| (coding::address_bytes(met.peer()), met.place());
             let mut expected: Vec<_> = (0..count).map(of).collect();
@@ -229,7 +257,12 @@ mod tests {
     fn an_address_is_what_it_was() {
         for address in ["0.0.0.0", "255.1.2.3", "::", "::ffff:1.2.3.4", "2001:db8:8000::8000:0:1"] {
             let address: IpAddr = address.parse().unwrap();
-            assert_eq!(Met::new(address, -7).peer(), address);
+            let met = Met::new(address, -7, one(9));
+            let mut bytes = Vec::new();
+            met.write(&mut bytes, &mut Writing::default()).unwrap();
+            let read = Met::read(&mut bytes.as_slice()).unwrap();
+            assert_eq!((met.peer(), read), (address, Some(met)));
+            assert!(Met::read(&mut &bytes[..bytes.len() - 1]).is_err(), "it is cut off");
         }
     }
 }

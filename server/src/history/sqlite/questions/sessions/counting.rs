@@ -6,7 +6,10 @@ use fleetsock_proto::{
     port::PortClass, question::SummaryQuestion, socket::Protocol, summary::Dimension, time::Timestamp,
 };
 
-use self::sums::{Read, answering};
+use self::{
+    peers::by_peer,
+    sums::{Read, answering},
+};
 use super::{
     InFile, Search,
     blocks::Services,
@@ -16,6 +19,7 @@ use super::{
 use crate::history::{
     HistoryError,
     sqlite::{
+        by_peer::Merged,
         coding::OwnerColumns,
         numbered::Numbered,
         questions::Reader,
@@ -27,38 +31,58 @@ use crate::history::{
     summing::{Alike, Sums},
 };
 
+mod peers;
 mod sums;
 
-/// Counts the sessions that a question means.
-pub(in crate::history::sqlite::questions) fn count(
-    reader: &Reader,
-    selection: &Selection,
-    places: &Places,
-    question: &SummaryQuestion,
+/// Counts the sessions that a question means; gives what is still to be counted with each peer.
+pub(in crate::history::sqlite::questions) fn count<'r>(
+    reader: &'r Reader,
+    selection: &'r Selection,
+    places: &'r Places,
+    question: &'r SummaryQuestion,
     into: &mut Sums,
-) -> Result<(), HistoryError> {
+) -> Result<Merged<'r>, HistoryError> {
     let mut search = Search::new(reader, selection, places, &question.sockets)?;
-    let read = answering(question, selection.len()).map(Read::new);
-    let mut counting = Counting { read, into };
+    let mut counting = Counting { kept: Kept::answering(question, selection.len()), into };
     search.look(selection, &mut counting)?;
-    match &mut counting.read {
-        Some(read) => search.add_read(read, into),
-        None => Ok(()),
+    match counting.kept {
+        Kept::Few(mut read) => search.add_read(&mut read, into).map(|()| Merged::default()),
+        Kept::ByPeer(merged) => Ok(merged),
+        Kept::None => Ok(Merged::default()),
     }
 }
 
 /// Counts what it is shown.
-struct Counting<'s> {
-    /// What sums that are kept tell, where these are enough.
-    read: Option<Read>,
+struct Counting<'s, 'r> {
+    kept: Kept<'r>,
     into: &'s mut Sums,
 }
 
-impl Look for Counting<'_> {
-    fn file(&mut self, search: &mut Search<'_>, file: InFile) -> Result<bool, HistoryError> {
-        match &mut self.read {
-            Some(read) => search.add_sums(file, read, self.into),
-            None => Ok(false),
+/// What sums that are kept beside rows tell, where these are enough.
+enum Kept<'r> {
+    Few(Read),
+    /// Too many to be held.
+    ByPeer(Merged<'r>),
+    None,
+}
+
+impl Kept<'_> {
+    /// That which answers a question. The rows of one host are few.
+    fn answering(question: &SummaryQuestion, hosts: usize) -> Kept<'static> {
+        match (hosts < 2, by_peer(question)) {
+            (true, _) => Kept::None,
+            (false, true) => Kept::ByPeer(Merged::default()),
+            (false, false) => answering(question).map_or(Kept::None, |by| Kept::Few(Read::new(by))),
+        }
+    }
+}
+
+impl<'r> Look<'r> for Counting<'_, 'r> {
+    fn file(&mut self, search: &mut Search<'r>, file: InFile) -> Result<bool, HistoryError> {
+        match &mut self.kept {
+            Kept::Few(read) => search.add_sums(file, read, self.into),
+            Kept::ByPeer(merged) => search.add_peer_sums(file, merged, self.into),
+            Kept::None => Ok(false),
         }
     }
 

@@ -25,27 +25,27 @@ pub(super) enum At {
 }
 
 /// Who is shown sessions.
-pub(super) trait Look {
+pub(super) trait Look<'r> {
     /// A file that is about to be looked into; whether all that it holds is known already.
-    fn file(&mut self, _search: &mut Search<'_>, _file: InFile) -> Result<bool, HistoryError> {
+    fn file(&mut self, _search: &mut Search<'r>, _file: InFile) -> Result<bool, HistoryError> {
         Ok(false)
     }
 
-    fn one(&mut self, search: &mut Search<'_>, at: At, one: &StoredSession) -> Result<(), HistoryError>;
+    fn one(&mut self, search: &mut Search<'r>, at: At, one: &StoredSession) -> Result<(), HistoryError>;
 
     /// The sessions of a block that are meant, by their places in it; the file and the number of the block.
     fn block(
         &mut self,
-        search: &mut Search<'_>,
+        search: &mut Search<'r>,
         at: (usize, i64),
         block: &Block,
         meant: &[usize],
     ) -> Result<(), HistoryError>;
 }
 
-impl Search<'_> {
+impl<'r> Search<'r> {
     /// Shows all sessions that are meant.
-    pub(super) fn look(&mut self, selection: &Selection, shown: &mut dyn Look) -> Result<(), HistoryError> {
+    pub(super) fn look(&mut self, selection: &Selection, shown: &mut dyn Look<'r>) -> Result<(), HistoryError> {
         let window = self.meaning.window;
         if window.closed_before.is_none() {
             self.each_open(selection, |search, one| {

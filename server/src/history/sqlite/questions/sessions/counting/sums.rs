@@ -25,17 +25,17 @@ use crate::history::{
     summing::Sums,
 };
 
-/// Which of the sums answer a question; none when only rows do. The rows of one host are few.
-pub(super) fn answering(question: &SummaryQuestion, hosts: usize) -> Option<By> {
+/// Which of the sums answer a question; none when only rows do.
+pub(super) fn answering(question: &SummaryQuestion) -> Option<By> {
     let SummaryQuestion { sockets: SessionQuestion { filter, directions, states, peers, .. }, by, .. } = question;
     let told_apart =
         !states.is_empty() || !peers.is_empty() || !filter.processes.is_empty() || !filter.users.is_empty();
     let only = |dimensions: &[Dimension]| by.iter().all(|one| dimensions.contains(one));
-    if told_apart || hosts < 2 {
+    if told_apart {
         None
     } else if only(&[Dimension::Host, Dimension::Process, Dimension::Hour])
         && !filter.is_about_sockets()
-        && directions.is_empty()
+        && !tells_apart(directions)
     {
         Some(By::Owners)
     } else if only(&[Dimension::Class, Dimension::Service, Dimension::Hour]) {
@@ -43,6 +43,11 @@ pub(super) fn answering(question: &SummaryQuestion, hosts: usize) -> Option<By> 
     } else {
         None
     }
+}
+
+/// Whether directions leave anything out.
+pub(super) fn tells_apart(directions: &[Direction]) -> bool {
+    !directions.is_empty() && !Direction::ALL.iter().all(|one| directions.contains(one))
 }
 
 /// Most groups that are held while sums are read; an agent says when its sessions opened, so that there may be more.
@@ -247,7 +252,7 @@ impl Search<'_> {
     }
 
     /// Whether all hosts are meant of which there are sessions.
-    fn means_all(&self, hosts: ValueRef<'_>) -> Result<bool, HistoryError> {
+    pub(super) fn means_all(&self, hosts: ValueRef<'_>) -> Result<bool, HistoryError> {
         let hosts = hosts.as_blob().map_err(|error| coding::wrong("hosts", error.to_string()))?;
         let mut all = true;
         cubes::each_host(hosts, |host| all &= self.hosts.contains(host))?;
@@ -285,7 +290,7 @@ impl Search<'_> {
     }
 
     /// Counts the sessions of blocks of which hours do not tell enough.
-    fn add_unclear_blocks(
+    pub(super) fn add_unclear_blocks(
         &mut self,
         file: InFile,
         connection: &Connection,

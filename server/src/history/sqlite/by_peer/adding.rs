@@ -1,0 +1,144 @@
+//! Sums while sessions are added in the order of their peers, and how they are stored.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use rusqlite::{Connection, params};
+
+use super::{One, Scope, encoding::Stretch};
+use crate::history::sqlite::sums::{Counts, beginning};
+
+/// Most hours in which the sessions of a file closed: of each a stretch is held.
+pub(super) const HOURS: usize = 512;
+/// Bytes of sums of what was open when hours began, at most: what is open all day is told of each of them.
+const OPEN_BYTES: usize = 32 * 1024 * 1024;
+
+/// The sums of a file, while its sessions are added: all with one address, then all with the next.
+#[derive(Debug)]
+pub(in crate::history::sqlite) struct Adding<'c> {
+    sealed: &'c Connection,
+    /// The hours in which sessions close, and until when those opened that did so far, us.
+    hours: BTreeMap<i64, i64>,
+    peer: Option<IpAddr>,
+    /// What is counted with this peer.
+    sums: BTreeMap<Scope, Counts>,
+    stretches: BTreeMap<Scope, Stretch>,
+    /// Whether they are not too many, and not more than can be counted.
+    are_told: bool,
+    open_told: bool,
+    open_bytes: usize,
+    most_open_bytes: usize,
+}
+
+impl Adding<'_> {
+    /// None yet, of sessions that close in these hours.
+    pub(in crate::history::sqlite) fn new(sealed: &Connection, hours: BTreeSet<i64>) -> Adding<'_> {
+        let are_told = hours.len() <= HOURS;
+        Adding {
+            sealed,
+            hours: hours.into_iter().take(HOURS).map(|hour| (hour, i64::MIN)).collect(),
+            peer: None,
+            sums: BTreeMap::new(),
+            stretches: BTreeMap::new(),
+            are_told,
+            open_told: are_told,
+            open_bytes: 0,
+            most_open_bytes: OPEN_BYTES,
+        }
+    }
+
+    /// Adds a session with a peer.
+    pub(in crate::history::sqlite) fn add(&mut self, peer: IpAddr, one: One) -> Result<(), rusqlite::Error> {
+        if !self.are_told {
+            return Ok(());
+        }
+        if self.peer != Some(peer) {
+            self.end_peer()?;
+            self.peer = Some(peer);
+        }
+        let closed = one.span.closed();
+        let Some(last_opening) = self.hours.get_mut(&closed) else {
+            self.are_told = false;
+            return Ok(());
+        };
+        *last_opening = (*last_opening).max(one.span.opened_us().1);
+        self.count(Scope::Closed(closed), one);
+        if self.open_told && one.span.opened_us().0 <= beginning(closed) {
+            let open = self.hours.range(..=closed).rev().map(|(hour, _)| *hour);
+            let open: Vec<i64> = open.take_while(|hour| one.span.is_open_at(*hour)).collect();
+            open.into_iter().for_each(|hour| self.count(Scope::Open(hour), one));
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, scope: Scope, one: One) {
+        let sum = self.sums.entry(scope).or_default();
+        match sum.plus(one.counts()) {
+            Some(more) => *sum = more,
+            None => self.are_told = false,
+        }
+    }
+
+    /// Writes what is counted with a peer.
+    fn end_peer(&mut self) -> Result<(), rusqlite::Error> {
+        let Some(peer) = self.peer.take() else { return Ok(()) };
+        let mut all = Counts::default();
+        for (scope, counts) in &self.sums {
+            if matches!(scope, Scope::Closed(_)) {
+                match all.plus(*counts) {
+                    Some(more) => all = more,
+                    None => self.are_told = false,
+                }
+            }
+        }
+        self.sums.insert(Scope::All, all);
+        while let Some((scope, counts)) = self.sums.pop_first() {
+            if matches!(scope, Scope::Open(_)) && !self.open_told {
+                continue;
+            }
+            let stretch = self.stretches.entry(scope).or_default();
+            if stretch.is_full_before(peer) {
+                let full = std::mem::take(stretch);
+                self.store(scope, full)?;
+            }
+            self.stretches.entry(scope).or_default().add((peer, counts));
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, scope: Scope, stretch: Stretch) -> Result<(), rusqlite::Error> {
+        let Some(bytes) = stretch.finish() else { return Ok(()) };
+        if matches!(scope, Scope::Open(_)) {
+            self.open_bytes += bytes.len();
+            self.open_told &= self.open_bytes <= self.most_open_bytes;
+        }
+        let [kind, hour] = scope.stored();
+        self.sealed
+            .prepare_cached("INSERT INTO peer_sums (scope, hour, sums) VALUES (?1, ?2, ?3)")?
+            .execute(params![kind, hour, bytes])?;
+        Ok(())
+    }
+
+    /// Stores the rest, and what there is.
+    pub(in crate::history::sqlite) fn finish(mut self) -> Result<(), rusqlite::Error> {
+        self.end_peer()?;
+        for (scope, stretch) in std::mem::take(&mut self.stretches) {
+            self.store(scope, stretch)?;
+        }
+        if !self.open_told {
+            self.sealed.execute("DELETE FROM peer_sums WHERE scope = ?1", [Scope::Open(0).stored()[0]])?;
+        }
+        if !self.are_told {
+            self.sealed.execute("DELETE FROM peer_sums", [])?;
+            return Ok(());
+        }
+        let mut insert =
+            self.sealed.prepare("INSERT INTO peer_hours (hour, max_opened_at_us, open) VALUES (?1, ?2, ?3)")?;
+        for (hour, last_opening) in &self.hours {
+            insert.execute(params![hour, last_opening, self.open_told])?;
+        }
+        Ok(())
+    }
+}

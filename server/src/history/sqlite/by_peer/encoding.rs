@@ -1,0 +1,162 @@
+//! A stretch of sums as bytes: its family, then of each address by how much it is more than the one before, and what is counted.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::Sum;
+use crate::history::sqlite::{
+    sealed::{Damaged, Reading, Writing},
+    sums::Counts,
+};
+
+/// Sums of a stretch, about 10 bytes each. Of longer ones each cursor of a merge holds more.
+pub(super) const STRETCH: usize = 1024;
+
+const V4: u64 = 4;
+const V6: u64 = 6;
+
+/// A stretch that is being written.
+#[derive(Debug, Default)]
+pub(super) struct Stretch {
+    writing: Writing,
+    sums: usize,
+    before: Option<IpAddr>,
+}
+
+impl Stretch {
+    /// Whether a sum has to go into another one.
+    pub(super) fn is_full_before(&self, peer: IpAddr) -> bool {
+        self.sums == STRETCH || self.before.is_some_and(|before| before.is_ipv4() != peer.is_ipv4())
+    }
+
+    /// Adds the sum of the next address.
+    pub(super) fn add(&mut self, (peer, counts): Sum) {
+        match peer {
+            IpAddr::V4(peer) => {
+                let before = match self.before {
+                    Some(IpAddr::V4(before)) => before.to_bits(),
+                    _ => self.begin(V4),
+                };
+                self.writing.unsigned(peer.to_bits().wrapping_sub(before).into());
+            }
+            IpAddr::V6(peer) => {
+                let before = match self.before {
+                    Some(IpAddr::V6(before)) => before.to_bits(),
+                    _ => self.begin(V6),
+                };
+                let [high, low] = halves(peer.to_bits().wrapping_sub(before));
+                self.writing.unsigned(high);
+                self.writing.unsigned(low);
+            }
+        }
+        let Counts { sessions, bytes_sent, bytes_received } = counts;
+        [sessions, bytes_sent, bytes_received].into_iter().for_each(|count| self.writing.unsigned(count));
+        self.before = Some(peer);
+        self.sums += 1;
+    }
+
+    /// Notes the family, and where its addresses begin.
+    fn begin<T: Default>(&mut self, family: u64) -> T {
+        self.writing.unsigned(family);
+        T::default()
+    }
+
+    /// The bytes of what was added, if anything was.
+    pub(super) fn finish(self) -> Option<Vec<u8>> {
+        (self.sums > 0).then(|| self.writing.finish())
+    }
+}
+
+fn halves(bits: u128) -> [u64; 2] {
+    [(bits >> 64) as u64, bits as u64]
+}
+
+/// Adds the sums of a stretch.
+pub(super) fn read(bytes: &[u8], into: &mut Vec<Sum>) -> Result<(), Damaged> {
+    let mut reading = Reading::new(bytes);
+    match reading.unsigned()? {
+        V4 => {
+            let mut bits = 0_u32;
+            each(&mut reading, into, |reading| {
+                bits = bits.wrapping_add(reading.narrow()?);
+                Ok(Ipv4Addr::from_bits(bits).into())
+            })
+        }
+        V6 => {
+            let mut bits = 0_u128;
+            each(&mut reading, into, |reading| {
+                let step = u128::from(reading.unsigned()?) << 64 | u128::from(reading.unsigned()?);
+                bits = bits.wrapping_add(step);
+                Ok(Ipv6Addr::from_bits(bits).into())
+            })
+        }
+        _ => Err(Damaged("a family has no meaning")),
+    }
+}
+
+fn each(
+    reading: &mut Reading<'_>,
+    into: &mut Vec<Sum>,
+    mut peer: impl FnMut(&mut Reading<'_>) -> Result<IpAddr, Damaged>,
+) -> Result<(), Damaged> {
+    while !reading.rest().is_empty() {
+        let peer = peer(reading)?;
+        let (sessions, bytes_sent, bytes_received) = (reading.unsigned()?, reading.unsigned()?, reading.unsigned()?);
+        into.push((peer, Counts { sessions, bytes_sent, bytes_received }));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::{collection::btree_map, prelude::*};
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn sums_are_read_as_they_were_written(
+            sums in btree_map(any::<IpAddr>(), any::<(u64, u64, u64)>(), 0..60)
+        ) {
+            let sums: BTreeMap<IpAddr, Counts> = sums
+                .into_iter()
+                .map(|(peer, (sessions, bytes_sent, bytes_received))| (peer, Counts { sessions, bytes_sent, bytes_received }))
+                .collect();
+            let (mut stretch, mut stretches) = (Stretch::default(), Vec::new());
+            for (peer, counts) in &sums {
+                if stretch.is_full_before(*peer) {
+                    stretches.extend(std::mem::take(&mut stretch).finish());
+                }
+                stretch.add((*peer, *counts));
+            }
+            stretches.extend(stretch.finish());
+            let mut found = Vec::new();
+            stretches.iter().for_each(|bytes| read(bytes, &mut found).unwrap());
+            prop_assert_eq!(found, sums.into_iter().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn no_bytes_make_it_fail_otherwise_than_by_saying_so(bytes: Vec<u8>, family in prop_oneof![Just(4_u8), Just(6)]) {
+            let _any = read(&bytes, &mut Vec::new());
+            let mut found = Vec::new();
+            let _some = read(&[&[family], &bytes[..]].concat(), &mut found);
+            prop_assert!(found.len() <= bytes.len());
+        }
+    }
+
+    #[test]
+    fn a_stretch_is_of_one_family_and_of_bounded_length() {
+        let mut stretch = Stretch::default();
+        let peer = |number: usize| IpAddr::from(u32::try_from(number).unwrap().to_be_bytes());
+        assert!(!stretch.is_full_before(peer(0)));
+        for number in 0..STRETCH {
+            assert!(!stretch.is_full_before(peer(number)));
+            stretch.add((peer(number), Counts::one(7, 9)));
+        }
+        assert!(stretch.is_full_before(peer(STRETCH)));
+        let mut stretch = Stretch::default();
+        stretch.add((peer(1), Counts::one(7, 9)));
+        assert!(stretch.is_full_before(Ipv6Addr::LOCALHOST.into()));
+    }
+}

@@ -1,0 +1,325 @@
+//! Sums of several files that are added up and taken off each other, in the order of the addresses.
+
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::{BinaryHeap, binary_heap::PeekMut},
+    net::IpAddr,
+};
+
+use rusqlite::Connection;
+
+use super::{Choice, Scope, Sum, encoding};
+use crate::history::{
+    HistoryError,
+    sqlite::{coding, cubes::Balance, sealed::Damaged, sums::Counts},
+};
+
+/// The sums of one scope of a file, stretch by stretch.
+pub(in crate::history::sqlite) struct Stretches<'c> {
+    sealed: &'c Connection,
+    is_taken_off: bool,
+    /// The numbers of those that were not read yet, the last one first.
+    numbers: Vec<i64>,
+    /// What was read of one, and how much of that was taken.
+    read: Vec<Sum>,
+    taken: usize,
+}
+
+impl<'c> Stretches<'c> {
+    /// All that a choice names.
+    pub(in crate::history::sqlite) fn chosen(
+        sealed: &'c Connection,
+        Choice { added, taken_off }: &Choice,
+    ) -> Result<Vec<Stretches<'c>>, rusqlite::Error> {
+        let both = [(added, false), (taken_off, true)];
+        let all = both.into_iter().flat_map(|(scopes, off)| scopes.iter().map(move |scope| (*scope, off)));
+        all.map(|(scope, is_taken_off)| Stretches::of(sealed, scope, is_taken_off)).collect()
+    }
+
+    pub(super) fn of(
+        sealed: &'c Connection,
+        scope: Scope,
+        is_taken_off: bool,
+    ) -> Result<Stretches<'c>, rusqlite::Error> {
+        let numbers = sealed
+            .prepare_cached("SELECT id FROM peer_sums WHERE scope = ?1 AND hour = ?2 ORDER BY id DESC")?
+            .query_map(scope.stored(), |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        Ok(Stretches { sealed, is_taken_off, numbers, read: Vec::new(), taken: 0 })
+    }
+
+    /// How many stretches there are that were not read yet.
+    pub(super) const fn count(&self) -> i64 {
+        self.numbers.len() as i64
+    }
+
+    /// The next sum.
+    #[inline]
+    pub(super) fn next(&mut self) -> Result<Option<Sum>, HistoryError> {
+        while self.taken == self.read.len() {
+            if !self.read_stretch()? {
+                return Ok(None);
+            }
+        }
+        self.taken += 1;
+        Ok(self.read.get(self.taken - 1).copied())
+    }
+
+    /// Reads the next stretch; whether there is one.
+    fn read_stretch(&mut self) -> Result<bool, HistoryError> {
+        let Some(number) = self.numbers.pop() else { return Ok(false) };
+        let mut statement = self.sealed.prepare_cached("SELECT sums FROM peer_sums WHERE id = ?1")?;
+        let mut rows = statement.query([number])?;
+        let row = rows.next()?.ok_or(Damaged("a stretch of sums is missing"))?;
+        let bytes = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("sums", error.to_string()))?;
+        self.read.clear();
+        self.taken = 0;
+        encoding::read(bytes, &mut self.read)?;
+        Ok(true)
+    }
+}
+
+/// The sums of several files together.
+#[derive(Default)]
+pub(in crate::history::sqlite) struct Merged<'c> {
+    cursors: Vec<Stretches<'c>>,
+    /// The next sum of each.
+    next: BinaryHeap<Reverse<Next>>,
+}
+
+/// A sum that was read, and the place of its cursor.
+#[derive(Debug, Clone, Copy)]
+struct Next {
+    peer: IpAddr,
+    counts: Counts,
+    cursor: usize,
+}
+
+impl Ord for Next {
+    fn cmp(&self, other: &Next) -> Ordering {
+        self.peer.cmp(&other.peer)
+    }
+}
+
+impl PartialOrd for Next {
+    fn partial_cmp(&self, other: &Next) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Next {
+    fn eq(&self, other: &Next) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Next {}
+
+impl<'c> Merged<'c> {
+    /// Adds sums of a file.
+    pub(in crate::history::sqlite) fn extend(&mut self, more: Vec<Stretches<'c>>) -> Result<(), HistoryError> {
+        for mut stretches in more {
+            if let Some((peer, counts)) = stretches.next()? {
+                self.next.push(Reverse(Next { peer, counts, cursor: self.cursors.len() }));
+                self.cursors.push(stretches);
+            }
+        }
+        Ok(())
+    }
+
+    pub(in crate::history::sqlite) fn is_empty(&self) -> bool {
+        self.next.is_empty()
+    }
+
+    /// The next address in ascending order, each once, and what is left of it.
+    pub(in crate::history::sqlite) fn next(&mut self) -> Result<Option<Sum>, HistoryError> {
+        while let Some((peer, first)) = self.take(None)? {
+            let counts = match self.take(Some(peer))? {
+                // Most are in one file alone.
+                None => first.counts()?,
+                Some((_, second)) => {
+                    let mut all = Balance::from(first);
+                    all.add(second.into());
+                    while let Some((_, more)) = self.take(Some(peer))? {
+                        all.add(more.into());
+                    }
+                    all.counts()?
+                }
+            };
+            if counts.sessions > 0 {
+                return Ok(Some((peer, counts)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next sum, or the next one with an address.
+    fn take(&mut self, with: Option<IpAddr>) -> Result<Option<(IpAddr, Signed)>, HistoryError> {
+        let Some(mut least) = self.next.peek_mut() else { return Ok(None) };
+        let Reverse(Next { peer, counts, cursor }) = *least;
+        let Some(stretches) = self.cursors.get_mut(cursor).filter(|_| with.is_none_or(|with| with == peer)) else {
+            return Ok(None);
+        };
+        match stretches.next()? {
+            Some((next, _)) if next <= peer => return Err(Damaged("sums are in no order").into()),
+            Some((next, counts)) => *least = Reverse(Next { peer: next, counts, cursor }),
+            None => drop(PeekMut::pop(least)),
+        }
+        Ok(Some((peer, Signed { counts, is_taken_off: stretches.is_taken_off })))
+    }
+}
+
+/// Counts that are added or taken off.
+#[derive(Debug, Clone, Copy)]
+struct Signed {
+    counts: Counts,
+    is_taken_off: bool,
+}
+
+impl Signed {
+    fn counts(self) -> Result<Counts, Damaged> {
+        if self.is_taken_off { Balance::from(self).counts() } else { Ok(self.counts) }
+    }
+}
+
+impl From<Signed> for Balance {
+    fn from(Signed { counts, is_taken_off }: Signed) -> Balance {
+        let balance = Balance::from(counts);
+        if is_taken_off { balance.taken_off() } else { balance }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::history::sqlite::{
+        by_peer::{Adding, Expected, Hour, One, hours},
+        cubes::{Meant, Span},
+        schema::Kind,
+        sums::hour,
+    };
+
+    const HOUR: i64 = 3_600_000_000;
+
+    type Life = (u8, i64, i64);
+
+    fn peer(number: u8) -> IpAddr {
+        match number % 4 {
+            0 => IpAddr::from([0x20, 1, 0, 0, 0, 0, 0, number, 0, 0, 0, 0, 0, 0, 0, number / 8]),
+            _ => IpAddr::from([10, 0, number % 3, number]),
+        }
+    }
+
+    fn one((number, opened, closed): Life) -> One {
+        One { span: Span::of(opened, closed), bytes_sent: i64::from(number) << 40, bytes_received: 7 }
+    }
+
+    /// A file of these sessions.
+    fn file(lives: &[Life]) -> Connection {
+        let mut sealed = Connection::open_in_memory().unwrap();
+        Kind::Sealed.runner().run(&mut sealed).unwrap();
+        let mut lives = lives.to_vec();
+        lives.sort_by_key(|life| peer(life.0));
+        let mut adding = Adding::new(&sealed, lives.iter().map(|life| hour(life.2)).collect());
+        lives.iter().for_each(|life| adding.add(peer(life.0), one(*life)).unwrap());
+        adding.finish().unwrap();
+        sealed
+    }
+
+    fn are_told(sealed: &Connection, lives: &[Life]) -> bool {
+        let mut expected = Expected::of(sealed).unwrap();
+        lives.iter().for_each(|life| expected.add(peer(life.0), one(*life)));
+        expected.are_told(sealed).unwrap()
+    }
+
+    fn all(mut merged: Merged<'_>) -> Vec<Sum> {
+        std::iter::from_fn(|| merged.next().unwrap()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn sums_of_files_together_are_those_of_the_sessions_that_hours_tell_to_be_meant(
+            files in vec(vec((any::<u8>(), 0..9_i64, prop_oneof![0..3_i64, 0..5 * HOUR]), 1..60), 1..4),
+            since in -1_i64..20, length in 0_i64..20, by in 0..2_i64
+        ) {
+            let window = [since * HOUR / 2 - 1, i64::MAX, (since + length) * HOUR / 2 + by];
+            let (mut merged, mut expected) = (Merged::default(), BTreeMap::<IpAddr, Counts>::new());
+            let lives: Vec<Vec<Life>> = files
+                .into_iter()
+                .map(|file| file.into_iter().map(|(n, opened, lasted)| (n, opened * HOUR, opened * HOUR + lasted)).collect())
+                .collect();
+            let sealed: Vec<Connection> = lives.iter().map(|lives| file(lives)).collect();
+            for (sealed, lives) in sealed.iter().zip(&lives) {
+                prop_assert!(are_told(sealed, lives));
+                prop_assert!(!are_told(sealed, &lives[1..]));
+                let Some(choice) = Choice::of(&hours(sealed).unwrap(), window) else { continue };
+                merged.extend(Stretches::chosen(sealed, &choice).unwrap()).unwrap();
+                let meant = lives.iter().filter(|life| Span::of(life.1, life.2).is_meant(window) == Meant::Yes);
+                meant.for_each(|life| expected.entry(peer(life.0)).or_default().add(one(*life).counts()));
+            }
+            prop_assert_eq!(all(merged), expected.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn what_would_be_too_much_is_not_told() {
+        let huge = One { span: Span::of(1, 1), bytes_sent: -1, bytes_received: 0 };
+        let mut sealed = Connection::open_in_memory().unwrap();
+        Kind::Sealed.runner().run(&mut sealed).unwrap();
+        let rows = |table: &str| {
+            sealed.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        let fill = |hours: i64, ones: &[One]| {
+            let mut adding = Adding::new(&sealed, (0..hours).collect::<BTreeSet<i64>>());
+            ones.iter().for_each(|one| adding.add(peer(1), *one).unwrap());
+            adding.finish().unwrap();
+        };
+        fill(1, &[huge, huge]);
+        assert_eq!((rows("peer_sums"), rows("peer_hours")), (0, 0), "more than can be counted");
+        fill(513, &[one((1, 0, 1))]);
+        assert_eq!((rows("peer_sums"), rows("peer_hours")), (0, 0), "too many hours");
+        fill(1, &[huge]);
+        assert_eq!((rows("peer_sums"), rows("peer_hours")), (2, 1));
+    }
+
+    #[test]
+    fn sums_that_tell_something_else_are_found() {
+        let lives = [(1, 0, 1), (1, 0, HOUR), (2, HOUR, HOUR), (4, 5, 3 * HOUR)];
+        let sealed = file(&lives);
+        assert!(are_told(&sealed, &lives));
+        let told: Vec<Hour> = hours(&sealed).unwrap();
+        assert_eq!(
+            told.iter().map(|hour| (hour.hour, hour.open)).collect::<Vec<_>>(),
+            [(0, true), (1, true), (3, true)]
+        );
+        for other in [(3, 0, 1), (1, 0, 2 * HOUR), (1, HOUR - 5, HOUR), (1, HOUR, HOUR)] {
+            let others = [&[other], &lives[1..]].concat();
+            assert!(!are_told(&sealed, &others), "{other:?}");
+        }
+        for change in [
+            "DELETE FROM peer_sums WHERE id = 1",
+            "UPDATE peer_sums SET hour = 3 WHERE scope = 2",
+            "UPDATE peer_sums SET sums = (SELECT sums FROM peer_sums WHERE scope = 1) WHERE scope = 3",
+        ] {
+            let sealed = file(&lives);
+            sealed.execute(change, []).unwrap();
+            assert!(!are_told(&sealed, &lives), "{change}");
+        }
+        let stretch = |peers: &[u8]| {
+            let (mut stretch, mut bytes) = (encoding::Stretch::default(), Vec::new());
+            peers.iter().for_each(|number| stretch.add((IpAddr::from([10, 0, 0, *number]), Counts::one(1, 1))));
+            bytes.extend(stretch.finish());
+            bytes.concat()
+        };
+        sealed.execute("UPDATE peer_sums SET sums = ?1 WHERE scope = 1", [stretch(&[3, 3])]).unwrap();
+        let mut merged = Merged::default();
+        let damaged = merged
+            .extend(vec![Stretches::of(&sealed, Scope::All, false).unwrap()])
+            .and_then(|()| merged.next().map(drop));
+        assert!(damaged.unwrap_err().to_string().contains("in no order"));
+    }
+}
