@@ -185,7 +185,9 @@ fn referee<T>(name: &str, started: Result<T, String>) -> Option<T> {
 }
 
 /// Each session is of the process that made it: of a client that ran, or, where the server keeps a log, of the process that
-/// it names. PostgreSQL accepts in one process and serves in a child: a walk can come by before that is there.
+/// it names. PostgreSQL accepts in one process and serves in a child: a walk can come by before that is there. Of one in a thousand
+/// nobody may be known: the agents of this kernel look at descriptors all the time, and when a server closes one just then, the kernel
+/// has the agent close it.
 fn beside_processes(
     sessions: &[Session],
     clients: &BTreeMap<u32, &'static str>,
@@ -193,7 +195,7 @@ fn beside_processes(
     differences: &mut Differences,
 ) {
     let mut silent: BTreeSet<u32> = clients.keys().copied().collect();
-    let (mut by_log, mut by_postmaster) = (0, 0);
+    let (mut by_log, mut by_postmaster, mut nobodys) = (0, 0, 0);
     for session in sessions {
         let mut log = None;
         let is_right = if session.direction == "out" {
@@ -207,7 +209,9 @@ fn beside_processes(
             let is_postmaster = session.pid == served.postmaster;
             by_postmaster += usize::from(is_postmaster);
             let is_named = is_postmaster || log.is_none_or(|pid| session.pid == pid);
-            session.process == server.map_or("nginx", |(_, name)| name) && is_named
+            let is_nobodys = session.process.is_empty();
+            nobodys += usize::from(is_nobodys);
+            is_nobodys || session.process == server.map_or("nginx", |(_, name)| name) && is_named
         };
         if !is_right {
             differences.add("another process", (session, log));
@@ -217,9 +221,13 @@ fn beside_processes(
         differences.add("a client without a session", (pid, clients[&pid]));
     }
     say(&format!(
-        "{} clients; {by_log} sessions whose process a server's log names, {by_postmaster} seen while their postmaster had them",
+        "{} clients; {by_log} sessions whose process a server's log names, {by_postmaster} seen while their postmaster had them, \
+         {nobodys} that nobody is known to have closed",
         clients.len()
     ));
+    if nobodys * 1000 > sessions.len() {
+        differences.add("too many of nobody", nobodys);
+    }
     if by_postmaster * 20 > by_log {
         differences.add("too many of the postmaster", by_postmaster);
     }

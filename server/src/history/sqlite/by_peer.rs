@@ -1,10 +1,11 @@
-//! Sums by peer of a sealed file: how many sessions there were with each address, and their bytes, so that who talks most is answered
-//! without reading the sessions.
+//! Sums by peer: how many sessions there were with each address, and their bytes, so that who talks most is answered without reading
+//! the sessions.
 //!
-//! They are too many to be held at once, so that everything is done in the order of the addresses: sums are made while a file's
-//! peers are sorted for their table ([`Adding`]), stored in short stretches, and merged when they are asked for ([`Merged`]), across
-//! all files at once. They are told of all sessions of the file, of those that closed within each hour, and of those that were open
-//! when an hour began; a window is a few of these ([`Choice`]), and of the sessions near its ends the rows.
+//! They are too many to be held at once, so that everything is done in the order of the addresses: sums are made while peers are
+//! sorted for their index ([`Adding`], [`Segment`]), stored in short stretches, and merged when they are asked for ([`Merged`]), across
+//! all files at once. In a sealed file they are told of all sessions, of those that closed within each hour, and of those that were
+//! open when an hour began; a window is a few of these ([`Choice`]), and of the sessions near its ends the rows. In one that is
+//! written to still they are told of each segment of its rows, for windows in which all of these are ([`Summed`]).
 
 use std::net::IpAddr;
 
@@ -15,6 +16,7 @@ pub(super) use self::{
     checking::Expected,
     choosing::{Choice, Hour},
     merging::{Merged, Stretches},
+    segments::{Segment, Summed},
 };
 use super::{
     cubes::Span,
@@ -28,6 +30,7 @@ mod checking;
 mod choosing;
 mod encoding;
 mod merging;
+mod segments;
 
 /// Which sessions of a file sums are of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -136,10 +136,12 @@ const fn end(hour: i64) -> i64 {
     }
 }
 
+/// No time at all.
+pub(super) const NOTHING: (i64, i64) = (i64::MAX, i64::MIN);
+
 /// Between which times something is unclear for a window: those who closed within one of the first two, or opened within the
 /// third. Of an end at the beginning of an hour nothing is.
 pub(super) fn unclear([after, last, until]: [i64; 3]) -> [(i64, i64); 3] {
-    const NOTHING: (i64, i64) = (i64::MAX, i64::MIN);
     let since = after.saturating_add(1);
     [
         if beginning(hour(since)) == since { NOTHING } else { (since, end(hour(since))) },

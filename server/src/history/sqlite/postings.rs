@@ -108,8 +108,8 @@ impl Peers {
         Ok(())
     }
 
-    /// The pages of a segment of these.
-    pub(super) fn pages(mut self) -> Pages {
+    /// The pages of a segment of these; shows all of them in order, too.
+    pub(super) fn pages(mut self, mut also: impl FnMut(IpAddr, u32)) -> Pages {
         // What is merged was sorted before in parts, which a stable sort makes use of.
         let mut v4 = self.v4.together();
         v4.sort();
@@ -117,10 +117,14 @@ impl Peers {
         let mut turning = Turning::default();
         for both in v4 {
             let [address, row] = [both >> 32, both & 0xffff_ffff].map(|half| u32::try_from(half).unwrap_or(0));
-            turning.add(IpAddr::V4(Ipv4Addr::from_bits(address)), row);
+            let peer = IpAddr::V4(Ipv4Addr::from_bits(address));
+            turning.add(peer, row);
+            also(peer, row);
         }
         for (address, row) in self.v6 {
-            turning.add(IpAddr::V6(Ipv6Addr::from_bits(address)), row);
+            let peer = IpAddr::V6(Ipv6Addr::from_bits(address));
+            turning.add(peer, row);
+            also(peer, row);
         }
         turning.finish()
     }
@@ -393,13 +397,13 @@ mod tests {
             for begin in [0, third, 2 * third] {
                 let mut part = Peers::default();
                 rows().filter(|(row, _)| row / third * third == begin).for_each(|(row, peer)| part.add(peer, row - begin));
-                for page in part.pages().pages {
+                for page in part.pages(|_, _| {}).pages {
                     // One of them an earlier version wrote.
                     let page = if begin == third { without_steps(&page) } else { page };
                     merged.add_page(&page, begin).unwrap();
                 }
             }
-            let (whole, merged) = (whole.pages(), merged.pages());
+            let (whole, merged) = (whole.pages(|_, _| {}), merged.pages(|_, _| {}));
             prop_assert_eq!((&whole.pages, &whole.firsts), (&merged.pages, &merged.firsts));
             prop_assert!(whole.pages.iter().all(|page| page.len() <= PAGE_BYTES));
             let earlier = Pages {
@@ -443,7 +447,7 @@ mod tests {
         let mut peers = Peers::default();
         let addresses = || (0..2000_u32).map(|number| Ipv4Addr::from_bits(number * 50_000));
         addresses().zip(0..).for_each(|(address, row)| peers.add(address.into(), row));
-        let Pages { pages, firsts } = peers.pages();
+        let Pages { pages, firsts } = peers.pages(|_, _| {});
         for address in addresses() {
             let address = IpAddr::from(address);
             let read = |page: usize| Postings::of(&pages[page], Some(key(address).1)).unwrap();
@@ -465,7 +469,7 @@ mod tests {
         let mut peers = Peers::default();
         (0..20_000).for_each(|row| peers.add(peer, row));
         peers.add(IpAddr::from([10, 0, 0, 2]), 20_000);
-        let pages = peers.pages();
+        let pages = peers.pages(|_, _| {});
         assert!(pages.pages.len() > 4);
         assert_eq!(found(&pages, (peer, peer)), (0..20_000).collect::<Vec<u32>>());
     }

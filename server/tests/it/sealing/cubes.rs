@@ -120,6 +120,7 @@ async fn sums_beside_rows_say_what_the_rows_say_before_they_are_sealed_and_after
     };
     assert!(in_first("cubes") >= ROWS && in_first("cubes") == in_first("zones"), "a complete file has all sums");
     sums_are_those_of_the_rows(&world, total).await;
+    assert_eq!(in_first("peer_spans JOIN cubes USING (first_id)"), in_first("cubes"), "and by peer");
 
     world.engine.pause_ms.store(1, Relaxed);
     world.restart().await;

@@ -17,6 +17,8 @@ const BEFORE: &str = "DROP TABLE zone_long;
     DROP TABLE postings;
     DROP TABLE cubes;
     DROP TABLE cube_hours;
+    DROP TABLE peer_sums;
+    DROP TABLE peer_spans;
     DELETE FROM refinery_schema_history WHERE version > 4;";
 
 pub(super) fn peer(number: u64) -> String {

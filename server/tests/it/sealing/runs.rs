@@ -48,6 +48,8 @@ pub(super) fn as_of_the_first_version(path: &Path) {
          DROP TABLE postings;
          DROP TABLE cubes;
          DROP TABLE cube_hours;
+         DROP TABLE peer_sums;
+         DROP TABLE peer_spans;
          DELETE FROM refinery_schema_history WHERE version > 1;",
     );
 }

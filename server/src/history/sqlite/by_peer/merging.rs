@@ -1,12 +1,12 @@
 //! Sums of several files that are added up and taken off each other, in the order of the addresses.
 
 use std::{
-    cmp::{Ordering, Reverse},
+    cmp::Reverse,
     collections::{BinaryHeap, binary_heap::PeekMut},
     net::IpAddr,
 };
 
-use rusqlite::Connection;
+use rusqlite::{Connection, Params};
 
 use super::{Choice, Scope, Sum, encoding};
 use crate::history::{
@@ -14,9 +14,9 @@ use crate::history::{
     sqlite::{coding, cubes::Balance, sealed::Damaged, sums::Counts},
 };
 
-/// The sums of one scope of a file, stretch by stretch.
+/// The sums of one scope of a file or of one segment, stretch by stretch.
 pub(in crate::history::sqlite) struct Stretches<'c> {
-    sealed: &'c Connection,
+    file: &'c Connection,
     is_taken_off: bool,
     /// The numbers of those that were not read yet, the last one first.
     numbers: Vec<i64>,
@@ -41,11 +41,27 @@ impl<'c> Stretches<'c> {
         scope: Scope,
         is_taken_off: bool,
     ) -> Result<Stretches<'c>, rusqlite::Error> {
-        let numbers = sealed
-            .prepare_cached("SELECT id FROM peer_sums WHERE scope = ?1 AND hour = ?2 ORDER BY id DESC")?
-            .query_map(scope.stored(), |row| row.get(0))?
-            .collect::<Result<_, _>>()?;
-        Ok(Stretches { sealed, is_taken_off, numbers, read: Vec::new(), taken: 0 })
+        let sql = "SELECT id FROM peer_sums WHERE scope = ?1 AND hour = ?2 ORDER BY id DESC";
+        Stretches::selected(sealed, (sql, scope.stored()), is_taken_off)
+    }
+
+    /// Those of the rows of a segment, which begin with this one.
+    pub(in crate::history::sqlite) fn of_rows(
+        day: &'c Connection,
+        first_id: i64,
+    ) -> Result<Stretches<'c>, rusqlite::Error> {
+        let sql = "SELECT id FROM peer_sums WHERE first_id = ?1 ORDER BY id DESC";
+        Stretches::selected(day, (sql, [first_id]), false)
+    }
+
+    fn selected(
+        file: &'c Connection,
+        (sql, values): (&str, impl Params),
+        is_taken_off: bool,
+    ) -> Result<Stretches<'c>, rusqlite::Error> {
+        let mut statement = file.prepare_cached(sql)?;
+        let numbers = statement.query_map(values, |row| row.get(0))?.collect::<Result<_, _>>()?;
+        Ok(Stretches { file, is_taken_off, numbers, read: Vec::new(), taken: 0 })
     }
 
     /// How many stretches there are that were not read yet.
@@ -68,7 +84,7 @@ impl<'c> Stretches<'c> {
     /// Reads the next stretch; whether there is one.
     fn read_stretch(&mut self) -> Result<bool, HistoryError> {
         let Some(number) = self.numbers.pop() else { return Ok(false) };
-        let mut statement = self.sealed.prepare_cached("SELECT sums FROM peer_sums WHERE id = ?1")?;
+        let mut statement = self.file.prepare_cached("SELECT sums FROM peer_sums WHERE id = ?1")?;
         let mut rows = statement.query([number])?;
         let row = rows.next()?.ok_or(Damaged("a stretch of sums is missing"))?;
         let bytes = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("sums", error.to_string()))?;
@@ -82,46 +98,25 @@ impl<'c> Stretches<'c> {
 /// The sums of several files together.
 #[derive(Default)]
 pub(in crate::history::sqlite) struct Merged<'c> {
-    cursors: Vec<Stretches<'c>>,
-    /// The next sum of each.
-    next: BinaryHeap<Reverse<Next>>,
+    cursors: Vec<Cursor<'c>>,
+    /// The next address of each, and its place.
+    next: BinaryHeap<Reverse<(IpAddr, usize)>>,
 }
 
-/// A sum that was read, and the place of its cursor.
-#[derive(Debug, Clone, Copy)]
-struct Next {
-    peer: IpAddr,
+/// Sums that are merged.
+struct Cursor<'c> {
+    stretches: Stretches<'c>,
+    /// What is counted with its next address.
     counts: Counts,
-    cursor: usize,
 }
-
-impl Ord for Next {
-    fn cmp(&self, other: &Next) -> Ordering {
-        self.peer.cmp(&other.peer)
-    }
-}
-
-impl PartialOrd for Next {
-    fn partial_cmp(&self, other: &Next) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Next {
-    fn eq(&self, other: &Next) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Next {}
 
 impl<'c> Merged<'c> {
     /// Adds sums of a file.
     pub(in crate::history::sqlite) fn extend(&mut self, more: Vec<Stretches<'c>>) -> Result<(), HistoryError> {
         for mut stretches in more {
             if let Some((peer, counts)) = stretches.next()? {
-                self.next.push(Reverse(Next { peer, counts, cursor: self.cursors.len() }));
-                self.cursors.push(stretches);
+                self.next.push(Reverse((peer, self.cursors.len())));
+                self.cursors.push(Cursor { stretches, counts });
             }
         }
         Ok(())
@@ -133,39 +128,36 @@ impl<'c> Merged<'c> {
 
     /// The next address in ascending order, each once, and what is left of it.
     pub(in crate::history::sqlite) fn next(&mut self) -> Result<Option<Sum>, HistoryError> {
-        while let Some((peer, first)) = self.take(None)? {
-            let counts = match self.take(Some(peer))? {
-                // Most are in one file alone.
-                None => first.counts()?,
-                Some((_, second)) => {
-                    let mut all = Balance::from(first);
-                    all.add(second.into());
-                    while let Some((_, more)) = self.take(Some(peer))? {
-                        all.add(more.into());
-                    }
-                    all.counts()?
+        while let Some(Reverse((peer, _))) = self.next.peek().copied() {
+            let (mut first, mut balance) = (None, None);
+            while let Some(mut least) = self.next.peek_mut() {
+                let Reverse((other, place)) = *least;
+                let Some(cursor) = self.cursors.get_mut(place).filter(|_| other == peer) else { break };
+                let one = Signed { counts: cursor.counts, is_taken_off: cursor.stretches.is_taken_off };
+                match first {
+                    // Most are in one file alone.
+                    None => first = Some(one),
+                    Some(first) => balance.get_or_insert_with(|| Balance::from(first)).add(one.into()),
                 }
+                match cursor.stretches.next()? {
+                    Some((next, _)) if next <= peer => return Err(Damaged("sums are in no order").into()),
+                    Some((next, counts)) => {
+                        cursor.counts = counts;
+                        *least = Reverse((next, place));
+                    }
+                    None => drop(PeekMut::pop(least)),
+                }
+            }
+            let counts = match (first, balance) {
+                (_, Some(balance)) => balance.counts()?,
+                (Some(first), None) => first.counts()?,
+                (None, None) => return Ok(None),
             };
             if counts.sessions > 0 {
                 return Ok(Some((peer, counts)));
             }
         }
         Ok(None)
-    }
-
-    /// The next sum, or the next one with an address.
-    fn take(&mut self, with: Option<IpAddr>) -> Result<Option<(IpAddr, Signed)>, HistoryError> {
-        let Some(mut least) = self.next.peek_mut() else { return Ok(None) };
-        let Reverse(Next { peer, counts, cursor }) = *least;
-        let Some(stretches) = self.cursors.get_mut(cursor).filter(|_| with.is_none_or(|with| with == peer)) else {
-            return Ok(None);
-        };
-        match stretches.next()? {
-            Some((next, _)) if next <= peer => return Err(Damaged("sums are in no order").into()),
-            Some((next, counts)) => *least = Reverse(Next { peer: next, counts, cursor }),
-            None => drop(PeekMut::pop(least)),
-        }
-        Ok(Some((peer, Signed { counts, is_taken_off: stretches.is_taken_off })))
     }
 }
 

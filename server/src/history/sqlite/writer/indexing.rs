@@ -1,10 +1,10 @@
-//! What is told once for many rows: which of them have an address (`postings.rs`), and their sums (`cubes.rs`).
+//! What is told once for many rows: which of them have an address (`postings.rs`), and their sums (`cubes.rs`, `by_peer.rs`).
 
 use rusqlite::{Connection, Transaction, params};
 
 use super::noting::Ended;
 use crate::history::sqlite::{
-    coding,
+    by_peer, coding,
     cubes::Cubes,
     latest::{Fresh, Latest},
     postings::{self, Pages, Peers},
@@ -29,14 +29,21 @@ pub(super) struct Unindexed {
     rows: Option<(i64, i64)>,
     peers: Peers,
     cubes: Cubes,
+    by_peer: by_peer::Segment,
     /// Those of which nobody was told yet.
     fresh: Fresh,
 }
 
 impl Default for Unindexed {
     fn default() -> Unindexed {
-        let (peers, cubes, fresh) = (Peers::default(), Cubes::default(), Fresh::default());
-        Unindexed { sizes: SIZES, rows: None, peers, cubes, fresh }
+        Unindexed {
+            sizes: SIZES,
+            rows: None,
+            peers: Peers::default(),
+            cubes: Cubes::default(),
+            by_peer: by_peer::Segment::default(),
+            fresh: Fresh::default(),
+        }
     }
 }
 
@@ -69,6 +76,7 @@ impl Unindexed {
         }
         self.fresh.peers.push(ended.peer);
         self.cubes.add(&ended.facts());
+        self.by_peer.add(ended.opened_at_us, ended.closed_at_us, ended.counts);
         self.rows = Some((first, id + 1));
         Ok(())
     }
@@ -91,9 +99,11 @@ impl Unindexed {
 
     /// Makes a segment of what is held.
     fn store(&mut self, transaction: &Transaction<'_>, rows: (i64, i64)) -> Result<(), rusqlite::Error> {
-        let Unindexed { peers, cubes, .. } =
+        let Unindexed { peers, cubes, by_peer, .. } =
             std::mem::replace(self, Unindexed { sizes: self.sizes, ..Unindexed::default() });
-        store(transaction, rows, peers.pages())?;
+        let mut sums = by_peer.by_peer();
+        store(transaction, rows, peers.pages(|peer, row| sums.add(peer, row)))?;
+        sums.store(transaction, rows.0)?;
         cubes.store(transaction, rows)
     }
 
@@ -123,7 +133,7 @@ impl Unindexed {
                 .execute(params![one.first_page, one.last_page])?;
             transaction.prepare_cached("DELETE FROM segments WHERE first_id = ?1")?.execute([one.first_id])?;
         }
-        store(transaction, (first.first_id, last.last_id), all.pages())
+        store(transaction, (first.first_id, last.last_id), all.pages(|_, _| {}))
     }
 }
 

@@ -1,5 +1,4 @@
-//! Sums by peer that are kept in sealed files, in place of their sessions: read are only those of which hours do not tell whether they
-//! are meant.
+//! Sums by peer that are kept beside sessions, in place of these: read are only those of which sums do not tell whether they are meant.
 
 use fleetsock_proto::{
     question::{SessionQuestion, SummaryQuestion},
@@ -9,11 +8,14 @@ use rusqlite::OptionalExtension;
 
 use super::{
     super::{InFile, Search},
-    sums::tells_apart,
+    sums::{Covered, tells_apart},
 };
 use crate::history::{
     HistoryError,
-    sqlite::by_peer::{self, Choice, Merged, Stretches},
+    sqlite::{
+        by_peer::{self, Choice, Merged, Stretches, Summed},
+        cubes::NOTHING,
+    },
     summing::Sums,
 };
 
@@ -36,7 +38,7 @@ impl<'a> Search<'a> {
         into: &mut Sums,
     ) -> Result<bool, HistoryError> {
         if !self.is_sealed(file) {
-            return Ok(false);
+            return self.add_of_rows(file, merged, into);
         }
         let Some((sealed, outline)) = self.sealed(file)? else { return Ok(true) };
         if !outline.peer_sums {
@@ -45,12 +47,30 @@ impl<'a> Search<'a> {
         let Some(choice) = Choice::of(&by_peer::hours(sealed)?, self.meaning.window.bounds()) else { return Ok(false) };
         // It is not told whose they are.
         let mut hosts = sealed.prepare_cached("SELECT hosts FROM cubes")?;
-        let all = hosts.query_row([], |row| Ok(self.means_all(row.get_ref(0)?))).optional()?;
-        if !all.transpose()?.unwrap_or(false) {
+        let all = hosts.query_row([], |row| row.get::<_, Vec<u8>>(0)).optional()?;
+        if !all.map(|hosts| self.means_all(&hosts)).transpose()?.unwrap_or(false) {
             return Ok(false);
         }
         merged.extend(Stretches::chosen(sealed, &choice)?)?;
         self.add_unclear_blocks(file, sealed, into)?;
+        Ok(true)
+    }
+
+    /// The same of a file of rows.
+    fn add_of_rows(&mut self, file: InFile, merged: &mut Merged<'a>, into: &mut Sums) -> Result<bool, HistoryError> {
+        let Some(day) = self.file(file)? else { return Ok(true) };
+        if !self.begins_in_time(file)? {
+            return Ok(true);
+        }
+        let (window, mut covered) = (self.meaning.window.bounds(), Covered::new());
+        for summed in Summed::all(day)?.into_iter().filter(|summed| summed.are_meant(window)) {
+            if self.means_all(&summed.hosts)? {
+                merged.extend(vec![Stretches::of_rows(day, summed.rows.0)?])?;
+                covered.push(summed.rows);
+            }
+        }
+        // All of them are meant.
+        self.add_other_rows(file, day, (&covered, [NOTHING; 3]), into)?;
         Ok(true)
     }
 }

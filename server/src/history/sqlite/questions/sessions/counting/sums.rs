@@ -6,7 +6,7 @@ use fleetsock_proto::{
     summary::Dimension,
     time::Timestamp,
 };
-use rusqlite::{Connection, OptionalExtension, Row, params, types::ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{
     super::{InFile, Search, meaning::Traits},
@@ -102,7 +102,7 @@ impl Read {
 }
 
 /// Runs of rows that sums tell of, in ascending order.
-type Covered = Vec<(i64, i64)>;
+pub(super) type Covered = Vec<(i64, i64)>;
 
 fn covers(covered: &Covered, id: i64) -> bool {
     covered.get(covered.partition_point(|(_, last)| *last < id)).is_some_and(|(first, _)| *first <= id)
@@ -126,6 +126,7 @@ impl Search<'_> {
             }
             (connection, (false, false))
         };
+        let window = self.meaning.window.bounds();
         let covered = self.read_sums((connection, together), read, into)?;
         if covered.is_empty() {
             return Ok(false);
@@ -133,7 +134,7 @@ impl Search<'_> {
         if is_sealed {
             self.add_unclear_blocks(file, connection, into)?;
         } else {
-            self.add_other_rows(file, connection, &covered, into)?;
+            self.add_other_rows(file, connection, (&covered, cubes::unclear(window)), into)?;
         }
         Ok(true)
     }
@@ -176,7 +177,7 @@ impl Search<'_> {
             let hours = hours.query_map([first_id, by.number(), first, last], hour)?.collect::<Result<Vec<_>, _>>()?;
             let choice = Choice::of(&hours, window, cubes::Told { whole, runs: &runs, open, openings });
             // Of services it is not told whose they are.
-            if by == By::Owners || choice.is_empty() || self.means_all(row.get_ref(2)?)? {
+            if by == By::Owners || choice.is_empty() || self.means_all(blob(row, 2)?)? {
                 self.read_chosen(connection, &choice, read, into)?;
                 covered.push((first_id, last_id));
             }
@@ -252,8 +253,7 @@ impl Search<'_> {
     }
 
     /// Whether all hosts are meant of which there are sessions.
-    pub(super) fn means_all(&self, hosts: ValueRef<'_>) -> Result<bool, HistoryError> {
-        let hosts = hosts.as_blob().map_err(|error| coding::wrong("hosts", error.to_string()))?;
+    pub(super) fn means_all(&self, hosts: &[u8]) -> Result<bool, HistoryError> {
         let mut all = true;
         cubes::each_host(hosts, |host| all &= self.hosts.contains(host))?;
         Ok(all)
@@ -329,16 +329,16 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Counts the rows that no sums tell of, and those of which hours do not tell enough.
-    fn add_other_rows(
+    /// Counts the rows that no sums tell of, and of the others those that closed within one of the first two times, or opened within the
+    /// third, of which sums do not tell enough.
+    pub(super) fn add_other_rows(
         &mut self,
         file: InFile,
         connection: &Connection,
-        covered: &Covered,
+        (covered, unclear): (&Covered, [(i64, i64); 3]),
         into: &mut Sums,
     ) -> Result<(), HistoryError> {
         let window = self.meaning.window.bounds();
-        let unclear = cubes::unclear(window);
         let mut statement = connection.prepare_cached(
             "SELECT first_id, last_id, min_closed_at_us, max_closed_at_us, ifnull(min_opened_at_us, ?4) FROM zones
              WHERE max_closed_at_us > ?1 AND min_closed_at_us <= ?2 AND ifnull(min_opened_at_us <= ?3, TRUE)",
@@ -347,6 +347,7 @@ impl Search<'_> {
         let read = |row: &Row<'_>| Ok([row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?]);
         let zones: Vec<[i64; 5]> =
             statement.query_map([after, last, until, i64::MIN], read)?.collect::<Result<_, _>>()?;
+        let is_any_unclear = unclear.iter().any(|(begin, end)| begin <= end);
         for [first, last, min_closed, max_closed, min_opened] in zones {
             let may_be_unclear = unclear
                 .iter()
@@ -356,8 +357,8 @@ impl Search<'_> {
                 continue;
             }
             self.each_row(file, &[(first, last)], window, |search, id, one| {
-                let told = covers(covered, id) && span(&one).is_meant(window) != Meant::Unclear;
-                if told { Ok(()) } else { search.add_one(&one, into) }
+                let is_told = || !is_any_unclear || span(&one).is_meant(window) != Meant::Unclear;
+                if covers(covered, id) && is_told() { Ok(()) } else { search.add_one(&one, into) }
             })?;
         }
         Ok(())
