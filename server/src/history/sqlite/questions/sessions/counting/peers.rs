@@ -69,6 +69,9 @@ impl<'a> Search<'a> {
                 covered.push(summed.rows);
             }
         }
+        if covered.is_empty() {
+            return Ok(false);
+        }
         // All of them are meant.
         self.add_other_rows(file, day, (&covered, [NOTHING; 3]), into)?;
         Ok(true)
