@@ -16,14 +16,15 @@ use fleetsock_proto::{
     time::Timestamp,
 };
 
+use self::names::Names;
 use super::{HistoryError, hashing::Seeded};
+
+mod names;
 
 /// Bytes that the groups of an answer may take while it is made.
 pub const BYTES_LIMIT: usize = 128 * 1024 * 1024;
 /// What a group takes of these: a map has room for up to twice as many as it holds, and half as many again while it grows.
 const GROUP_BYTES: usize = 2 * size_of::<(Key, Counts)>();
-/// What a name takes beside its text, which is there twice.
-const NAME_BYTES: usize = 128;
 /// Most groups that are put into order across parts, about 300 bytes each.
 pub const ORDERED_LIMIT: usize = 100_000;
 
@@ -91,37 +92,6 @@ struct Words<'a> {
     service: Option<&'a String>,
     process: Option<&'a String>,
     peer: Option<IpAddr>,
-}
-
-/// Names, and their numbers.
-#[derive(Debug)]
-struct Names<T> {
-    all: Vec<T>,
-    numbers: HashMap<T, u32>,
-}
-
-impl<T> Default for Names<T> {
-    fn default() -> Names<T> {
-        Names { all: Vec::new(), numbers: HashMap::new() }
-    }
-}
-
-impl<T: Clone + Eq + Hash> Names<T> {
-    /// The number of a name, and whether it is a new one.
-    fn number(&mut self, name: T) -> (u32, bool) {
-        if let Some(number) = self.numbers.get(&name) {
-            return (*number, false);
-        }
-        // Each takes more than a byte of those that there may be.
-        let number = u32::try_from(self.all.len()).unwrap_or(u32::MAX);
-        self.all.push(name.clone());
-        self.numbers.insert(name, number);
-        (number, true)
-    }
-
-    fn name(&self, number: u32) -> Option<&T> {
-        self.all.get(usize::try_from(number).ok()?)
-    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -272,14 +242,14 @@ impl Sums {
         }
         if self.are_by(Dimension::Service) {
             let service = port.map_or_else(others, |port| service_name(port, protocol));
-            key.service = numbered(&mut self.services, service.len(), service, &mut self.name_bytes);
+            key.service = names::numbered(&mut self.services, service.len(), service, &mut self.name_bytes);
         }
         if self.are_by(Dimension::Process) {
             let process = process.unwrap_or_else(others);
-            key.process = numbered(&mut self.processes, process.len(), process, &mut self.name_bytes);
+            key.process = names::numbered(&mut self.processes, process.len(), process, &mut self.name_bytes);
         }
         if self.are_by(Dimension::Host) {
-            key.host = numbered(&mut self.hosts, host.0.len(), host, &mut self.name_bytes);
+            key.host = names::numbered(&mut self.hosts, host.0.len(), host, &mut self.name_bytes);
         }
         key.peer = peer.filter(|_| self.are_by(Dimension::Peer));
         key
@@ -360,14 +330,6 @@ impl Counts {
         self.bytes_sent = self.bytes_sent.saturating_add(more.bytes_sent);
         self.bytes_received = self.bytes_received.saturating_add(more.bytes_received);
     }
-}
-
-fn numbered<T: Clone + Eq + Hash>(names: &mut Names<T>, length: usize, name: T, bytes: &mut usize) -> u32 {
-    let (number, is_new) = names.number(name);
-    if is_new {
-        *bytes += 2 * length + NAME_BYTES;
-    }
-    number
 }
 
 fn sum(group: Group, counts: Counts) -> Sum {

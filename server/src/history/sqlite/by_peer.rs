@@ -64,8 +64,7 @@ pub(super) struct One {
 impl One {
     /// Of a session that is over.
     pub(super) fn of(one: &StoredSession) -> One {
-        let closed_at_us = one.closed.map_or(one.opened_at_us, |(at, _)| at);
-        let span = Span::of(one.opened_at_us, closed_at_us);
+        let span = Span::of(one.opened_at_us, one.closed_at_us());
         One { span, bytes_sent: one.bytes_sent, bytes_received: one.bytes_received }
     }
 

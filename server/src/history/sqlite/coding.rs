@@ -59,6 +59,11 @@ impl ToSql for AddressBytes {
     }
 }
 
+/// The higher and the lower half of a number.
+pub(super) const fn halves(number: u128) -> [u64; 2] {
+    [(number >> 64) as u64, number as u64]
+}
+
 /// The 5 or 17 bytes of an address: its family, then its value, so that they sort as addresses do.
 pub(super) fn address_bytes(address: IpAddr) -> Vec<u8> {
     AddressBytes::of(address).as_slice().to_vec()

@@ -196,7 +196,7 @@ impl Facts {
     pub(super) fn of(one: &StoredSession) -> Facts {
         let StoredSession { host_id, direction, protocol, family, opened_at_us, .. } = *one;
         let end = if direction == Direction::In.number() { one.local } else { one.peer };
-        let closed_at_us = one.closed.map_or(opened_at_us, |(at, _)| at);
+        let closed_at_us = one.closed_at_us();
         let service = Service { direction, protocol, family, port: end.port() };
         Facts {
             host_id,

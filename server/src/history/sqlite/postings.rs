@@ -13,7 +13,10 @@ use std::{
     ops::Range,
 };
 
-use super::sealed::{Damaged, Reading, Writing};
+use super::{
+    coding::halves,
+    sealed::{Damaged, Reading, Writing},
+};
 
 /// Bytes of a page, at most: one of SQLite's pages of 4 KiB holds them with what it keeps beside them.
 const PAGE_BYTES: usize = 4000;
@@ -136,10 +139,6 @@ fn key(address: IpAddr) -> (u8, u128) {
         IpAddr::V4(v4) => (4, v4.to_bits().into()),
         IpAddr::V6(v6) => (6, v6.to_bits()),
     }
-}
-
-fn halves(number: u128) -> [u64; 2] {
-    [number >> 64, number & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or(0))
 }
 
 /// The beginning of an address as a number that sorts as addresses do, but not all apart.

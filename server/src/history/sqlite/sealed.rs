@@ -313,7 +313,7 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
             return Err(SealError::Unwanted);
         }
     }
-    let sums_are_told = sums.are_told(&sealed)? && sums_by_peer.are_told(&sealed)?;
+    let sums_are_told = sums.are_told(&sealed)? && sums_by_peer.are_told(&sealed, goes_on)?;
     if Telling::of(&sealed, goes_on)? != met || !sums_are_told {
         return Err(SealError::Different);
     }

@@ -56,6 +56,11 @@ impl StoredSession {
         StoredSession::read(row, closed_at_us - duration_us, Some((closed_at_us, row.get(COMMON + 2)?)))
     }
 
+    /// When it closed, us; of one that is open, when it opened.
+    pub(super) fn closed_at_us(&self) -> i64 {
+        self.closed.map_or(self.opened_at_us, |(at, _)| at)
+    }
+
     // By number, because looking a column up by its name costs more than reading it.
     fn read(row: &Row<'_>, opened_at_us: i64, closed: Option<(i64, i32)>) -> Result<StoredSession, rusqlite::Error> {
         Ok(StoredSession {

@@ -106,7 +106,7 @@ impl Sums<'_> {
         self.of_host.add(one, name_id);
         self.total.add(Counts::of(one));
         self.max_opened_at_us = self.max_opened_at_us.max(one.opened_at_us);
-        self.min_closed_at_us = self.min_closed_at_us.min(one.closed.map_or(one.opened_at_us, |(at, _)| at));
+        self.min_closed_at_us = self.min_closed_at_us.min(one.closed_at_us());
         Ok(())
     }
 

@@ -98,18 +98,14 @@ impl Adding<'_> {
             if matches!(scope, Scope::Open(_)) && !self.open_told {
                 continue;
             }
-            let stretch = self.stretches.entry(scope).or_default();
-            if stretch.is_full_before(peer) {
-                let full = std::mem::take(stretch);
-                self.store(scope, full)?;
+            if let Some(full) = self.stretches.entry(scope).or_default().add((peer, counts)) {
+                self.store(scope, &full)?;
             }
-            self.stretches.entry(scope).or_default().add((peer, counts));
         }
         Ok(())
     }
 
-    fn store(&mut self, scope: Scope, stretch: Stretch) -> Result<(), rusqlite::Error> {
-        let Some(bytes) = stretch.finish() else { return Ok(()) };
+    fn store(&mut self, scope: Scope, bytes: &[u8]) -> Result<(), rusqlite::Error> {
         if matches!(scope, Scope::Open(_)) {
             self.open_bytes += bytes.len();
             self.open_told &= self.open_bytes <= self.most_open_bytes;
@@ -125,7 +121,9 @@ impl Adding<'_> {
     pub(in crate::history::sqlite) fn finish(mut self) -> Result<(), rusqlite::Error> {
         self.end_peer()?;
         for (scope, stretch) in std::mem::take(&mut self.stretches) {
-            self.store(scope, stretch)?;
+            if let Some(bytes) = stretch.finish() {
+                self.store(scope, &bytes)?;
+            }
         }
         if !self.open_told {
             self.sealed.execute("DELETE FROM peer_sums WHERE scope = ?1", [Scope::Open(0).stored()[0]])?;
@@ -140,5 +138,30 @@ impl Adding<'_> {
             insert.execute(params![hour, last_opening, self.open_told])?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::sqlite::{by_peer::hours, cubes::Span, schema::Kind};
+
+    #[test]
+    fn where_too_much_was_open_that_is_not_told_and_the_rest_is() {
+        let stored = |most_open_bytes: usize| {
+            let mut sealed = Connection::open_in_memory().unwrap();
+            Kind::Sealed.runner().run(&mut sealed).unwrap();
+            let mut adding = Adding { most_open_bytes, ..Adding::new(&sealed, BTreeSet::from([0, 1])) };
+            let span = Span::of(0, 2 * beginning(1) - 1);
+            (1..5).for_each(|n| {
+                adding.add([10, 0, 0, n].into(), One { span, bytes_sent: 1, bytes_received: 1 }).unwrap()
+            });
+            adding.finish().unwrap();
+            let open: Vec<bool> = hours(&sealed).unwrap().iter().map(|hour| hour.open).collect();
+            let scopes = "SELECT group_concat(DISTINCT scope) FROM peer_sums";
+            (open, sealed.query_row(scopes, [], |row| row.get::<_, String>(0)).unwrap())
+        };
+        assert_eq!(stored(OPEN_BYTES), (vec![true, true], "1,2,3".to_owned()));
+        assert_eq!(stored(20), (vec![false, false], "1,2".to_owned()));
     }
 }

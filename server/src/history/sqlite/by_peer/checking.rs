@@ -11,11 +11,17 @@ use rusqlite::Connection;
 use super::{One, Scope, hours, merging::Stretches};
 use crate::history::{
     hashing::Folding,
-    sqlite::{sealed::SealError, sums::Counts},
+    sqlite::{
+        sealed::{GoesOn, SealError},
+        sums::Counts,
+    },
 };
 
 /// Odd numbers whose bits are as good as random, so that one count is not taken for another.
 const FACTORS: [u64; 3] = [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f, 0x1656_67b1_9e37_79f9];
+
+/// Sums between two looks whether sealing is still wanted.
+const LOOK_EVERY: usize = 64 * 1024;
 
 /// Sums up what was counted with whom. Two tellings of the same are equal in whatever order and parts it is counted.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -73,11 +79,15 @@ impl Expected {
     }
 
     /// Whether the sums of a file, if it has some, tell just this.
-    pub(in crate::history::sqlite) fn are_told(&self, sealed: &Connection) -> Result<bool, SealError> {
+    pub(in crate::history::sqlite) fn are_told(
+        &self,
+        sealed: &Connection,
+        goes_on: &GoesOn,
+    ) -> Result<bool, SealError> {
         let mut told = Telling::default();
         let closed = self.closed.iter().map(|hour| Scope::Closed(*hour));
         let open = self.open.iter().map(|hour| Scope::Open(*hour));
-        let mut stretches = 0_i64;
+        let (mut stretches, mut looked_at) = (0_i64, 0_usize);
         for scope in [Scope::All].into_iter().chain(closed).chain(open) {
             let mut sums = Stretches::of(sealed, scope, false)?;
             stretches += sums.count();
@@ -87,6 +97,10 @@ impl Expected {
                     return Ok(false);
                 }
                 told.add(scope, peer, counts);
+                looked_at += 1;
+                if looked_at.is_multiple_of(LOOK_EVERY) && !goes_on() {
+                    return Err(SealError::Unwanted);
+                }
             }
         }
         let all: i64 = sealed.query_row("SELECT count(*) FROM peer_sums", [], |row| row.get(0))?;

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Sum;
 use crate::history::sqlite::{
+    coding::halves,
     sealed::{Damaged, Reading, Writing},
     sums::Counts,
 };
@@ -23,13 +24,10 @@ pub(super) struct Stretch {
 }
 
 impl Stretch {
-    /// Whether a sum has to go into another one.
-    pub(super) fn is_full_before(&self, peer: IpAddr) -> bool {
-        self.sums == STRETCH || self.before.is_some_and(|before| before.is_ipv4() != peer.is_ipv4())
-    }
-
-    /// Adds the sum of the next address.
-    pub(super) fn add(&mut self, (peer, counts): Sum) {
+    /// Adds the sum of the next address; the bytes of those before it, where it begins another stretch.
+    pub(super) fn add(&mut self, (peer, counts): Sum) -> Option<Vec<u8>> {
+        let is_of_another = self.before.is_some_and(|before| before.is_ipv4() != peer.is_ipv4());
+        let full = if self.sums == STRETCH || is_of_another { std::mem::take(self).finish() } else { None };
         match peer {
             IpAddr::V4(peer) => {
                 let before = match self.before {
@@ -52,6 +50,7 @@ impl Stretch {
         [sessions, bytes_sent, bytes_received].into_iter().for_each(|count| self.writing.unsigned(count));
         self.before = Some(peer);
         self.sums += 1;
+        full
     }
 
     /// Notes the family, and where its addresses begin.
@@ -64,10 +63,6 @@ impl Stretch {
     pub(super) fn finish(self) -> Option<Vec<u8>> {
         (self.sums > 0).then(|| self.writing.finish())
     }
-}
-
-fn halves(bits: u128) -> [u64; 2] {
-    [(bits >> 64) as u64, bits as u64]
 }
 
 /// Adds the sums of a stretch.
@@ -125,10 +120,7 @@ mod tests {
                 .collect();
             let (mut stretch, mut stretches) = (Stretch::default(), Vec::new());
             for (peer, counts) in &sums {
-                if stretch.is_full_before(*peer) {
-                    stretches.extend(std::mem::take(&mut stretch).finish());
-                }
-                stretch.add((*peer, *counts));
+                stretches.extend(stretch.add((*peer, *counts)));
             }
             stretches.extend(stretch.finish());
             let mut found = Vec::new();
@@ -147,16 +139,15 @@ mod tests {
 
     #[test]
     fn a_stretch_is_of_one_family_and_of_bounded_length() {
-        let mut stretch = Stretch::default();
         let peer = |number: usize| IpAddr::from(u32::try_from(number).unwrap().to_be_bytes());
-        assert!(!stretch.is_full_before(peer(0)));
-        for number in 0..STRETCH {
-            assert!(!stretch.is_full_before(peer(number)));
-            stretch.add((peer(number), Counts::one(7, 9)));
-        }
-        assert!(stretch.is_full_before(peer(STRETCH)));
         let mut stretch = Stretch::default();
-        stretch.add((peer(1), Counts::one(7, 9)));
-        assert!(stretch.is_full_before(Ipv6Addr::LOCALHOST.into()));
+        assert!((0..STRETCH).all(|number| stretch.add((peer(number), Counts::one(7, 9))).is_none()));
+        let full = |stretch: &mut Stretch, peer: IpAddr| {
+            let mut sums = Vec::new();
+            read(&stretch.add((peer, Counts::one(7, 9))).unwrap(), &mut sums).unwrap();
+            sums.len()
+        };
+        assert_eq!(full(&mut stretch, peer(STRETCH)), STRETCH);
+        assert_eq!(full(&mut stretch, Ipv6Addr::LOCALHOST.into()), 1, "another family");
     }
 }

@@ -183,7 +183,10 @@ impl From<Signed> for Balance {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        sync::Arc,
+    };
 
     use proptest::{collection::vec, prelude::*};
 
@@ -192,6 +195,7 @@ mod tests {
         by_peer::{Adding, Expected, Hour, One, hours},
         cubes::{Meant, Span},
         schema::Kind,
+        sealed::GoesOn,
         sums::hour,
     };
 
@@ -225,7 +229,7 @@ mod tests {
     fn are_told(sealed: &Connection, lives: &[Life]) -> bool {
         let mut expected = Expected::of(sealed).unwrap();
         lives.iter().for_each(|life| expected.add(peer(life.0), one(*life)));
-        expected.are_told(sealed).unwrap()
+        expected.are_told(sealed, &(Arc::new(|| true) as GoesOn)).unwrap()
     }
 
     fn all(mut merged: Merged<'_>) -> Vec<Sum> {
@@ -303,7 +307,8 @@ mod tests {
         }
         let stretch = |peers: &[u8]| {
             let (mut stretch, mut bytes) = (encoding::Stretch::default(), Vec::new());
-            peers.iter().for_each(|number| stretch.add((IpAddr::from([10, 0, 0, *number]), Counts::one(1, 1))));
+            let sum = |number: &u8| (IpAddr::from([10, 0, 0, *number]), Counts::one(1, 1));
+            peers.iter().for_each(|number| bytes.extend(stretch.add(sum(number))));
             bytes.extend(stretch.finish());
             bytes.concat()
         };

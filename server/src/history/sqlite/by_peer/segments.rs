@@ -63,10 +63,7 @@ impl Sums {
 
     fn end_peer(&mut self) {
         let Some((peer, counts)) = self.last.take() else { return };
-        if self.stretch.is_full_before(peer) {
-            self.stretches.extend(std::mem::take(&mut self.stretch).finish());
-        }
-        self.stretch.add((peer, counts));
+        self.stretches.extend(self.stretch.add((peer, counts)));
     }
 
     /// Stores them, of the rows that begin with this one.

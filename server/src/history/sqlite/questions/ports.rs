@@ -26,7 +26,7 @@ use crate::history::{
     sqlite::{
         coding::{self, OwnerColumns},
         numbered::Numbered,
-        roster::{Selected, Selection},
+        roster::{ByNumber, Selected, Selection},
     },
     summing::{Alike, Sums},
 };
@@ -114,17 +114,34 @@ pub(super) fn count(
     let mut rows = statement.query(params![first, last, until, since.as_micros()])?;
     // What they have in common is looked up once.
     let mut groups = Numbered::<Group, u64>::default();
-    let is = |dimension, number: i64| if into.are_by(dimension) { number } else { 0 };
+    let by = [Dimension::Host, Dimension::Hour, Dimension::Process].map(|dimension| into.are_by(dimension));
+    let told = |is_told: bool, number: i64| if is_told { number } else { 0 };
     while let Some(row) = rows.next()? {
         let (host_id, protocol, port) = (row.get(0)?, row.get(2)?, row.get(4)?);
         let family = coding::meaning("family", row.get(3)?, Family::from_number)?;
-        let told = coding::meaning("protocol", protocol, Protocol::from_number)?;
-        if hosts.contains(host_id) && matcher.matches_socket(told, family, port) {
-            let hour = is(Dimension::Hour, into.hour_of(Timestamp::from_micros(row.get(1)?)).as_micros());
-            let program = is(Dimension::Process, row.get(5)?);
-            *groups.entry((is(Dimension::Host, host_id), (protocol, port), hour, program)).or_default() += 1;
+        let transport = coding::meaning("protocol", protocol, Protocol::from_number)?;
+        if !hosts.contains(host_id) || !matcher.matches_socket(transport, family, port) {
+            continue;
+        }
+        let hour = into.hour_of(Timestamp::from_micros(row.get(1)?)).as_micros();
+        let group = (told(by[0], host_id), (protocol, port), told(by[1], hour), told(by[2], row.get(5)?));
+        *groups.entry(group).or_default() += 1;
+        if groups.len() >= HELD {
+            add_groups(std::mem::take(&mut groups), &hosts, &mut programs, into)?;
         }
     }
+    add_groups(groups, &hosts, &mut programs, into)
+}
+
+/// Most groups that are held while listeners are counted.
+const HELD: usize = 64 * 1024;
+
+fn add_groups(
+    groups: Numbered<Group, u64>,
+    hosts: &ByNumber<'_>,
+    programs: &mut Programs<'_>,
+    into: &mut Sums,
+) -> Result<(), HistoryError> {
     for ((host_id, (protocol, port), hour, program), count) in groups {
         let protocol = coding::meaning("protocol", protocol, Protocol::from_number)?;
         let host = hosts.get(host_id).map(|host| (host.listed.name.clone(), host.listed.host_id));

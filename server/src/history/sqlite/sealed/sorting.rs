@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{Damaged, Reading, Writing};
-use crate::history::sqlite::by_peer::One;
+use crate::history::sqlite::{by_peer::One, coding::halves};
 
 /// Sessions that are sorted in memory, 64 bytes each (4 MiB).
 pub(super) const HELD: usize = 64 * 1024;
@@ -56,7 +56,7 @@ impl Met {
         match peer {
             IpAddr::V4(peer) => Met { family: V4, high: 0, low: peer.to_bits().into(), place, one },
             IpAddr::V6(peer) => {
-                let [high, low] = halves(peer.octets());
+                let [high, low] = halves(peer.to_bits());
                 Met { family: V6, high, low, place, one }
             }
         }
@@ -114,11 +114,6 @@ impl Met {
         let met = read().map_err(|damaged| io::Error::new(io::ErrorKind::InvalidData, damaged))?;
         Ok(Some(met))
     }
-}
-
-fn halves(octets: [u8; V6_BYTES]) -> [u64; 2] {
-    let bits = u128::from_be_bytes(octets);
-    [(bits >> 64) as u64, bits as u64]
 }
 
 fn array<const BYTES: usize>(reading: &mut Reading<'_>) -> Result<[u8; BYTES], Damaged> {

@@ -125,8 +125,7 @@ impl Collecting {
     /// Counts a session that is over, whose process has this name.
     pub(super) fn add(&mut self, one: &StoredSession, name_id: i64) {
         let counts = Counts::of(one);
-        let closed_at_us = one.closed.map_or(one.opened_at_us, |(at, _)| at);
-        let (kind, hours) = (Kind::of(one, name_id), (hour(one.opened_at_us), hour(closed_at_us)));
+        let (kind, hours) = (Kind::of(one, name_id), (hour(one.opened_at_us), hour(one.closed_at_us())));
         let is_known = self.sums.len() < HELD || self.sums.contains_key(&(kind, hours));
         let kind = if is_known { kind } else { kind.folded() };
         self.sums.entry((kind, hours)).or_default().add(counts);

@@ -423,5 +423,5 @@ fn blob<'r>(row: &'r Row<'_>, column: usize) -> Result<&'r [u8], rusqlite::Error
 }
 
 fn span(one: &StoredSession) -> Span {
-    Span::of(one.opened_at_us, one.closed.map_or(one.opened_at_us, |(at, _)| at))
+    Span::of(one.opened_at_us, one.closed_at_us())
 }
