@@ -51,6 +51,7 @@ mod courtesy;
 mod cubes;
 mod database;
 mod in_use;
+mod kinds;
 mod latest;
 mod leaving;
 mod long;

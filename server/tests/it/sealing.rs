@@ -35,6 +35,7 @@ use crate::{
 };
 
 mod cubes;
+mod kinds;
 mod long;
 mod peers;
 mod placed;

@@ -19,7 +19,7 @@ pub(super) use self::{
 use super::{
     sealed::{Damaged, Reading, Writing},
     stored::StoredSession,
-    sums::{Counts, beginning, hour},
+    sums::{Counts, beginning, end, hour},
 };
 
 mod adding;
@@ -125,14 +125,6 @@ impl Span {
     /// Some moment of the hour in which they opened.
     pub(super) const fn opened_at_us(self) -> i64 {
         beginning(self.opened.div_euclid(2))
-    }
-}
-
-/// The last microsecond of an hour, or of time.
-const fn end(hour: i64) -> i64 {
-    match beginning(hour.saturating_add(1)) {
-        i64::MAX => i64::MAX,
-        next => next.saturating_sub(1),
     }
 }
 

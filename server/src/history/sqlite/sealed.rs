@@ -23,9 +23,11 @@ use super::{
     by_peer, coding,
     cubes::{self, Cubes, Expected, Facts},
     database::OpenError,
+    kinds::{self, Kind},
     parts::UNFINISHED,
     schema::make_sealed,
     stored::StoredSession,
+    sums::hour,
 };
 use crate::history::{HistoryError, hashing::Folding};
 
@@ -109,6 +111,8 @@ pub(super) enum SealError {
 struct Contents {
     sessions: i64,
     hash: u64,
+    /// Of which kinds they are, where that is told.
+    kinds: Option<kinds::Telling>,
 }
 
 fn count(sessions: &[StoredSession]) -> i64 {
@@ -128,8 +132,8 @@ impl Summing {
         session.hash(&mut self.hasher);
     }
 
-    fn finish(&self) -> Contents {
-        Contents { sessions: self.sessions, hash: self.hasher.finish() }
+    fn finish(&self, kinds: Option<kinds::Telling>) -> Contents {
+        Contents { sessions: self.sessions, hash: self.hasher.finish(), kinds }
     }
 }
 
@@ -208,7 +212,7 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
     })?;
     writing.end_block()?;
     let Written { peers, contents, cubes, .. } = writing;
-    peers.write(&transaction, goes_on)?;
+    let kinds = peers.write(&transaction, goes_on)?;
     cubes.store(&transaction, (1, contents.sessions))?;
     cubes::store_together(&transaction, goes_on)?;
     transaction.execute(
@@ -219,7 +223,7 @@ fn write(rows: &Path, unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, S
     extents::store(&transaction)?;
     transaction.commit()?;
     sealed.close().map_err(|(_, error)| error)?;
-    Ok(contents.finish())
+    Ok(contents.finish(kinds))
 }
 
 /// A sealed file while it is written.
@@ -287,6 +291,7 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
     let sealed = Connection::open_with_flags(unfinished, ALONE)?;
     let (mut contents, mut met, mut sums) = (Summing::default(), Telling::default(), Expected::of(&sealed)?);
     let mut sums_by_peer = by_peer::Expected::of(&sealed)?;
+    let mut kinds = kinds::are_told(&sealed)?.then(kinds::Telling::default);
     let (extents, filter) = (Extents::of(&sealed)?.unwrap_or_default(), Filter::of_file(&sealed)?);
     let mut statement = sealed.prepare(
         "SELECT blocks.host_id, blocks.sessions, contents.columns, blocks.codec, blocks.id FROM blocks
@@ -305,6 +310,9 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
             sums.add(&Facts::of(one));
             met.add(one.peer.ip(), Place { block, at }.number());
             sums_by_peer.add(one.peer.ip(), by_peer::One::of(one));
+            if let Some(kinds) = &mut kinds {
+                kinds.session(Kind::of(one)?, hour(one.closed_at_us()));
+            }
             if !filter.may_have(one.peer.ip()) {
                 return Err(SealError::Different);
             }
@@ -317,5 +325,10 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
     if Telling::of(&sealed, goes_on)? != met || !sums_are_told {
         return Err(SealError::Different);
     }
-    Ok(contents.finish())
+    if let Some(kinds) = &mut kinds
+        && !kinds.add_told(&sealed, goes_on)?
+    {
+        return Err(SealError::Different);
+    }
+    Ok(contents.finish(kinds))
 }

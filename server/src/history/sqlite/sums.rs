@@ -15,7 +15,7 @@ use std::{
 use rusqlite::{Connection, OptionalExtension, params};
 
 use self::collecting::{Collected, Collecting};
-pub(super) use self::collecting::{Counts, OTHERS, beginning, hour};
+pub(super) use self::collecting::{Counts, OTHERS, beginning, end, hour};
 use super::{
     coding,
     parts::{Form, Part, UNFINISHED},

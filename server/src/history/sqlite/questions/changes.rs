@@ -38,7 +38,6 @@ use crate::history::{
     },
 };
 
-mod baseline;
 mod order;
 mod scopes;
 mod source;
@@ -114,7 +113,7 @@ impl Merge<'_, '_> {
         let until = self.window.1.as_micros();
         for (source, _) in sources.into_iter().filter(|(_, wanted)| *wanted) {
             let mut note = |host| {
-                let page = Page::newest(source, host, until);
+                let page = Page::newest(source, host, until, self.question.baseline);
                 self.heap.push(Next { at: page.latest(), what: What::Page(page) });
             };
             if selection.len() <= BY_HOST {
@@ -171,14 +170,9 @@ impl Merge<'_, '_> {
         if !stored.is_meant(&self.matcher, &self.question.scopes) {
             return Ok(());
         }
-        let owners = holders::first(&self.reader.main, &stored)?;
-        let listener = stored.listener(host, &owners, &mut self.programs)?;
+        let first = if row.get("changed")? { holders::first(&self.reader.main, &stored)? } else { None };
+        let listener = stored.listener(host, first.as_ref().unwrap_or(&stored.owners), &mut self.programs)?;
         if !self.matcher.matches_owners(names(&listener.owners)) {
-            return Ok(());
-        }
-        if let Some(baseline) = self.question.baseline
-            && baseline::was_there(&self.reader.main, &stored, baseline)?
-        {
             return Ok(());
         }
         let (at, known) = (listener.opened_at, listener.opened_known);

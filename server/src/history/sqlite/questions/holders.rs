@@ -38,15 +38,13 @@ impl Holders {
     }
 }
 
-/// The first owners of a listener.
-pub(super) fn first(main: &Connection, listener: &StoredListener) -> Result<OwnerColumns, rusqlite::Error> {
+/// The first owners of a listener that had others later.
+pub(super) fn first(main: &Connection, listener: &StoredListener) -> Result<Option<OwnerColumns>, rusqlite::Error> {
     let (netns, cookie, opened_at_us) = listener.life;
-    let before = main
-        .prepare_cached(
-            "SELECT * FROM owner_changes WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3 AND opened_at_us = ?4
+    main.prepare_cached(
+        "SELECT * FROM owner_changes WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3 AND opened_at_us = ?4
              ORDER BY at_us, id LIMIT 1",
-        )?
-        .query_row(params![listener.host_id, netns, cookie, opened_at_us], OwnerColumns::read_before)
-        .optional()?;
-    Ok(before.unwrap_or_else(|| listener.owners.clone()))
+    )?
+    .query_row(params![listener.host_id, netns, cookie, opened_at_us], OwnerColumns::read_before)
+    .optional()
 }

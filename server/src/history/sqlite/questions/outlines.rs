@@ -9,7 +9,7 @@ use std::{
 use rusqlite::Connection;
 
 use crate::history::sqlite::{
-    by_peer, cubes,
+    by_peer, cubes, kinds,
     sealed::{Extents, Filter, places},
 };
 
@@ -33,6 +33,8 @@ pub(in crate::history::sqlite) struct Outline {
     pub(in crate::history::sqlite) runs: bool,
     /// Whether it may have sums by peer.
     pub(in crate::history::sqlite) peer_sums: bool,
+    /// Whether it tells its kinds.
+    pub(in crate::history::sqlite) kinds: bool,
     /// Whose its blocks are, if it tells that.
     pub(in crate::history::sqlite) extents: Option<Extents>,
     /// Which addresses it has no session with, if it tells that and there is room to remember it.
@@ -51,7 +53,7 @@ impl Outline {
         } else {
             "SELECT min(min_opened_at_us), min(min_closed_at_us) FROM blocks"
         };
-        let extents = Extents::of(sealed)?;
+        let (kinds, extents) = (kinds::are_told(sealed)?, Extents::of(sealed)?);
         let filter = match Filter::bytes_of(sealed)? {
             Some(bytes) if bytes <= room => Some(Filter::of_file(sealed)?),
             Some(_) | None => None,
@@ -60,7 +62,7 @@ impl Outline {
             // Of no sessions all are later than anything.
             let earliest = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.unwrap_or(i64::MAX));
             let (opened_at_us, closed_at_us) = (earliest(0)?, earliest(1)?);
-            Ok(Outline { opened_at_us, closed_at_us, places, sums, totals, runs, peer_sums, extents, filter })
+            Ok(Outline { opened_at_us, closed_at_us, places, sums, totals, runs, peer_sums, kinds, extents, filter })
         })
     }
 

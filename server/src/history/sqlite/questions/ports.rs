@@ -39,6 +39,7 @@ macro_rules! columns {
          owner_known, pid, started_at_us, program_id, more_owners"
     };
 }
+pub(super) use columns;
 /// How many of these there are before those of the owners.
 const BEFORE_OWNERS: usize = 11;
 

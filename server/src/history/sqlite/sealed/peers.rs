@@ -1,4 +1,4 @@
-//! Where the sessions with each address are, and what is counted of them: gathered block by block while the sessions are written, and
+//! Where the sessions with each address are, of which kinds they are, and what is counted of them: gathered block by block while the sessions are written, and
 //! sorted in the end, so that the sessions are read once.
 
 use std::{collections::BTreeSet, io, iter::zip, net::IpAddr, path::Path};
@@ -15,6 +15,7 @@ use super::{
 use crate::history::sqlite::{
     by_peer::{Adding, One},
     coding::AddressBytes,
+    kinds::{self, Service},
     leaving::give_back,
     parts::UNFINISHED,
     stored::StoredSession,
@@ -37,6 +38,10 @@ pub(super) struct Peers {
     sessions: u64,
     /// The hours in which sessions closed.
     hours: BTreeSet<i64>,
+    /// The first block of each host.
+    hosts: Vec<(i64, i64)>,
+    /// Whether each service has a number.
+    services: bool,
 }
 
 impl Peers {
@@ -44,7 +49,8 @@ impl Peers {
     pub(super) fn new(unfinished: &Path) -> io::Result<Peers> {
         // A crash before the name is gone leaves what is removed at the next start.
         let path = unfinished.with_extension(format!("peers.{UNFINISHED}"));
-        Ok(Peers { sorting: Sorting::new(&path)?, sessions: 0, hours: BTreeSet::new() })
+        let sorting = Sorting::new(&path)?;
+        Ok(Peers { sorting, sessions: 0, hours: BTreeSet::new(), hosts: Vec::new(), services: true })
     }
 
     /// Adds the sessions of a block, whose peers these are: each once, and the place of each session's.
@@ -56,6 +62,11 @@ impl Peers {
     ) -> io::Result<()> {
         let places = (0..).map(|at| Place { block, at }.number());
         self.sessions += sessions.len() as u64;
+        if let Some(first) = sessions.first()
+            && self.hosts.last().is_none_or(|(_, host)| *host != first.host_id)
+        {
+            self.hosts.push((block, first.host_id));
+        }
         let mut last = None;
         for ((peer, place), session) in zip(zip(of_sessions, places), sessions) {
             let one = One::of(session);
@@ -63,14 +74,19 @@ impl Peers {
             if last.replace(one.span.closed()) != Some(one.span.closed()) {
                 self.hours.insert(one.span.closed());
             }
-            self.sorting.add(Met::new(peers[*peer], place, one))?;
+            let service = Service::of(session);
+            self.services &= service.is_some();
+            self.sorting.add(Met::new(peers[*peer], place, service.unwrap_or_default(), one))?;
         }
         Ok(())
     }
 
-    /// Writes all of them, sorted, the filter, and what is counted.
-    pub(super) fn write(self, sealed: &Connection, goes_on: &GoesOn) -> Result<(), SealError> {
+    /// Writes all of them, sorted, the filter, the kinds, and what is counted; what is told of the kinds, if they are told.
+    pub(super) fn write(self, sealed: &Connection, goes_on: &GoesOn) -> Result<Option<kinds::Telling>, SealError> {
         let mut rows = Rows::default();
+        let origin = self.hours.first().copied().unwrap_or_default();
+        let mut kinds = (self.services && self.sessions > 0).then(|| kinds::Adding::new(sealed, origin));
+        let mut hosts = Hosts::of(self.hosts);
         let mut sums = Adding::new(sealed, self.hours);
         let mut statements = 0_usize;
         // How many addresses they have is known in the end.
@@ -89,13 +105,44 @@ impl Peers {
             }
             rows.add(&met);
             sums.add(met.peer(), met.one())?;
+            if let Some(kinds) = &mut kinds {
+                kinds.add(
+                    (met.peer(), hosts.of_block(Place::of(met.place()).block)),
+                    met.service(),
+                    met.one().span.closed(),
+                )?;
+            }
             Ok(())
         })?;
         rows.insert(sealed)?;
         sums.finish()?;
+        let kinds = kinds.map(kinds::Adding::finish).transpose()?;
         filter.fold(addresses);
         filter.store(sealed)?;
-        Ok(give_back(&sorted, || goes_on())?)
+        give_back(&sorted, || goes_on())?;
+        Ok(kinds)
+    }
+}
+
+/// Whose blocks are, looked for mostly in ascending order.
+struct Hosts {
+    /// The first block of each.
+    all: Vec<(i64, i64)>,
+    /// Where the last one was found.
+    at: usize,
+}
+
+impl Hosts {
+    const fn of(all: Vec<(i64, i64)>) -> Hosts {
+        Hosts { all, at: 0 }
+    }
+
+    fn of_block(&mut self, block: i64) -> i64 {
+        let begins = |at: usize| self.all.get(at).is_some_and(|(first, _)| *first <= block);
+        if !begins(self.at) || begins(self.at + 1) {
+            self.at = self.all.partition_point(|(first, _)| *first <= block).saturating_sub(1);
+        }
+        self.all.get(self.at).map_or(0, |(_, host)| *host)
     }
 }
 
@@ -175,6 +222,7 @@ mod tests {
             include_str!("../../../../../migrations/sqlite/sealed/V3__peers.sql"),
             include_str!("../../../../../migrations/sqlite/sealed/V7__peer_filter.sql"),
             include_str!("../../../../../migrations/sqlite/sealed/V8__peer_sums.sql"),
+            include_str!("../../../../../migrations/sqlite/sealed/V9__kinds.sql"),
         ] {
             sealed.execute_batch(migration).unwrap();
         }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{Damaged, Reading, Writing};
-use crate::history::sqlite::{by_peer::One, coding::halves};
+use crate::history::sqlite::{by_peer::One, coding::halves, kinds::Service};
 
 /// Sessions that are sorted in memory, 64 bytes each (4 MiB).
 pub(super) const HELD: usize = 64 * 1024;
@@ -26,8 +26,8 @@ const V6: u8 = 6;
 const V4_BYTES: usize = 4;
 const V6_BYTES: usize = 16;
 
-/// That there was a session with an address, in which place it is, and what of it is counted. In order, those of an address follow
-/// each other, as the table of them is sorted.
+/// That there was a session with an address, in which place it is, of which service, and what of it is counted. In order, those of an
+/// address follow each other, as the table of them is sorted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Met {
     family: u8,
@@ -35,6 +35,7 @@ pub(super) struct Met {
     high: u64,
     low: u64,
     place: i64,
+    service: Service,
     one: One,
 }
 
@@ -52,12 +53,12 @@ impl PartialOrd for Met {
 }
 
 impl Met {
-    pub(super) fn new(peer: IpAddr, place: i64, one: One) -> Met {
+    pub(super) fn new(peer: IpAddr, place: i64, service: Service, one: One) -> Met {
         match peer {
-            IpAddr::V4(peer) => Met { family: V4, high: 0, low: peer.to_bits().into(), place, one },
+            IpAddr::V4(peer) => Met { family: V4, high: 0, low: peer.to_bits().into(), place, service, one },
             IpAddr::V6(peer) => {
                 let [high, low] = halves(peer.to_bits());
-                Met { family: V6, high, low, place, one }
+                Met { family: V6, high, low, place, service, one }
             }
         }
     }
@@ -73,6 +74,10 @@ impl Met {
         self.place
     }
 
+    pub(super) const fn service(&self) -> Service {
+        self.service
+    }
+
     pub(super) const fn one(&self) -> One {
         self.one
     }
@@ -84,6 +89,7 @@ impl Met {
             _ => [self.high, self.low].into_iter().for_each(|half| room.append(&half.to_be_bytes())),
         }
         room.unsigned(self.place.cast_unsigned());
+        room.unsigned(self.service.number().into());
         self.one.write(room);
         // Each number has at most ten bytes.
         file.write_all(&[self.family, room.length() as u8])?;
@@ -109,7 +115,8 @@ impl Met {
                 _ => return Err(Damaged("a family has no meaning")),
             };
             let place = reading.unsigned()?.cast_signed();
-            Ok(Met::new(peer, place, One::read(&mut reading)?))
+            let service = Service::numbered(reading.narrow()?);
+            Ok(Met::new(peer, place, service, One::read(&mut reading)?))
         };
         let met = read().map_err(|damaged| io::Error::new(io::ErrorKind::InvalidData, damaged))?;
         Ok(Some(met))
@@ -238,7 +245,7 @@ mod tests {
                     0..3 => IpAddr::from((u128::from(bits) << 70 | u128::from(random)).to_be_bytes()),
                     _ => IpAddr::from((bits << 13).to_be_bytes()),
                 };
-                Met::new(peer, number as i64, one(number as i64))
+                Met::new(peer, number as i64, Service::numbered(number as u32 % 7), one(number as i64))
             };
             let key = |met: &Met| (coding::address_bytes(met.peer()), met.place());
             let mut expected: Vec<_> = (0..count).map(of).collect();
@@ -252,7 +259,7 @@ mod tests {
     fn an_address_is_what_it_was() {
         for address in ["0.0.0.0", "255.1.2.3", "::", "::ffff:1.2.3.4", "2001:db8:8000::8000:0:1"] {
             let address: IpAddr = address.parse().unwrap();
-            let met = Met::new(address, -7, one(9));
+            let met = Met::new(address, -7, Service::numbered(u32::MAX), one(9));
             let mut bytes = Vec::new();
             met.write(&mut bytes, &mut Writing::default()).unwrap();
             let read = Met::read(&mut bytes.as_slice()).unwrap();

@@ -62,6 +62,14 @@ pub(in crate::history::sqlite) const fn beginning(hour: i64) -> i64 {
     hour.saturating_mul(HOUR_US)
 }
 
+/// The last microsecond of an hour, or of time.
+pub(in crate::history::sqlite) const fn end(hour: i64) -> i64 {
+    match beginning(hour.saturating_add(1)) {
+        i64::MAX => i64::MAX,
+        next => next.saturating_sub(1),
+    }
+}
+
 /// How many, and how much.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::history::sqlite) struct Counts {

@@ -1,5 +1,6 @@
 //! The tables that changes are read from, in pages, newest first.
 
+use fleetsock_proto::time::Timestamp;
 use rusqlite::{Row, types::Value};
 
 use super::super::ports;
@@ -28,7 +29,24 @@ pub(super) struct Page {
     host: Option<i64>,
     /// The place: the values of the source's keys in the row before, the time first.
     after: Vec<i64>,
+    /// Where only what is new is meant: since when nothing like it was there.
+    baseline: Option<i64>,
 }
+
+/// Openings, with whether the owners changed since: who held it first is told by the first change.
+const OPENED: &str = concat!(
+    "SELECT ",
+    ports::columns!(),
+    ", EXISTS (SELECT 1 FROM owner_changes c WHERE c.host_id = listeners.host_id AND c.netns = listeners.netns
+         AND c.cookie = listeners.cookie AND c.opened_at_us = listeners.opened_at_us) AS changed
+     FROM listeners"
+);
+
+/// What is new of listeners: nothing like it was there since the baseline began. Listeners are alike when host, protocol, address and
+/// port are the same. New sessions are found among sessions (`sessions/firsts.rs`).
+const IS_NEW: &str = "NOT EXISTS (SELECT 1 FROM listeners b INDEXED BY listeners_by_port
+    WHERE b.host_id = listeners.host_id AND b.port = listeners.port AND b.opened_at_us < listeners.opened_at_us
+        AND (b.closed_at_us IS NULL OR b.closed_at_us >= ?) AND b.protocol = listeners.protocol AND b.address = listeners.address)";
 
 /// The listeners of the changes, with the columns of [`StoredListener`](super::super::ports::StoredListener) first, found by their key: CROSS JOIN keeps the planner from beginning with them.
 const OWNERS: &str = "SELECT l.host_id, l.netns, l.cookie, l.opened_at_us, l.opened_known, l.closed_at_us,
@@ -42,7 +60,7 @@ impl Source {
     /// What is selected, the keys that order it (the time first), the host's column.
     const fn parts(self) -> (&'static str, &'static [&'static str], &'static str) {
         match self {
-            Source::Opened => (ports::SELECT, &["opened_at_us", "host_id", "netns", "cookie"], "host_id"),
+            Source::Opened => (OPENED, &["opened_at_us", "host_id", "netns", "cookie"], "host_id"),
             Source::Closed => {
                 (ports::SELECT, &["closed_at_us", "host_id", "netns", "cookie", "opened_at_us"], "host_id")
             }
@@ -53,12 +71,13 @@ impl Source {
 }
 
 impl Page {
-    /// The newest page up to a moment.
-    pub(super) fn newest(source: Source, host: Option<i64>, until: i64) -> Page {
+    /// The newest page up to a moment, of openings only of what is new since a baseline, where there is one.
+    pub(super) fn newest(source: Source, host: Option<i64>, until: i64, baseline: Option<Timestamp>) -> Page {
         let (_, keys, _) = source.parts();
         let mut after = vec![i64::MAX; keys.len()];
         after[0] = until;
-        Page { source, host, after }
+        let baseline = baseline.filter(|_| source == Source::Opened).map(Timestamp::as_micros);
+        Page { source, host, after, baseline }
     }
 
     /// The page that follows the one whose last row this was.
@@ -80,13 +99,15 @@ impl Page {
         let time = keys[0];
         let places = vec!["?"; keys.len()].join(", ");
         let host = if self.host.is_some() { format!("{host_column} = ? AND ") } else { String::new() };
+        let is_new = self.baseline.map_or(String::new(), |_| format!(" AND {IS_NEW}"));
         let order: Vec<String> = keys.iter().map(|key| format!("{key} DESC")).collect();
         let sql = format!(
-            "{select} WHERE {host}{time} IS NOT NULL AND {time} >= ? AND ({}) < ({places}) ORDER BY {} LIMIT {PAGE_ROWS}",
+            "{select} WHERE {host}{time} IS NOT NULL AND {time} >= ? AND ({}) < ({places}){is_new}
+             ORDER BY {} LIMIT {PAGE_ROWS}",
             keys.join(", "),
             order.join(", "),
         );
-        let values = self.host.into_iter().chain([since]).chain(self.after.iter().copied()).map(Value::from);
-        (sql, values.collect())
+        let values = self.host.into_iter().chain([since]).chain(self.after.iter().copied());
+        (sql, values.chain(self.baseline).map(Value::from).collect())
     }
 }

@@ -11,6 +11,7 @@ use crate::history::{
     HistoryError,
     sqlite::{
         coding,
+        kinds::Service,
         parts::Form,
         questions::Outline,
         sealed::{Block, Column, Fetching, Head, Values},
@@ -306,6 +307,13 @@ impl<'b> Services<'b> {
         let port = u16::try_from(port).map_err(|_| coding::wrong("port", format!("{port} is too large")))?;
         let direction = word("direction", self.directions.of(at)?, Direction::from_number)?;
         Ok((word("protocol", self.protocols.of(at)?, Protocol::from_number)?, direction, port))
+    }
+
+    /// The same as a number.
+    pub(super) fn service_of(&self, at: usize) -> Result<Service, HistoryError> {
+        let (protocol, direction, port) = self.of_session(at)?;
+        let service = Service::new(protocol.number(), direction, port);
+        Ok(service.ok_or_else(|| coding::wrong("protocol", format!("{} is too large", protocol.number())))?)
     }
 }
 

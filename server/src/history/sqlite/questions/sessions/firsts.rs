@@ -15,10 +15,11 @@ use fleetsock_proto::{
 };
 
 use self::{
-    before::{Before, Blocks},
+    before::Before,
+    held::Blocks,
     kinds::{First, Kinds},
 };
-use super::Search;
+use super::{Search, looking::At};
 use crate::history::{
     HistoryError,
     sqlite::{
@@ -28,11 +29,14 @@ use crate::history::{
 };
 
 mod before;
+mod held;
 mod kinds;
 
-/// Kinds that are looked for together: at first as few as a page may need, then twice as many each time.
-const FIRST_TOGETHER: usize = 128;
-const MOST_TOGETHER: usize = 32 * 1024;
+/// Kinds that are looked for together, in one pass of each file: at first as many as are wanted, then twice as many each time.
+const FEWEST_TOGETHER: usize = 128;
+const MOST_TOGETHER: usize = 128 * 1024;
+/// Sessions that are read together, about 300 bytes each: those of a block at once.
+const READ_TOGETHER: usize = 32 * 1024;
 /// Where so many or fewer are wanted, the window is looked at in parts, of which the last is so much shorter than it.
 const FEW: usize = 10_000;
 const PARTS: i64 = 64;
@@ -75,10 +79,10 @@ pub(in crate::history::sqlite::questions) fn each_new(
     mut show: impl FnMut(Session) -> Result<Wanted, HistoryError>,
 ) -> Result<(), HistoryError> {
     if wanted > FEW {
-        return each_within(reader, selection, places, (asked, *span), &mut show).map(drop);
+        return each_within(reader, selection, places, (asked, *span, wanted), &mut show).map(drop);
     }
     for part in span.in_parts(now) {
-        if each_within(reader, selection, places, (asked, part), &mut show)? == Wanted::NoMore {
+        if each_within(reader, selection, places, (asked, part, wanted), &mut show)? == Wanted::NoMore {
             break;
         }
     }
@@ -89,7 +93,7 @@ fn each_within(
     reader: &Reader,
     selection: &Selection,
     places: &Places,
-    (asked, span): (&SessionQuestion, Span),
+    (asked, span, wanted): (&SessionQuestion, Span, usize),
     show: &mut dyn FnMut(Session) -> Result<Wanted, HistoryError>,
 ) -> Result<Wanted, HistoryError> {
     let Span { since, until, baseline } = span;
@@ -102,20 +106,24 @@ fn each_within(
     let before = SessionQuestion { time, closed_before: Some(since), ..asked.clone() };
     let mut before = Before::new(Search::new(reader, selection, places, &before)?)?;
     let (mut firsts, others) = kinds.firsts();
-    let (mut blocks, mut together) = (Blocks::default(), FIRST_TOGETHER);
+    let (mut blocks, mut together) = (Blocks::default(), wanted.clamp(FEWEST_TOGETHER, MOST_TOGETHER));
     loop {
         let some: Vec<First> = (0..together).map_while(|_| firsts.pop()).collect();
         if some.is_empty() {
             return Ok(Wanted::More);
         }
-        for (First { kind, at, .. }, is_new) in zip(&some, before.have_none(&some)?) {
-            if !is_new {
-                continue;
-            }
-            let at_once = others.get(kind).into_iter().flatten();
-            for at in at_once.chain([at]) {
-                // It is gone when its file was dropped meanwhile.
-                let Some(one) = window.session_at(kind.host_id, *at, &mut blocks)? else { continue };
+        let is_new = before.have_none(&some)?;
+        let new = zip(&some, is_new).filter_map(|(first, is_new)| is_new.then_some(first));
+        let new: Vec<(i64, At)> = new
+            .flat_map(|First { kind, at, .. }| {
+                let at_once = others.get(kind).into_iter().flatten();
+                at_once.chain([at]).map(|at| (kind.host_id, *at))
+            })
+            .collect();
+        // Not more than may be wanted, of which each would be in a block of its own.
+        for some in new.chunks(wanted.clamp(1, READ_TOGETHER)) {
+            // One is gone when its file was dropped meanwhile.
+            for one in window.sessions_at(some, &mut blocks)?.into_iter().flatten() {
                 if show(window.shown(&one)?)? == Wanted::NoMore {
                     return Ok(Wanted::NoMore);
                 }

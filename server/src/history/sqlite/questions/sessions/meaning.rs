@@ -136,6 +136,12 @@ impl<'a> Meaning<'a> {
         self.matcher.asks_for_owners()
     }
 
+    /// Whether something has to be looked at that sessions of one kind need not have in common.
+    pub(super) fn tells_kinds_apart(&self) -> bool {
+        let SessionQuestion { filter, states, .. } = self.question;
+        self.asks_for_owners() || !filter.families.is_empty() || !states.is_empty()
+    }
+
     pub(super) fn has_owners(
         &self,
         owners: &OwnerColumns,

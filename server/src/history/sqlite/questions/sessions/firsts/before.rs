@@ -1,31 +1,28 @@
-//! Whether sessions of a kind were there before a window, and the sessions of those that were not.
+//! Whether sessions of a kind were there before a window.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::iter::zip;
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 
 use super::{
     super::{
         InFile, MANY_ROWS, Search,
         blocks::{Services, Which},
-        looking::At,
         rows::runs,
     },
-    kinds::{First, Kind},
+    held::Blocks,
+    kinds::First,
 };
 use crate::history::{
     HistoryError,
-    hashing::Seeded,
     sqlite::{
-        sealed::{Block, Head, places, places::Place},
-        stored::{self, StoredSession},
+        kinds::{Kind, Looking},
+        sealed::{Head, places, places::Place},
     },
 };
 
 /// Rows that are read at once to find one of a kind.
 const AT_ONCE: usize = 256;
-/// Blocks that are held while they may be needed again, about 20 KiB each.
-const HELD_BLOCKS: usize = 512;
 
 /// What was there before the window.
 pub(super) struct Before<'a> {
@@ -48,27 +45,56 @@ impl<'a> Before<'a> {
 
     /// Of which of these kinds nothing was there.
     pub(super) fn have_none(&mut self, some: &[First]) -> Result<Vec<bool>, HistoryError> {
-        let mut by_host: Vec<usize> = (0..some.len()).collect();
-        by_host.sort_unstable_by_key(|at| (some[*at].kind.host_id, some[*at].kind.peer));
         let mut none = vec![true; some.len()];
-        for at in by_host {
-            none[at] = !self.has(&some[at].kind)?;
+        // Which of them was in none of the files so far, in the order in which files tell them.
+        let mut left: Vec<(Kind, usize)> = zip(some.iter().map(|first| first.kind), 0..).collect();
+        left.sort_unstable();
+        for at in 0..self.files.len() {
+            let file = self.files[at];
+            let mut unclear = self.by_kinds(file, &left, &mut none)?;
+            // What is near each other is read together.
+            unclear.sort_unstable_by_key(|(kind, _)| (kind.host_id, kind.peer));
+            for (kind, at) in unclear {
+                self.search.reader.go_on()?;
+                none[at] = !(if self.search.is_sealed(file) {
+                    self.in_blocks(file, &kind)?
+                } else {
+                    self.in_rows(file, &kind)?
+                });
+            }
+            left.retain(|(_, at)| none[*at]);
         }
         Ok(none)
     }
 
-    /// Whether a session of a kind was there.
-    fn has(&mut self, kind: &Kind) -> Result<bool, HistoryError> {
-        self.search.reader.go_on()?;
-        for at in 0..self.files.len() {
-            let file = self.files[at];
-            let is_there =
-                if self.search.is_sealed(file) { self.in_blocks(file, kind)? } else { self.in_rows(file, kind)? };
-            if is_there {
-                return Ok(true);
+    /// Notes of which kinds a file tells that one was there; of which it does not tell whether.
+    fn by_kinds(
+        &self,
+        file: InFile,
+        left: &[(Kind, usize)],
+        none: &mut [bool],
+    ) -> Result<Vec<(Kind, usize)>, HistoryError> {
+        if !self.search.is_sealed(file) {
+            return Ok(left.to_vec());
+        }
+        let Some((sealed, outline)) = self.search.sealed(file)? else { return Ok(Vec::new()) };
+        if !outline.kinds || self.search.meaning.tells_kinds_apart() {
+            return Ok(left.to_vec());
+        }
+        let [after, last, _] = self.search.meaning.window.bounds();
+        let (mut kinds, mut unclear) = (Looking::of(sealed), Vec::new());
+        for (kind, at) in left {
+            if !outline.may_have((kind.peer, kind.peer)) {
+                continue;
+            }
+            self.search.reader.go_on()?;
+            match kinds.find(kind)?.map(|hours| hours.are_within((after, last))) {
+                Some(Some(true)) => none[*at] = false,
+                Some(None) => unclear.push((*kind, *at)),
+                Some(Some(false)) | None => {}
             }
         }
-        Ok(false)
+        Ok(unclear)
     }
 
     fn in_blocks(&mut self, file: InFile, kind: &Kind) -> Result<bool, HistoryError> {
@@ -127,9 +153,9 @@ impl<'a> Before<'a> {
             return Ok(false);
         }
         let services = Services::of(block, places.len())?;
-        let asks_for_more = search.meaning.asks_for_traits() || search.meaning.asks_for_owners();
+        let asks_for_more = search.meaning.tells_kinds_apart();
         for at in places.into_iter().rev() {
-            if services.of_session(at)? != (kind.protocol, kind.direction, kind.port) {
+            if services.service_of(at)? != kind.service {
                 continue;
             }
             if !asks_for_more {
@@ -176,54 +202,5 @@ impl<'a> Before<'a> {
             Ok(())
         })?;
         Ok(found)
-    }
-}
-
-/// Blocks that were read, by their file and their number.
-#[derive(Default)]
-pub(super) struct Blocks(HashMap<(InFile, i64), Block, Seeded>);
-
-impl Blocks {
-    /// A block, which is read when it is not held; none when it is not kept any more.
-    fn get(
-        &mut self,
-        place: (InFile, i64),
-        read: impl FnOnce() -> Result<Option<Block>, HistoryError>,
-    ) -> Result<Option<&Block>, HistoryError> {
-        if self.0.len() >= HELD_BLOCKS && !self.0.contains_key(&place) {
-            self.0.clear();
-        }
-        Ok(match self.0.entry(place) {
-            Entry::Occupied(held) => Some(held.into_mut()),
-            Entry::Vacant(free) => read()?.map(|block| &*free.insert(block)),
-        })
-    }
-}
-
-impl Search<'_> {
-    /// The session that was seen there; nothing when it is not kept any more.
-    pub(super) fn session_at(
-        &mut self,
-        host: i64,
-        at: At,
-        blocks: &mut Blocks,
-    ) -> Result<Option<StoredSession>, HistoryError> {
-        match at {
-            At::Open(netns, cookie) => {
-                let mut statement = self.reader.day.prepare_cached(&format!(
-                    "SELECT {} FROM open_sessions WHERE host_id = ?1 AND netns = ?2 AND cookie = ?3",
-                    stored::OPEN
-                ))?;
-                let key = [host, netns, cookie];
-                Ok(statement.query_row(key, StoredSession::open).optional()?)
-            }
-            At::Row(file, id) => self.read_row(file, id),
-            At::Place(file, place) => {
-                let (file, Place { block, at }) = (Some(file), Place::of(place));
-                let found = blocks.get((file, block), || self.find_block(file, block))?;
-                let Some(block) = found else { return Ok(None) };
-                Ok(block.sessions(&[at])?.pop())
-            }
-        }
     }
 }

@@ -3,50 +3,28 @@
 use std::{
     cmp::Ordering,
     collections::{BinaryHeap, HashMap, hash_map::Entry},
-    net::IpAddr,
 };
 
-use fleetsock_proto::{
-    socket::{Direction, Protocol},
-    time::Timestamp,
-};
+use fleetsock_proto::time::Timestamp;
 
 use super::super::{
     Search,
     blocks::Services,
     looking::{At, Look},
-    meaning::Traits,
 };
 use crate::history::{
     HistoryError,
     hashing::Seeded,
     sqlite::{
+        kinds::Kind,
         numbered::Numbered,
         sealed::{Block, Column, places::Place},
         stored::StoredSession,
     },
 };
 
-/// Kinds of sessions that are told apart in a window, about 130 bytes each.
+/// Kinds of sessions that are told apart in a window, about 110 bytes each.
 const KINDS_LIMIT: usize = 500_000;
-
-/// What sessions have in common that are alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Kind {
-    pub(super) host_id: i64,
-    pub(super) peer: IpAddr,
-    pub(super) protocol: Protocol,
-    pub(super) direction: Direction,
-    /// The service's port.
-    pub(super) port: u16,
-}
-
-impl Kind {
-    pub(super) fn of(one: &StoredSession) -> Result<Kind, rusqlite::Error> {
-        let Traits { protocol, direction, port, .. } = Traits::of(one)?;
-        Ok(Kind { host_id: one.host_id, peer: one.peer.ip(), protocol, direction, port })
-    }
-}
 
 /// The first session of a kind. The one that opened last is the largest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +37,8 @@ pub(super) struct First {
 impl Ord for First {
     fn cmp(&self, other: &First) -> Ordering {
         let key = |first: &First| {
-            let Kind { host_id, peer, port, .. } = first.kind;
-            (first.opened_at_us, host_id, peer, port)
+            let Kind { host_id, peer, service } = first.kind;
+            (first.opened_at_us, host_id, peer, service)
         };
         key(self).cmp(&key(other))
     }
@@ -181,8 +159,7 @@ impl Look<'_> for Kinds {
         let (closed, lasted) = (closed?, lasted?);
         let host_id = block.host_id();
         let one = |at: &usize| {
-            let (protocol, direction, port) = services.of_session(*at)?;
-            let kind = Kind { host_id, peer: *peers.of(*at)?, protocol, direction, port };
+            let kind = Kind { peer: *peers.of(*at)?, host_id, service: services.service_of(*at)? };
             let opened_at_us = closed.of(*at)?.wrapping_sub(lasted.of(*at)?);
             Ok((kind, opened_at_us, At::Place(file, Place { block: id, at: *at }.number())))
         };
@@ -192,11 +169,14 @@ impl Look<'_> for Kinds {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
+    use crate::history::sqlite::kinds::Service;
 
     fn kind(number: usize) -> Kind {
         let peer = IpAddr::from(u32::try_from(number).unwrap().to_be_bytes());
-        Kind { host_id: 1, peer, protocol: Protocol::Tcp, direction: Direction::In, port: 443 }
+        Kind { peer, host_id: 1, service: Service::numbered(443) }
     }
 
     fn none(since_us: i64) -> Kinds {

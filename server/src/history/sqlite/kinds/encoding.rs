@@ -1,0 +1,204 @@
+//! A stretch of kinds as bytes: the hour from which hours are counted and the family, then of each kind by how much its address is more
+//! than the one before, the host (by how much it is more, where the address is the same), the service, and the hours.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{Hours, Kind, LAST_PROTOCOL, OUT, PROTOCOL, Service, Told};
+use crate::history::sqlite::{
+    coding::halves,
+    sealed::{Damaged, Reading, Writing},
+};
+
+/// Bytes of a stretch, at most: with these it is in the page of its table itself, which has room for 1,002 bytes of a row
+/// ("Database File Format", 1.6).
+const STRETCH_BYTES: usize = 900;
+/// Bytes of a kind, at most: of its address two numbers, of its host, of its service, of its protocol and of its hours two.
+const KIND_BYTES: usize = 20 + 10 + 3 + 3 + 20;
+
+const V4: u64 = 4;
+const V6: u64 = 6;
+
+/// What almost all are.
+const TCP: u32 = 6;
+
+/// A stretch that is being written.
+#[derive(Debug)]
+pub(super) struct Stretch {
+    writing: Writing,
+    /// The hour from which hours are counted.
+    origin: i64,
+    first: Kind,
+    last: Kind,
+}
+
+impl Stretch {
+    /// One that begins with a kind. No hour of it is before the origin.
+    pub(super) fn begun((kind, hours): Told, origin: i64) -> Stretch {
+        let mut writing = Writing::default();
+        writing.signed(origin);
+        writing.unsigned(if kind.peer.is_ipv4() { V4 } else { V6 });
+        let mut stretch = Stretch { writing, origin, first: kind, last: kind };
+        stretch.address(0, kind.peer);
+        stretch.rest(None, (kind, hours));
+        stretch
+    }
+
+    /// Whether it has room for the next kind.
+    pub(super) fn has_room_for(&self, kind: Kind) -> bool {
+        self.first.peer.is_ipv4() == kind.peer.is_ipv4() && self.writing.length() + KIND_BYTES <= STRETCH_BYTES
+    }
+
+    /// Adds the next kind.
+    pub(super) fn add(&mut self, (kind, hours): Told) {
+        let before = std::mem::replace(&mut self.last, kind);
+        self.address(bits(before.peer), kind.peer);
+        self.rest(Some(before).filter(|before| before.peer == kind.peer), (kind, hours));
+    }
+
+    fn address(&mut self, before: u128, peer: IpAddr) {
+        let [high, low] = halves(bits(peer).wrapping_sub(before));
+        if peer.is_ipv6() {
+            self.writing.unsigned(high);
+        }
+        self.writing.unsigned(low);
+    }
+
+    fn rest(&mut self, before: Option<Kind>, (kind, Hours { first, last }): Told) {
+        let host = before.map_or(0, |before| before.host_id);
+        self.writing.unsigned(kind.host_id.wrapping_sub(host).cast_unsigned());
+        let Service(service) = kind.service;
+        let (protocol, out, port) = (service / PROTOCOL, service & OUT != 0, service % OUT);
+        self.writing.unsigned(u64::from(port) << 2 | u64::from(out) << 1 | u64::from(protocol != TCP));
+        if protocol != TCP {
+            self.writing.unsigned(protocol.into());
+        }
+        let from = first.wrapping_sub(self.origin).cast_unsigned();
+        self.writing.unsigned(from << 1 | u64::from(first != last));
+        if first != last {
+            self.writing.unsigned(last.wrapping_sub(first).cast_unsigned());
+        }
+    }
+
+    /// The first kind, and the bytes of all.
+    pub(super) fn finish(self) -> (Kind, Vec<u8>) {
+        (self.first, self.writing.finish())
+    }
+}
+
+fn bits(peer: IpAddr) -> u128 {
+    match peer {
+        IpAddr::V4(peer) => peer.to_bits().into(),
+        IpAddr::V6(peer) => peer.to_bits(),
+    }
+}
+
+/// Adds the kinds of a stretch, each of which comes after the one before.
+pub(super) fn read(bytes: &[u8], into: &mut Vec<Told>) -> Result<(), Damaged> {
+    let mut reading = Reading::new(bytes);
+    let origin = reading.signed()?;
+    match reading.unsigned()? {
+        V4 => {
+            let mut before = 0_u32;
+            each(&mut reading, origin, into, |reading| {
+                before = before.wrapping_add(reading.narrow()?);
+                Ok(Ipv4Addr::from_bits(before).into())
+            })
+        }
+        V6 => {
+            let mut before = 0_u128;
+            each(&mut reading, origin, into, |reading| {
+                let step = u128::from(reading.unsigned()?) << 64 | u128::from(reading.unsigned()?);
+                before = before.wrapping_add(step);
+                Ok(Ipv6Addr::from_bits(before).into())
+            })
+        }
+        _ => Err(Damaged("a family has no meaning")),
+    }
+}
+
+#[inline]
+fn each(
+    reading: &mut Reading<'_>,
+    origin: i64,
+    into: &mut Vec<Told>,
+    mut address: impl FnMut(&mut Reading<'_>) -> Result<IpAddr, Damaged>,
+) -> Result<(), Damaged> {
+    let mut before: Option<Kind> = None;
+    while !reading.rest().is_empty() {
+        let peer = address(reading)?;
+        let host = before.filter(|before| before.peer == peer).map_or(0, |before| before.host_id);
+        let host_id = host.wrapping_add(reading.unsigned()?.cast_signed());
+        let word = reading.unsigned()?;
+        let port = u16::try_from(word >> 2).map_err(|_| Damaged("a port is too large"))?;
+        let protocol = if word & 1 == 0 { TCP } else { reading.narrow()? };
+        if protocol > LAST_PROTOCOL {
+            return Err(Damaged("a protocol is too large"));
+        }
+        let out = if word & 2 == 0 { 0 } else { OUT };
+        let service = Service(protocol * PROTOCOL + out + u32::from(port));
+        let word = reading.unsigned()?;
+        let first = origin.wrapping_add((word >> 1).cast_signed());
+        let last = if word & 1 == 0 { first } else { first.wrapping_add(reading.unsigned()?.cast_signed()) };
+        let kind = Kind { peer, host_id, service };
+        if before.replace(kind).is_some_and(|before| before >= kind) || first > last {
+            return Err(Damaged("kinds are in no order"));
+        }
+        into.push((kind, Hours { first, last }));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::{collection::btree_map, prelude::*};
+
+    use super::*;
+
+    const ORIGIN: i64 = -5;
+
+    fn kinds() -> impl Strategy<Value = BTreeMap<Kind, Hours>> {
+        let peer = prop_oneof![any::<IpAddr>(), (0_u8..3).prop_map(|n| IpAddr::from([10, 0, 0, n]))];
+        let service = prop_oneof![any::<u32>(), (0_u32..3).prop_map(|n| TCP * PROTOCOL + 443 + n)].prop_map(Service);
+        let kind = (peer, prop_oneof![any::<i64>(), 0_i64..3], service);
+        let kind = kind.prop_map(|(peer, host_id, service)| Kind { peer, host_id, service });
+        let hours = (0_i64..1 << 40, prop_oneof![Just(0), 0_i64..1 << 40]);
+        let hours =
+            hours.prop_map(|(from, for_so_many)| Hours { first: ORIGIN + from, last: ORIGIN + from + for_so_many });
+        btree_map(kind, hours, 1..90)
+    }
+
+    proptest! {
+        #[test]
+        fn kinds_are_read_as_they_were_written(kinds in kinds()) {
+            let mut kinds = kinds.into_iter();
+            let first = kinds.next().unwrap();
+            let mut stretches = vec![Stretch::begun(first, ORIGIN)];
+            let mut all = vec![first];
+            for one in kinds {
+                match stretches.last_mut() {
+                    Some(last) if last.has_room_for(one.0) => last.add(one),
+                    _ => stretches.push(Stretch::begun(one, ORIGIN)),
+                }
+                all.push(one);
+            }
+            let mut found = Vec::new();
+            for stretch in stretches {
+                let (begins, (first, bytes)) = (found.len(), stretch.finish());
+                prop_assert!(bytes.len() <= STRETCH_BYTES, "{}", bytes.len());
+                read(&bytes, &mut found).unwrap();
+                prop_assert_eq!(found[begins].0, first);
+            }
+            prop_assert_eq!(found, all);
+        }
+
+        #[test]
+        fn no_bytes_make_it_fail_otherwise_than_by_saying_so(bytes: Vec<u8>, family in prop_oneof![Just(4_u8), Just(6)]) {
+            let _any = read(&bytes, &mut Vec::new());
+            let mut found = Vec::new();
+            let _some = read(&[&[0, family], &bytes[..]].concat(), &mut found);
+            prop_assert!(found.len() <= bytes.len());
+        }
+    }
+}
