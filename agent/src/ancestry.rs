@@ -36,6 +36,8 @@ pub struct Described {
     pub netns: u64,
     /// When it began (nanoseconds, the clock of the events), to a tick of the clock.
     pub started_ns: u64,
+    /// Whether the name of its user is still looked up: one that is alive is read again.
+    pub nameless: bool,
 }
 
 /// The processes that events told of.
@@ -149,7 +151,7 @@ impl Ancestry {
                 unit: String::new(),
                 command_line: String::new(),
             };
-            Described { owner: Arc::new(owner), netns: 0, started_ns: 0 }
+            Described { owner: Arc::new(owner), netns: 0, started_ns: 0, nameless: false }
         })
     }
 
@@ -172,13 +174,15 @@ impl Ancestry {
         // A look at a process that is alive may have been at one that began since.
         let is_it = |described: &Described| described.started_ns <= at_ns.saturating_add(START_SLACK_NS);
         let is_known = self.processes.contains_key(&pid);
-        let (fork, is_gone) = match self.then(pid, at_ns) {
-            Some(Entry { described: Some(described), .. }) => return Some(described).filter(|it| is_it(it)).cloned(),
-            Some(entry) => (entry.fork, entry.exited_ns.is_some()),
+        let (before, fork, is_gone) = match self.then(pid, at_ns) {
+            Some(Entry { described: Some(described), .. }) if !described.nameless => {
+                return Some(described).filter(|it| is_it(it)).cloned();
+            }
+            Some(entry) => (entry.described.clone().filter(is_it), entry.fork, entry.exited_ns.is_some()),
             // Whoever had the number then has it no more.
-            None => (None, is_known),
+            None => (None, None, is_known),
         };
-        let found = if is_gone { None } else { read(pid).filter(is_it) };
+        let found = if is_gone { None } else { read(pid).filter(is_it) }.or(before);
         let found = match (found, fork) {
             (Some(described), _) => Some(described),
             (None, Some((parent, forked_ns))) if generations > 0 => {
@@ -219,7 +223,7 @@ impl Entry {
 
     /// What a process is that nobody read: what its parent was, and what the kernel told.
     fn inherited(&self, (pid, started_ns): (u32, u64), started_at: Timestamp, parent: &Described) -> Described {
-        let Described { owner, netns, .. } = parent;
+        let Described { owner, netns, nameless, .. } = parent;
         let process = self.name.clone().unwrap_or_else(|| owner.process.clone());
         // Programs that enter another network namespace do so before they run another one.
         let (exe, command_line, netns) = match self.exec {
@@ -227,7 +231,7 @@ impl Entry {
             false => (owner.exe.clone(), owner.command_line.clone(), *netns),
         };
         let owner = Owner { pid, started_at: Some(started_at), process, exe, command_line, ..Owner::clone(owner) };
-        Described { owner: Arc::new(owner), netns, started_ns }
+        Described { owner: Arc::new(owner), netns, started_ns, nameless: *nameless }
     }
 }
 
@@ -247,7 +251,7 @@ mod tests {
             unit: format!("{process}.service"),
             command_line: String::new(),
         };
-        Described { owner: Arc::new(owner), netns: 7, started_ns: 0 }
+        Described { owner: Arc::new(owner), netns: 7, started_ns: 0, nameless: false }
     }
 
     fn told(whats: Vec<What>) -> Ancestry {
@@ -288,6 +292,23 @@ mod tests {
         let found = ancestry.describe(by(3, 9_000), 0, &mut read).owner;
         assert_eq!((found.process.as_str(), found.exe.as_str(), found.user.as_str()), ("curl", "", "www-data"));
         assert_eq!(found.started_at, Some(Timestamp::from_micros(1)), "when it was forked");
+    }
+
+    #[test]
+    fn one_whose_user_has_no_name_yet_is_read_again_as_long_as_it_is_alive() {
+        let mut ancestry = Ancestry::default();
+        let nameless = |pid| Some(Described { nameless: true, ..owner(pid, "nginx") });
+        let named = |pid| Some(owner(pid, "nginx"));
+        assert!(ancestry.describe(by(8, 1_000), 0, &mut { nameless }).nameless);
+        assert!(ancestry.describe(by(8, 2_000), 0, &mut |_| None).nameless, "it is what is known");
+        assert!(!ancestry.describe(by(8, 3_000), 0, &mut { named }).nameless);
+        assert!(
+            !ancestry.describe(by(8, 4_000), 0, &mut { nameless }).nameless,
+            "once it has one it is not read again"
+        );
+        assert!(ancestry.describe(by(9, 5_000), 0, &mut { nameless }).nameless);
+        ancestry.handle(&Record { at_ns: 6_000, what: What::Exited { pid: 9 } }, None);
+        assert!(ancestry.describe(by(9, 5_500), 0, &mut { named }).nameless, "it is gone: another may have its number");
     }
 
     #[test]

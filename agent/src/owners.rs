@@ -197,12 +197,18 @@ impl Processes {
         scan
     }
 
+    /// Single processes are going to be looked at, for what events told.
+    pub fn begin_look(&mut self) {
+        self.known.begin_look();
+    }
+
     /// The process with this number, if it is alive and may be looked at.
     pub fn describe(&mut self, pid: u32) -> Option<Described> {
         let name = CString::new(pid.to_string()).ok()?;
         let folder = Folder::open(&self.proc, &name).ok()?;
         let (owner, started) = self.known.owner(pid, &folder).ok()?;
-        Some(Described { owner, netns: folder.netns().unwrap_or(0), started_ns: by_events(started) })
+        let nameless = self.known.is_nameless(pid);
+        Some(Described { owner, netns: folder.netns().unwrap_or(0), started_ns: by_events(started), nameless })
     }
 
     /// The process of a thread that was there at a moment of the events' clock and is still.

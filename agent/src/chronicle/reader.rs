@@ -79,6 +79,7 @@ impl Reader {
     pub(super) fn take_in(&mut self, chronicle: &Chronicle, held_back: HeldBack) {
         let began_ns = events::now_ns();
         let clock_offset_ns = events::clock_offset_ns();
+        self.processes.begin_look();
         self.events.drain(&mut self.drained);
         self.lost += self.drained.lost + self.drained.unreadable;
         for record in self.drained.records.drain(..) {

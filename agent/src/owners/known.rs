@@ -13,7 +13,7 @@ use super::{
     command_line::Redaction,
     placement::Placement,
     process::{self, Folder, Stat},
-    users::Users,
+    users::{BRIEF_PATIENCE, PATIENCE, Users},
 };
 
 /// Most processes that are remembered; what is above is read anew each time.
@@ -63,11 +63,29 @@ impl Known {
     /// A scan begins.
     pub(super) fn begin(&mut self) {
         self.scan += 1;
-        self.users.begin();
+        self.users.begin(PATIENCE);
+        self.set_boot();
+    }
+
+    /// A look at single processes begins, which sees not all of them: so many that are gone are forgotten with the others.
+    pub(super) fn begin_look(&mut self) {
+        if self.processes.len() >= PROCESSES_LIMIT {
+            self.processes.clear();
+        }
+        self.users.begin(BRIEF_PATIENCE);
+        self.set_boot();
+    }
+
+    fn set_boot(&mut self) {
         let boot_us = boot_us();
         if boot_us.abs_diff(self.boot_us) > BOOT_TOLERANCE_US.unsigned_abs() {
             self.boot_us = boot_us;
         }
+    }
+
+    /// Whether the name of a process's user is still looked up.
+    pub(super) fn is_nameless(&self, pid: u32) -> bool {
+        self.processes.get(&pid).is_some_and(|entry| entry.nameless)
     }
 
     /// A process is alive.

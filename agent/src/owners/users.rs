@@ -9,7 +9,11 @@ use std::{
 };
 
 /// How long all lookups of one scan may hold it up together; a name that comes later is there for the next scan.
-const PATIENCE: Duration = Duration::from_millis(250);
+pub(super) const PATIENCE: Duration = Duration::from_millis(250);
+/// The same of one look at what events told, while which more of them come: enough for what stands in a file.
+pub(super) const BRIEF_PATIENCE: Duration = Duration::from_millis(10);
+/// How often who has no name is asked for again.
+const RENEWAL: Duration = Duration::from_secs(1);
 /// How long the end of a lookup is waited for when the agent stops.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Most names that are kept; they are forgotten all at once.
@@ -23,6 +27,8 @@ pub(super) struct Users {
     names: HashMap<u32, String>,
     asked: HashSet<u32>,
     deadline: Instant,
+    /// When those without a name were last forgotten.
+    renewed: Instant,
     questions: SyncSender<u32>,
     answers: Receiver<(u32, String)>,
     thread: Option<JoinHandle<()>>,
@@ -44,19 +50,24 @@ impl Users {
             names: HashMap::new(),
             asked: HashSet::new(),
             deadline: Instant::now(),
+            renewed: Instant::now(),
             questions,
             answers,
             thread: Some(thread),
         })
     }
 
-    /// A scan begins: there is new patience, and who had no name may have got one.
-    pub(super) fn begin(&mut self) {
+    /// A scan or a look begins: there is new patience, and who had no name may have got one.
+    pub(super) fn begin(&mut self, patience: Duration) {
+        let now = Instant::now();
         if self.names.len() >= NAMES_LIMIT {
             self.names.clear();
         }
-        self.names.retain(|_, name| !name.is_empty());
-        self.deadline = Instant::now() + PATIENCE;
+        if now.duration_since(self.renewed) >= RENEWAL {
+            self.names.retain(|_, name| !name.is_empty());
+            self.renewed = now;
+        }
+        self.deadline = now + patience;
     }
 
     /// The name of a user, empty when there is none; nothing when it is not known yet.
@@ -110,7 +121,7 @@ mod tests {
 
     fn found(users: &mut Users, uid: u32) -> String {
         loop {
-            users.begin();
+            users.begin(PATIENCE);
             if let Some(name) = users.name(uid) {
                 return name;
             }
