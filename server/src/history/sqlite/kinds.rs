@@ -5,6 +5,7 @@
 //! looked for one after the other ([`Looking`]): of many that are asked for in their order, each stretch is read once.
 
 use std::{
+    cmp::Ordering,
     hash::{Hash, Hasher},
     net::IpAddr,
 };
@@ -61,12 +62,35 @@ impl Service {
     }
 }
 
-/// What sessions have in common that are alike. In order, those of an address follow each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// What sessions have in common that are alike. In order, those of an address follow each other, as their table is sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Kind {
     pub(super) peer: IpAddr,
     pub(super) host_id: i64,
     pub(super) service: Service,
+}
+
+impl Ord for Kind {
+    /// By numbers: addresses by their bytes took a third of a long search.
+    #[inline]
+    fn cmp(&self, other: &Kind) -> Ordering {
+        let key = |kind: &Kind| (kind.peer.is_ipv6(), bits(kind.peer), kind.host_id, kind.service);
+        key(self).cmp(&key(other))
+    }
+}
+
+impl PartialOrd for Kind {
+    #[inline]
+    fn partial_cmp(&self, other: &Kind) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+fn bits(peer: IpAddr) -> u128 {
+    match peer {
+        IpAddr::V4(peer) => peer.to_bits().into(),
+        IpAddr::V6(peer) => peer.to_bits(),
+    }
 }
 
 impl Kind {

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use rusqlite::{Connection, params};
 
-use super::{Hours, Kind, Service, Telling, Told, encoding, encoding::Stretch};
+use super::{
+    Hours, Kind, Service, Telling, Told,
+    encoding::{Stretch, Stretched},
+};
 use crate::history::sqlite::{coding::AddressBytes, sealed::SealError};
 
 /// The kinds of a file, while its sessions are added: all with one address, host by host, then all with the next.
@@ -19,6 +22,7 @@ pub(in crate::history::sqlite) struct Adding<'c> {
     stretch: Option<Stretch>,
     /// What the stretch has to tell.
     expected: Vec<Told>,
+    read: Stretched,
     telling: Telling,
 }
 
@@ -32,6 +36,7 @@ impl Adding<'_> {
             services: BTreeMap::new(),
             stretch: None,
             expected: Vec::new(),
+            read: Stretched::default(),
             telling: Telling::default(),
         }
     }
@@ -74,12 +79,15 @@ impl Adding<'_> {
     fn end_stretch(&mut self) -> Result<(), SealError> {
         let Some(stretch) = self.stretch.take() else { return Ok(()) };
         let (Kind { peer, host_id, service: Service(service) }, bytes) = stretch.finish();
-        let mut read = Vec::with_capacity(self.expected.len());
-        encoding::read(&bytes, &mut read)?;
-        if read != self.expected {
+        self.read.begin(&bytes)?;
+        for told in self.expected.drain(..) {
+            if self.read.next()? != Some(told) {
+                return Err(SealError::Different);
+            }
+        }
+        if self.read.next()?.is_some() {
             return Err(SealError::Different);
         }
-        self.expected.clear();
         self.sealed
             .prepare_cached("INSERT INTO kinds (peer_address, host_id, service, kinds) VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![AddressBytes::of(peer), host_id, service, bytes])?;

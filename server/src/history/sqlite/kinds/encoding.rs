@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Hours, Kind, LAST_PROTOCOL, OUT, PROTOCOL, Service, Told};
+use super::{Hours, Kind, LAST_PROTOCOL, OUT, PROTOCOL, Service, Told, bits};
 use crate::history::sqlite::{
     coding::halves,
     sealed::{Damaged, Reading, Writing},
@@ -85,48 +85,43 @@ impl Stretch {
     }
 }
 
-fn bits(peer: IpAddr) -> u128 {
-    match peer {
-        IpAddr::V4(peer) => peer.to_bits().into(),
-        IpAddr::V6(peer) => peer.to_bits(),
-    }
-}
-
-/// Adds the kinds of a stretch, each of which comes after the one before.
-pub(super) fn read(bytes: &[u8], into: &mut Vec<Told>) -> Result<(), Damaged> {
-    let mut reading = Reading::new(bytes);
-    let origin = reading.signed()?;
-    match reading.unsigned()? {
-        V4 => {
-            let mut before = 0_u32;
-            each(&mut reading, origin, into, |reading| {
-                before = before.wrapping_add(reading.narrow()?);
-                Ok(Ipv4Addr::from_bits(before).into())
-            })
-        }
-        V6 => {
-            let mut before = 0_u128;
-            each(&mut reading, origin, into, |reading| {
-                let step = u128::from(reading.unsigned()?) << 64 | u128::from(reading.unsigned()?);
-                before = before.wrapping_add(step);
-                Ok(Ipv6Addr::from_bits(before).into())
-            })
-        }
-        _ => Err(Damaged("a family has no meaning")),
-    }
-}
-
-#[inline]
-fn each(
-    reading: &mut Reading<'_>,
+/// A stretch that is read, kind by kind.
+#[derive(Debug, Default)]
+pub(super) struct Stretched {
+    bytes: Vec<u8>,
+    /// How much of it was read.
+    at: usize,
     origin: i64,
-    into: &mut Vec<Told>,
-    mut address: impl FnMut(&mut Reading<'_>) -> Result<IpAddr, Damaged>,
-) -> Result<(), Damaged> {
-    let mut before: Option<Kind> = None;
-    while !reading.rest().is_empty() {
-        let peer = address(reading)?;
-        let host = before.filter(|before| before.peer == peer).map_or(0, |before| before.host_id);
+    is_v4: bool,
+    before: Option<Kind>,
+}
+
+impl Stretched {
+    /// Begins with the bytes of another stretch.
+    pub(super) fn begin(&mut self, bytes: &[u8]) -> Result<(), Damaged> {
+        let mut reading = Reading::new(bytes);
+        self.origin = reading.signed()?;
+        self.is_v4 = match reading.unsigned()? {
+            V4 => true,
+            V6 => false,
+            _ => return Err(Damaged("a family has no meaning")),
+        };
+        self.bytes.clear();
+        self.bytes.extend_from_slice(reading.rest());
+        self.at = 0;
+        self.before = None;
+        Ok(())
+    }
+
+    /// The next kind, which comes after the one before; nothing at the end.
+    #[inline]
+    pub(super) fn next(&mut self) -> Result<Option<Told>, Damaged> {
+        let mut reading = Reading::new(self.bytes.get(self.at..).unwrap_or_default());
+        if reading.rest().is_empty() {
+            return Ok(None);
+        }
+        let peer = self.address(&mut reading)?;
+        let host = self.before.filter(|before| before.peer == peer).map_or(0, |before| before.host_id);
         let host_id = host.wrapping_add(reading.unsigned()?.cast_signed());
         let word = reading.unsigned()?;
         let port = u16::try_from(word >> 2).map_err(|_| Damaged("a port is too large"))?;
@@ -137,15 +132,27 @@ fn each(
         let out = if word & 2 == 0 { 0 } else { OUT };
         let service = Service(protocol * PROTOCOL + out + u32::from(port));
         let word = reading.unsigned()?;
-        let first = origin.wrapping_add((word >> 1).cast_signed());
+        let first = self.origin.wrapping_add((word >> 1).cast_signed());
         let last = if word & 1 == 0 { first } else { first.wrapping_add(reading.unsigned()?.cast_signed()) };
         let kind = Kind { peer, host_id, service };
-        if before.replace(kind).is_some_and(|before| before >= kind) || first > last {
+        if self.before.replace(kind).is_some_and(|before| before >= kind) || first > last {
             return Err(Damaged("kinds are in no order"));
         }
-        into.push((kind, Hours { first, last }));
+        self.at = self.bytes.len() - reading.rest().len();
+        Ok(Some((kind, Hours { first, last })))
     }
-    Ok(())
+
+    #[inline]
+    fn address(&self, reading: &mut Reading<'_>) -> Result<IpAddr, Damaged> {
+        let before = self.before.map(|before| before.peer);
+        if self.is_v4 {
+            let before = if let Some(IpAddr::V4(before)) = before { before.to_bits() } else { 0 };
+            return Ok(Ipv4Addr::from_bits(before.wrapping_add(reading.narrow()?)).into());
+        }
+        let before = if let Some(IpAddr::V6(before)) = before { before.to_bits() } else { 0 };
+        let step = u128::from(reading.unsigned()?) << 64 | u128::from(reading.unsigned()?);
+        Ok(Ipv6Addr::from_bits(before.wrapping_add(step)).into())
+    }
 }
 
 #[cfg(test)]
@@ -155,6 +162,15 @@ mod tests {
     use proptest::{collection::btree_map, prelude::*};
 
     use super::*;
+
+    fn read(bytes: &[u8], into: &mut Vec<Told>) -> Result<(), Damaged> {
+        let mut stretch = Stretched::default();
+        stretch.begin(bytes)?;
+        while let Some(told) = stretch.next()? {
+            into.push(told);
+        }
+        Ok(())
+    }
 
     const ORIGIN: i64 = -5;
 

@@ -1,8 +1,8 @@
 //! Kinds of a file that are looked for, one after the other.
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
-use super::{Hours, Kind, Service, Telling, Told, encoding};
+use super::{Hours, Kind, Service, Telling, Told, encoding::Stretched};
 use crate::history::{
     HistoryError,
     sqlite::{
@@ -14,31 +14,44 @@ use crate::history::{
 /// Stretches between two looks whether sealing is still wanted.
 const LOOK_EVERY: usize = 1024;
 
-/// Looks for kinds in a file: quickest in their order.
+/// Looks for kinds in a file: quickest in their order, as each stretch is read once then.
 pub(in crate::history::sqlite) struct Looking<'c> {
     sealed: &'c Connection,
-    /// The stretch that was read last.
-    read: Vec<Told>,
+    stretch: Stretched,
+    /// Where it is read: all that come before the second come not after the first.
+    before: Option<Kind>,
+    next: Option<Told>,
 }
 
 impl<'c> Looking<'c> {
     pub(in crate::history::sqlite) fn of(sealed: &'c Connection) -> Looking<'c> {
-        Looking { sealed, read: Vec::new() }
+        Looking { sealed, stretch: Stretched::default(), before: None, next: None }
     }
 
     /// In which hours sessions of a kind closed; nothing when there are none.
     pub(in crate::history::sqlite) fn find(&mut self, kind: &Kind) -> Result<Option<Hours>, HistoryError> {
-        let covers = |read: &[Told]| matches!(read, [(first, _), .., (last, _)] if first <= kind && kind <= last);
-        if !covers(&self.read) {
-            self.read_stretch(kind)?;
+        if self.before.is_none_or(|before| *kind <= before) || !self.reaches(kind)? {
+            self.begin(kind)?;
+            self.reaches(kind)?;
         }
-        let found = self.read.binary_search_by(|(other, _)| other.cmp(kind));
-        Ok(found.ok().and_then(|at| self.read.get(at)).map(|(_, hours)| *hours))
+        Ok(self.next.filter(|(next, _)| next == kind).map(|(_, hours)| hours))
     }
 
-    /// Reads the last stretch that does not begin after a kind.
-    fn read_stretch(&mut self, kind: &Kind) -> Result<(), HistoryError> {
-        self.read.clear();
+    /// Reads on until a kind could come; whether the stretch does not end before.
+    fn reaches(&mut self, kind: &Kind) -> Result<bool, HistoryError> {
+        while let Some((next, _)) = self.next {
+            if next >= *kind {
+                return Ok(true);
+            }
+            self.before = Some(next);
+            self.next = self.stretch.next()?;
+        }
+        Ok(false)
+    }
+
+    /// Begins with the last stretch that does not begin after a kind.
+    fn begin(&mut self, kind: &Kind) -> Result<(), HistoryError> {
+        (self.before, self.next) = (None, None);
         let mut statement = self.sealed.prepare_cached(
             "SELECT kinds FROM kinds WHERE (peer_address, host_id, service) <= (?1, ?2, ?3)
              ORDER BY peer_address DESC, host_id DESC, service DESC LIMIT 1",
@@ -46,11 +59,16 @@ impl<'c> Looking<'c> {
         let Service(service) = kind.service;
         let mut rows = statement.query(params![AddressBytes::of(kind.peer), kind.host_id, service])?;
         if let Some(row) = rows.next()? {
-            let bytes = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("kinds", error.to_string()))?;
-            encoding::read(bytes, &mut self.read)?;
+            self.stretch.begin(bytes(row)?)?;
+            self.next = self.stretch.next()?;
         }
         Ok(())
     }
+}
+
+/// The bytes of a stretch.
+fn bytes<'r>(row: &'r Row<'_>) -> Result<&'r [u8], rusqlite::Error> {
+    row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("kinds", error.to_string()))
 }
 
 impl Telling {
@@ -64,20 +82,21 @@ impl Telling {
             "SELECT kinds, peer_address, host_id, service FROM kinds ORDER BY peer_address, host_id, service",
         )?;
         let mut rows = statement.query([])?;
-        let (mut stretch, mut last, mut looked_at) = (Vec::new(), None, 0_usize);
+        let (mut stretch, mut last, mut looked_at) = (Stretched::default(), None, 0_usize);
         while let Some(row) = rows.next()? {
-            stretch.clear();
-            let bytes = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("kinds", error.to_string()))?;
-            encoding::read(bytes, &mut stretch)?;
+            stretch.begin(bytes(row)?)?;
             let (peer, host_id, service) = (coding::address_of(row.get_ref(1)?)?, row.get(2)?, Service(row.get(3)?));
-            if stretch.first().is_none_or(|(first, _)| *first != Kind { peer, host_id, service }) {
-                return Ok(false);
-            }
-            for told in &stretch {
-                if last.replace(told.0).is_some_and(|last| last >= told.0) {
+            let mut key = Some(Kind { peer, host_id, service });
+            while let Some(told) = stretch.next()? {
+                if key.take().is_some_and(|key| key != told.0)
+                    || last.replace(told.0).is_some_and(|last| last >= told.0)
+                {
                     return Ok(false);
                 }
-                self.kind(*told);
+                self.kind(told);
+            }
+            if key.is_some() {
+                return Ok(false);
             }
             looked_at += 1;
             if looked_at.is_multiple_of(LOOK_EVERY) && !goes_on() {

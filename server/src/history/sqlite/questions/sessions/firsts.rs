@@ -34,7 +34,6 @@ mod kinds;
 
 /// Kinds that are looked for together, in one pass of each file: at first as many as are wanted, then twice as many each time.
 const FEWEST_TOGETHER: usize = 128;
-const MOST_TOGETHER: usize = 128 * 1024;
 /// Sessions that are read together, about 300 bytes each: those of a block at once.
 const READ_TOGETHER: usize = 32 * 1024;
 /// Where so many or fewer are wanted, the window is looked at in parts, of which the last is so much shorter than it.
@@ -106,12 +105,9 @@ fn each_within(
     let before = SessionQuestion { time, closed_before: Some(since), ..asked.clone() };
     let mut before = Before::new(Search::new(reader, selection, places, &before)?)?;
     let (mut firsts, others) = kinds.firsts();
-    let (mut blocks, mut together) = (Blocks::default(), wanted.clamp(FEWEST_TOGETHER, MOST_TOGETHER));
-    loop {
-        let some: Vec<First> = (0..together).map_while(|_| firsts.pop()).collect();
-        if some.is_empty() {
-            return Ok(Wanted::More);
-        }
+    let (mut blocks, mut together) = (Blocks::default(), wanted.max(FEWEST_TOGETHER));
+    while !firsts.is_empty() {
+        let some = newest(&mut firsts, together);
         let is_new = before.have_none(&some)?;
         let new = zip(&some, is_new).filter_map(|(first, is_new)| is_new.then_some(first));
         let new: Vec<(i64, At)> = new
@@ -129,8 +125,21 @@ fn each_within(
                 }
             }
         }
-        together = (2 * together).min(MOST_TOGETHER);
+        together = together.saturating_mul(2);
     }
+    Ok(Wanted::More)
+}
+
+/// Takes out so many that opened last, the last one first.
+fn newest(firsts: &mut Vec<First>, count: usize) -> Vec<First> {
+    let rest = firsts.len().saturating_sub(count);
+    // They are not sorted as long as few are wanted of many.
+    if rest > 0 {
+        firsts.select_nth_unstable(rest);
+    }
+    let mut newest = firsts.split_off(rest);
+    newest.sort_unstable_by(|one, other| other.cmp(one));
+    newest
 }
 
 #[cfg(test)]

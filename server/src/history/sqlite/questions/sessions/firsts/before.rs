@@ -23,23 +23,28 @@ use crate::history::{
 
 /// Rows that are read at once to find one of a kind.
 const AT_ONCE: usize = 256;
+/// Kinds that are looked for between two looks whether to go on.
+const LOOK_EVERY: usize = 256;
 
 /// What was there before the window.
 pub(super) struct Before<'a> {
     search: Search<'a>,
-    /// The files with something of that, the newest first.
+    /// The files with something of that: first those that tell their kinds, which is quick, and of either the newest first.
     files: Vec<InFile>,
     blocks: Blocks,
 }
 
 impl<'a> Before<'a> {
     pub(super) fn new(search: Search<'a>) -> Result<Before<'a>, HistoryError> {
-        let mut files = Vec::new();
+        let (mut files, mut others) = (Vec::new(), Vec::new());
         for file in search.files().into_sorted_vec().into_iter().rev().map(|next| next.file) {
-            if search.is_sealed(file) || search.begins_in_time(file)? {
+            if search.sealed(file)?.is_some_and(|(_, outline)| outline.kinds) {
                 files.push(file);
+            } else if search.is_sealed(file) || search.begins_in_time(file)? {
+                others.push(file);
             }
         }
+        files.append(&mut others);
         Ok(Before { search, files, blocks: Blocks::default() })
     }
 
@@ -83,11 +88,13 @@ impl<'a> Before<'a> {
         }
         let [after, last, _] = self.search.meaning.window.bounds();
         let (mut kinds, mut unclear) = (Looking::of(sealed), Vec::new());
-        for (kind, at) in left {
+        for (turn, (kind, at)) in left.iter().enumerate() {
+            if turn.is_multiple_of(LOOK_EVERY) {
+                self.search.reader.go_on()?;
+            }
             if !outline.may_have((kind.peer, kind.peer)) {
                 continue;
             }
-            self.search.reader.go_on()?;
             match kinds.find(kind)?.map(|hours| hours.are_within((after, last))) {
                 Some(Some(true)) => none[*at] = false,
                 Some(None) => unclear.push((*kind, *at)),

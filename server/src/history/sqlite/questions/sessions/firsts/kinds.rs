@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::{BinaryHeap, HashMap, hash_map::Entry},
+    collections::{HashMap, hash_map::Entry},
 };
 
 use fleetsock_proto::time::Timestamp;
@@ -118,8 +118,8 @@ impl Kinds {
         Ok(())
     }
 
-    /// Those that opened in the window and are the first of their kind there, and others that opened at the same moments.
-    pub(super) fn firsts(self) -> (BinaryHeap<First>, Others) {
+    /// Those that opened in the window and are the first of their kind there, in no order, and others that opened at the same moments.
+    pub(super) fn firsts(self) -> (Vec<First>, Others) {
         let Kinds { hosts, count, at_once, .. } = self;
         let mut others = Others::default();
         for (kind, opened_at_us, at) in at_once {
@@ -134,7 +134,7 @@ impl Kinds {
                 firsts.push(First { kind, opened_at_us, at });
             }
         }
-        (firsts.into(), others)
+        (firsts, others)
     }
 }
 
@@ -193,8 +193,9 @@ mod tests {
         }
         let row = |row| At::Row(None, row);
         let first = |number, opened_at_us, of| First { kind: kind(number), opened_at_us, at: row(of) };
-        let (firsts, others) = kinds.firsts();
-        assert_eq!(firsts.into_sorted_vec(), [first(1, 20, 3), first(2, 40, 6)]);
+        let (mut firsts, others) = kinds.firsts();
+        firsts.sort();
+        assert_eq!(firsts, [first(1, 20, 3), first(2, 40, 6)]);
         assert_eq!(others, Others::from_iter([(kind(1), vec![row(4)])]));
     }
 
