@@ -36,8 +36,37 @@ pub struct Described {
     pub netns: u64,
     /// When it began (nanoseconds, the clock of the events), to a tick of the clock.
     pub started_ns: u64,
-    /// Whether the name of its user is still looked up: one that is alive is read again.
+    /// Whether the name of its user is still looked up.
     pub nameless: bool,
+}
+
+/// What tells of processes.
+pub trait Look {
+    /// One that is alive, as it is now.
+    fn process(&mut self, pid: u32) -> Option<Described>;
+
+    /// The name of a user, empty when there is none; nothing when it is not known yet.
+    fn user(&mut self, _uid: u32) -> Option<String> {
+        None
+    }
+}
+
+impl<F: FnMut(u32) -> Option<Described>> Look for F {
+    fn process(&mut self, pid: u32) -> Option<Described> {
+        self(pid)
+    }
+}
+
+impl Described {
+    /// Gives it the name of its user, if that is known by now. What it was is not read again: it may be another program since.
+    fn named(&mut self, look: &mut impl Look) {
+        if self.nameless
+            && let Some(user) = look.user(self.owner.uid)
+        {
+            self.owner = Arc::new(Owner { user, ..Owner::clone(&self.owner) });
+            self.nameless = false;
+        }
+    }
 }
 
 /// The processes that events told of.
@@ -130,14 +159,9 @@ impl Ancestry {
         self.count = 0;
     }
 
-    /// The process that did something, as it was then. `read` looks at one that is alive.
-    pub fn describe(
-        &mut self,
-        deed: Deed,
-        clock_offset_ns: i64,
-        read: &mut impl FnMut(u32) -> Option<Described>,
-    ) -> Described {
-        self.find(deed, clock_offset_ns, read, GENERATIONS_LIMIT).unwrap_or_else(|| {
+    /// The process that did something, as it was then.
+    pub fn describe(&mut self, deed: Deed, clock_offset_ns: i64, look: &mut impl Look) -> Described {
+        self.find(deed, clock_offset_ns, look, GENERATIONS_LIMIT).unwrap_or_else(|| {
             let Deed { pid, at_ns } = deed;
             let name = self.then(pid, at_ns).and_then(|entry| entry.name.clone());
             let owner = Owner {
@@ -168,26 +192,27 @@ impl Ancestry {
         &mut self,
         Deed { pid, at_ns }: Deed,
         clock_offset_ns: i64,
-        read: &mut impl FnMut(u32) -> Option<Described>,
+        look: &mut impl Look,
         generations: usize,
     ) -> Option<Described> {
         // A look at a process that is alive may have been at one that began since.
         let is_it = |described: &Described| described.started_ns <= at_ns.saturating_add(START_SLACK_NS);
         let is_known = self.processes.contains_key(&pid);
-        let (before, fork, is_gone) = match self.then(pid, at_ns) {
-            Some(Entry { described: Some(described), .. }) if !described.nameless => {
+        let (fork, is_gone) = match self.then(pid, at_ns) {
+            Some(Entry { described: Some(described), .. }) => {
+                described.named(look);
                 return Some(described).filter(|it| is_it(it)).cloned();
             }
-            Some(entry) => (entry.described.clone().filter(is_it), entry.fork, entry.exited_ns.is_some()),
+            Some(entry) => (entry.fork, entry.exited_ns.is_some()),
             // Whoever had the number then has it no more.
-            None => (None, None, is_known),
+            None => (None, is_known),
         };
-        let found = if is_gone { None } else { read(pid).filter(is_it) }.or(before);
+        let found = if is_gone { None } else { look.process(pid).filter(is_it) };
         let found = match (found, fork) {
             (Some(described), _) => Some(described),
             (None, Some((parent, forked_ns))) if generations > 0 => {
                 let parent = Deed { pid: parent, at_ns: forked_ns };
-                let parent = self.find(parent, clock_offset_ns, read, generations - 1)?;
+                let parent = self.find(parent, clock_offset_ns, look, generations - 1)?;
                 let started_at = events::moment(forked_ns, clock_offset_ns);
                 self.then(pid, at_ns).map(|entry| entry.inherited((pid, forked_ns), started_at, &parent))
             }
@@ -294,21 +319,36 @@ mod tests {
         assert_eq!(found.started_at, Some(Timestamp::from_micros(1)), "when it was forked");
     }
 
+    /// Processes whose users' names come late.
+    struct Late(Option<&'static str>);
+
+    impl Look for Late {
+        fn process(&mut self, pid: u32) -> Option<Described> {
+            let owner = Arc::new(Owner { user: String::new(), ..Owner::clone(&owner(pid, "sh").owner) });
+            Some(Described { owner, netns: 7, started_ns: 0, nameless: true })
+        }
+
+        fn user(&mut self, uid: u32) -> Option<String> {
+            assert_eq!(uid, 33);
+            self.0.map(str::to_owned)
+        }
+    }
+
     #[test]
-    fn one_whose_user_has_no_name_yet_is_read_again_as_long_as_it_is_alive() {
-        let mut ancestry = Ancestry::default();
-        let nameless = |pid| Some(Described { nameless: true, ..owner(pid, "nginx") });
-        let named = |pid| Some(owner(pid, "nginx"));
-        assert!(ancestry.describe(by(8, 1_000), 0, &mut { nameless }).nameless);
-        assert!(ancestry.describe(by(8, 2_000), 0, &mut |_| None).nameless, "it is what is known");
-        assert!(!ancestry.describe(by(8, 3_000), 0, &mut { named }).nameless);
-        assert!(
-            !ancestry.describe(by(8, 4_000), 0, &mut { nameless }).nameless,
-            "once it has one it is not read again"
-        );
-        assert!(ancestry.describe(by(9, 5_000), 0, &mut { nameless }).nameless);
-        ancestry.handle(&Record { at_ns: 6_000, what: What::Exited { pid: 9 } }, None);
-        assert!(ancestry.describe(by(9, 5_500), 0, &mut { named }).nameless, "it is gone: another may have its number");
+    fn one_whose_user_had_no_name_yet_gets_it_and_stays_what_it_was() {
+        let mut ancestry = told(vec![What::Forked { pid: 9, parent: 8 }, What::Exited { pid: 9 }]);
+        let mut user_of = |deed, name| {
+            let found = ancestry.describe(deed, 0, &mut Late(name));
+            (found.owner.process.clone(), found.owner.user.clone(), found.nameless)
+        };
+        let (late, known) = (("sh".into(), String::new(), true), ("sh".into(), "www-data".to_owned(), false));
+        assert_eq!(user_of(by(8, 9_000), None), late);
+        assert_eq!(user_of(by(9, 500), None), late, "as it inherited, now that it is gone");
+        assert_eq!(user_of(by(9, 500), Some("www-data")), known);
+        assert_eq!(user_of(by(8, 9_000), Some("www-data")), known);
+        // It is another program now, which is not what did this.
+        let found = ancestry.describe(by(8, 9_000), 0, &mut |pid| Some(owner(pid, "sleep")));
+        assert_eq!((found.owner.process.as_str(), found.owner.user.as_str()), ("sh", "www-data"));
     }
 
     #[test]

@@ -45,7 +45,11 @@ pub(crate) use self::{
     placement::Placement,
     process::{Folder, buffer, cut, is_running, pid, started},
 };
-use crate::{ancestry::Described, config::CommandLines, cost};
+use crate::{
+    ancestry::{Described, Look},
+    config::CommandLines,
+    cost,
+};
 
 /// How long the kernel is not asked again after it took too long to tell: whoever makes it slow costs the host one such pass in
 /// that time.
@@ -202,15 +206,6 @@ impl Processes {
         self.known.begin_look();
     }
 
-    /// The process with this number, if it is alive and may be looked at.
-    pub fn describe(&mut self, pid: u32) -> Option<Described> {
-        let name = CString::new(pid.to_string()).ok()?;
-        let folder = Folder::open(&self.proc, &name).ok()?;
-        let (owner, started) = self.known.owner(pid, &folder).ok()?;
-        let nameless = self.known.is_nameless(pid);
-        Some(Described { owner, netns: folder.netns().unwrap_or(0), started_ns: by_events(started), nameless })
-    }
-
     /// The process of a thread that was there at a moment of the events' clock and is still.
     pub fn of_thread(&mut self, thread: u32, at_ns: u64) -> Option<u32> {
         let name = CString::new(thread.to_string()).ok()?;
@@ -224,6 +219,20 @@ impl Processes {
     pub fn namespace_of(&self, pid: u32) -> Option<u64> {
         let name = CString::new(pid.to_string()).ok()?;
         Folder::open(&self.proc, &name).and_then(|folder| folder.netns()).ok()
+    }
+}
+
+impl Look for Processes {
+    fn process(&mut self, pid: u32) -> Option<Described> {
+        let name = CString::new(pid.to_string()).ok()?;
+        let folder = Folder::open(&self.proc, &name).ok()?;
+        let (owner, started) = self.known.owner(pid, &folder).ok()?;
+        let nameless = self.known.is_nameless(pid);
+        Some(Described { owner, netns: folder.netns().unwrap_or(0), started_ns: by_events(started), nameless })
+    }
+
+    fn user(&mut self, uid: u32) -> Option<String> {
+        self.known.user(uid)
     }
 }
 

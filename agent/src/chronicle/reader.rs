@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::{Chronicle, HELD_BACK, State, nanoseconds};
 use crate::{
-    ancestry::{Ancestry, Described},
+    ancestry::{Ancestry, Described, Look},
     events::{self, Drained, Events, Record, Teller as Source, What},
     lives::{Asked, Deed, Ended},
     owners::{Processes, lookers},
@@ -84,7 +84,7 @@ impl Reader {
         self.lost += self.drained.lost + self.drained.unreadable;
         for record in self.drained.records.drain(..) {
             let seen = match record.what {
-                What::Named { pid, exec: true, .. } => self.processes.describe(pid).map(Box::new),
+                What::Named { pid, exec: true, .. } => self.processes.process(pid).map(Box::new),
                 _ => None,
             };
             if let Some(threads) = &mut self.threads {
@@ -189,8 +189,7 @@ impl Teller<'_> {
     }
 
     fn who(&mut self, deed: Deed) -> Described {
-        let processes = &mut *self.processes;
-        self.ancestry.describe(deed, self.clock_offset_ns, &mut |pid| processes.describe(pid))
+        self.ancestry.describe(deed, self.clock_offset_ns, self.processes)
     }
 
     fn tell_one(&mut self, Ended { cookie, life, closed_ns, walked, heard }: Ended) -> Told {

@@ -67,7 +67,8 @@ impl Known {
         self.set_boot();
     }
 
-    /// A look at single processes begins, which sees not all of them: so many that are gone are forgotten with the others.
+    /// A look at single processes begins, which does not see who is gone: when they are too many all are forgotten, and those that are
+    /// still there are dated anew.
     pub(super) fn begin_look(&mut self) {
         if self.processes.len() >= PROCESSES_LIMIT {
             self.processes.clear();
@@ -86,6 +87,11 @@ impl Known {
     /// Whether the name of a process's user is still looked up.
     pub(super) fn is_nameless(&self, pid: u32) -> bool {
         self.processes.get(&pid).is_some_and(|entry| entry.nameless)
+    }
+
+    /// The name of a user, empty when there is none; nothing when it is not known yet.
+    pub(super) fn user(&mut self, uid: u32) -> Option<String> {
+        self.users.name(uid)
     }
 
     /// A process is alive.

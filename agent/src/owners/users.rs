@@ -1,7 +1,7 @@
 //! Names of users. They are looked up in a thread of its own: a directory service (LDAP) may take its time, or hang.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     io, mem,
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread::{Builder, JoinHandle},
@@ -25,7 +25,10 @@ const LOOKUPS_LIMIT: usize = 64;
 #[derive(Debug)]
 pub(super) struct Users {
     names: HashMap<u32, String>,
-    asked: HashSet<u32>,
+    /// Whose names are looked up, and in which scan or look they were asked for first.
+    asked: HashMap<u32, u64>,
+    /// Number of the scan or look.
+    turn: u64,
     deadline: Instant,
     /// When those without a name were last forgotten.
     renewed: Instant,
@@ -48,7 +51,8 @@ impl Users {
         })?;
         Ok(Users {
             names: HashMap::new(),
-            asked: HashSet::new(),
+            asked: HashMap::new(),
+            turn: 0,
             deadline: Instant::now(),
             renewed: Instant::now(),
             questions,
@@ -67,19 +71,22 @@ impl Users {
             self.names.retain(|_, name| !name.is_empty());
             self.renewed = now;
         }
+        self.turn += 1;
         self.deadline = now + patience;
     }
 
-    /// The name of a user, empty when there is none; nothing when it is not known yet.
+    /// The name of a user, empty when there is none; nothing when it is not known yet. Each is waited for once: whoever is slow
+    /// holds up no later scan or look.
     pub(super) fn name(&mut self, uid: u32) -> Option<String> {
         if let Some(name) = self.names.get(&uid) {
             return Some(name.clone());
         }
-        if !self.asked.contains(&uid) && self.questions.try_send(uid).is_ok() {
-            self.asked.insert(uid);
+        if !self.asked.contains_key(&uid) && self.questions.try_send(uid).is_ok() {
+            self.asked.insert(uid, self.turn);
         }
-        while self.asked.contains(&uid) {
-            let left = self.deadline.saturating_duration_since(Instant::now());
+        while let Some(asked) = self.asked.get(&uid) {
+            let is_late = *asked != self.turn;
+            let left = if is_late { Duration::ZERO } else { self.deadline.saturating_duration_since(Instant::now()) };
             let Ok((answered, name)) = self.answers.recv_timeout(left) else {
                 return None;
             };
@@ -135,6 +142,39 @@ mod tests {
             assert_eq!(found(&mut users, 0), "root");
             assert_eq!(found(&mut users, 3_999_999_999), "");
         }
+    }
+
+    #[test]
+    fn who_has_no_name_is_asked_for_again_after_a_while_and_who_has_one_is_not() {
+        let mut users = Users::start().unwrap();
+        found(&mut users, 0);
+        found(&mut users, 3_999_999_999);
+        users.begin(PATIENCE);
+        assert_eq!(users.names.len(), 2);
+        users.renewed -= RENEWAL;
+        users.begin(PATIENCE);
+        assert_eq!(users.names.keys().collect::<Vec<_>>(), [&0]);
+    }
+
+    #[test]
+    fn one_that_is_slow_is_waited_for_in_the_scan_that_asks_and_in_no_later_one() {
+        let mut users = Users::start().unwrap();
+        // A lookup that does not answer.
+        users.begin(Duration::ZERO);
+        users.asked.insert(7, users.turn);
+        let mut waited = |patience: Duration| {
+            let begun = Instant::now();
+            users.begin(patience);
+            assert_eq!(users.name(7), None);
+            begun.elapsed()
+        };
+        assert!(waited(Duration::from_secs(3600)) < Duration::from_secs(600));
+        users.asked.insert(7, users.turn + 1);
+        let patience = Duration::from_millis(30);
+        let begun = Instant::now();
+        users.begin(patience);
+        assert_eq!(users.name(7), None);
+        assert!(begun.elapsed() >= patience);
     }
 
     #[test]

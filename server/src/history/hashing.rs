@@ -1,7 +1,7 @@
 //! Hashing of sessions, of their values and of groups of them, which each session of a file goes through several times: a word
 //! for each multiplication, in place of SipHash's several for each byte.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
 /// A number whose bits are as good as random (of the golden ratio).
 const MIXING: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -51,6 +51,13 @@ impl Hasher for Folding {
         let product = u128::from(self.0 ^ word) * u128::from(MIXING);
         self.0 = (product as u64) ^ ((product >> 64) as u64);
     }
+}
+
+/// The hash of one thing.
+pub(in crate::history) fn folded(value: impl Hash) -> u64 {
+    let mut hasher = Folding::default();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Makes hashes of tables. Where they begin is not known to who chooses the values: addresses come from anywhere.

@@ -187,6 +187,10 @@ impl Sums {
         mut next: impl FnMut() -> Result<Option<(IpAddr, [u64; 3])>, HistoryError>,
     ) -> Result<(), HistoryError> {
         let mut first: BinaryHeap<(Rank, IpAddr, Counts)> = BinaryHeap::new();
+        // What is counted already, in the same order; most peers are not among these.
+        let mut held: Vec<IpAddr> = self.groups.keys().filter_map(|key| key.peer).collect();
+        held.sort_unstable();
+        let mut held = held.into_iter().peekable();
         while let Some((peer, [sessions, bytes_sent, bytes_received])) = next()? {
             let key = Key { peer: Some(peer), ..Key::default() };
             if !self.part.has(|| self.part.hash.hash_one(self.words(&key))) {
@@ -197,7 +201,8 @@ impl Sums {
                 self.count_in(key, counts)?;
                 continue;
             }
-            if !self.groups.is_empty()
+            while held.next_if(|held| *held < peer).is_some() {}
+            if held.next_if_eq(&peer).is_some()
                 && let Some(held) = self.groups.remove(&key)
             {
                 counts.add(held);

@@ -59,6 +59,37 @@ impl ToSql for AddressBytes {
     }
 }
 
+/// An address in numbers, which are compared in a fraction of the time; in the order of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Numeric {
+    is_v6: bool,
+    bits: u128,
+}
+
+impl From<IpAddr> for Numeric {
+    #[inline]
+    fn from(address: IpAddr) -> Numeric {
+        match address {
+            IpAddr::V4(address) => Numeric { is_v6: false, bits: address.to_bits().into() },
+            IpAddr::V6(address) => Numeric { is_v6: true, bits: address.to_bits() },
+        }
+    }
+}
+
+impl Numeric {
+    pub(super) const fn bits(self) -> u128 {
+        self.bits
+    }
+
+    #[inline]
+    pub(super) fn address(self) -> IpAddr {
+        match self.is_v6 {
+            false => Ipv4Addr::from_bits(self.bits as u32).into(),
+            true => Ipv6Addr::from_bits(self.bits).into(),
+        }
+    }
+}
+
 /// The higher and the lower half of a number.
 pub(super) const fn halves(number: u128) -> [u64; 2] {
     [(number >> 64) as u64, number as u64]

@@ -2,20 +2,16 @@
 //! them closed. So it is known of a sealed file whether there was one like another without reading its sessions.
 //!
 //! They are gathered while peers are sorted for their index ([`Adding`]), stored in short stretches in the order of the addresses, and
-//! looked for one after the other ([`Looking`]): of many that are asked for in their order, each stretch is read once.
+//! looked for one after the other ([`Looking`]): of many that are asked for in their order, a stretch is read once for all that it has.
 
-use std::{
-    cmp::Ordering,
-    hash::{Hash, Hasher},
-    net::IpAddr,
-};
+use std::{cmp::Ordering, net::IpAddr};
 
 use fleetsock_proto::socket::Direction;
 use rusqlite::Connection;
 
 pub(super) use self::{adding::Adding, looking::Looking, telling::Telling};
 use super::{
-    coding,
+    coding::{self, Numeric},
     stored::StoredSession,
     sums::{beginning, end},
 };
@@ -71,10 +67,9 @@ pub(super) struct Kind {
 }
 
 impl Ord for Kind {
-    /// By numbers: addresses by their bytes took a third of a long search.
     #[inline]
     fn cmp(&self, other: &Kind) -> Ordering {
-        let key = |kind: &Kind| (kind.peer.is_ipv6(), bits(kind.peer), kind.host_id, kind.service);
+        let key = |kind: &Kind| (Numeric::from(kind.peer), kind.host_id, kind.service);
         key(self).cmp(&key(other))
     }
 }
@@ -83,13 +78,6 @@ impl PartialOrd for Kind {
     #[inline]
     fn partial_cmp(&self, other: &Kind) -> Option<Ordering> {
         Some(self.cmp(other))
-    }
-}
-
-fn bits(peer: IpAddr) -> u128 {
-    match peer {
-        IpAddr::V4(peer) => peer.to_bits().into(),
-        IpAddr::V6(peer) => peer.to_bits(),
     }
 }
 
@@ -138,12 +126,6 @@ pub(super) fn are_told(sealed: &Connection) -> Result<bool, rusqlite::Error> {
     }
     // One that has sessions has some, if it tells them.
     sealed.query_row("SELECT EXISTS (SELECT 1 FROM kinds)", [], |row| row.get(0))
-}
-
-fn hashed(value: impl Hash) -> u64 {
-    let mut hasher = crate::history::hashing::Folding::default();
-    value.hash(&mut hasher);
-    hasher.finish()
 }
 
 #[cfg(test)]

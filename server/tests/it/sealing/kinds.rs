@@ -6,6 +6,7 @@ use fleetsock_proto::{
     change::{ChangeKind, ChangeRecord, ChangeSubject, Changed},
     host::HostSelector,
     question::ChangeQuestion,
+    socket::Family,
 };
 
 use super::{peers::about, *};
@@ -52,11 +53,15 @@ async fn live_for_days(world: &World<Hesitant<ROWS>>) {
                 let opened_at = closed_at - [1, 40, 4000, 40_000][usize::try_from(numbers.below(4)).unwrap()];
                 let (peer, other) = (numbers.peer(), 40_000 + cookie % 9000);
                 let port = [22, 443, 5432, 8080][usize::try_from(numbers.below(4)).unwrap()];
+                // So some of a kind are of another family.
+                let own = ["10.0.0.1", "[2001:db8:1::1]"][usize::try_from(numbers.below(2)).unwrap()];
                 let socket = match numbers.below(2) {
-                    0 => session(cookie, &format!("10.0.0.1:{other}"), Out, &format!("{peer}:{port}")),
-                    _ => session(cookie, &format!("10.0.0.1:{port}"), In, &format!("{peer}:{other}")),
+                    0 => session(cookie, &format!("{own}:{other}"), Out, &format!("{peer}:{port}")),
+                    _ => session(cookie, &format!("{own}:{port}"), In, &format!("{peer}:{other}")),
                 };
-                closed(socket.since(opened_at), closed_at)
+                // Some hold sessions of one kind in turns.
+                let holder = ["nginx", "haproxy"][usize::try_from(numbers.below(2)).unwrap()];
+                closed(socket.since(opened_at).held_by(&[owner(holder, 7)]), closed_at)
             };
             let lives: Vec<_> = (0..EACH).map(life).collect();
             world.tell(agent, Changes, end, lives).await;
@@ -97,6 +102,21 @@ fn new_ones(all: &[Session], question: &ChangeQuestion) -> BTreeSet<String> {
     firsts.into_values().flat_map(|(_, ones)| ones).map(line).collect()
 }
 
+/// Of whom is asked: what kinds tell, and what sessions of one kind need not have in common.
+fn questions() -> [(SocketFilter, fn(&Session) -> bool); 5] {
+    let hosts = HostSelector { globs: vec!["web1".to_owned()], ..HostSelector::default() };
+    let none = SocketFilter::default;
+    [
+        (none(), |_| true),
+        (SocketFilter { hosts, ..none() }, |one| one.host == "web1"),
+        (SocketFilter { ports: vec![PortRange::new(400, 6000).unwrap()], ..none() }, |one| {
+            (400..=6000).contains(&kind(one).3)
+        }),
+        (SocketFilter { processes: vec!["nginx".to_owned()], ..none() }, |one| one.owners[0].process == "nginx"),
+        (SocketFilter { families: vec![Family::Ipv6], ..none() }, |one| one.family == Family::Ipv6),
+    ]
+}
+
 /// Asks about many windows; how many there were new in all.
 async fn all_windows_are_right(world: &World<Hesitant<ROWS>>, all: &[Session]) -> usize {
     let now = at((HOURS + 1) * HOUR);
@@ -115,10 +135,7 @@ async fn all_windows_are_right(world: &World<Hesitant<ROWS>>, all: &[Session]) -
             window = window.map(whole_hour);
         }
         let [baseline, since, until] = window;
-        for (hosts, ports) in [("*", None), ("web1", None), ("*", Some(PortRange::new(400, 6000).unwrap()))] {
-            let hosts_meant = HostSelector { globs: vec![hosts.to_owned()], ..HostSelector::default() };
-            let filter =
-                SocketFilter { hosts: hosts_meant, ports: ports.into_iter().collect(), ..SocketFilter::default() };
+        for (filter, is_meant) in questions() {
             let question = ChangeQuestion {
                 filter,
                 kinds: vec![ChangeKind::Opened],
@@ -128,11 +145,7 @@ async fn all_windows_are_right(world: &World<Hesitant<ROWS>>, all: &[Session]) -
                 baseline: Some(baseline),
                 ..ChangeQuestion::default()
             };
-            let is_meant = |one: &&Session| {
-                (hosts == "*" || one.host == hosts)
-                    && ports.is_none_or(|ports| (ports.first()..=ports.last()).contains(&kind(one).3))
-            };
-            let meant: Vec<Session> = all.iter().filter(is_meant).cloned().collect();
+            let meant: Vec<Session> = all.iter().filter(|one| is_meant(one)).cloned().collect();
             let expected = new_ones(&meant, &question);
             let asked = [None, Some(1000)].map(|limit| ChangeQuestion { limit, ..question.clone() });
             for question in asked {

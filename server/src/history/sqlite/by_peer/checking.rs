@@ -1,16 +1,12 @@
 //! Sums held against the sessions of their file, which come in another order.
 
-use std::{
-    collections::BTreeSet,
-    hash::{Hash, Hasher},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use rusqlite::Connection;
 
 use super::{One, Scope, hours, merging::Stretches};
 use crate::history::{
-    hashing::Folding,
+    hashing::folded,
     sqlite::{
         sealed::{GoesOn, SealError},
         sums::Counts,
@@ -29,12 +25,10 @@ struct Telling(u64);
 
 impl Telling {
     fn add(&mut self, scope: Scope, peer: IpAddr, counts: Counts) {
-        let mut hasher = Folding::default();
-        (scope, peer).hash(&mut hasher);
         let Counts { sessions, bytes_sent, bytes_received } = counts;
         let counted = [sessions, bytes_sent, bytes_received].into_iter().zip(FACTORS);
         let counted = counted.fold(0, |sum: u64, (count, factor)| sum.wrapping_add(count.wrapping_mul(factor)));
-        self.0 = self.0.wrapping_add((hasher.finish() | 1).wrapping_mul(counted));
+        self.0 = self.0.wrapping_add((folded((scope, peer)) | 1).wrapping_mul(counted));
     }
 }
 

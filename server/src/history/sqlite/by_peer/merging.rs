@@ -3,7 +3,6 @@
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, binary_heap::PeekMut},
-    net::IpAddr,
 };
 
 use rusqlite::{Connection, Params};
@@ -11,7 +10,12 @@ use rusqlite::{Connection, Params};
 use super::{Choice, Scope, Sum, encoding};
 use crate::history::{
     HistoryError,
-    sqlite::{coding, cubes::Balance, sealed::Damaged, sums::Counts},
+    sqlite::{
+        coding::{self, Numeric},
+        cubes::Balance,
+        sealed::Damaged,
+        sums::Counts,
+    },
 };
 
 /// The sums of one scope of a file or of one segment, stretch by stretch.
@@ -100,7 +104,7 @@ impl<'c> Stretches<'c> {
 pub(in crate::history::sqlite) struct Merged<'c> {
     cursors: Vec<Cursor<'c>>,
     /// The next address of each, and its place.
-    next: BinaryHeap<Reverse<(IpAddr, usize)>>,
+    next: BinaryHeap<Reverse<(Numeric, usize)>>,
 }
 
 /// Sums that are merged.
@@ -115,7 +119,7 @@ impl<'c> Merged<'c> {
     pub(in crate::history::sqlite) fn extend(&mut self, more: Vec<Stretches<'c>>) -> Result<(), HistoryError> {
         for mut stretches in more {
             if let Some((peer, counts)) = stretches.next()? {
-                self.next.push(Reverse((peer, self.cursors.len())));
+                self.next.push(Reverse((peer.into(), self.cursors.len())));
                 self.cursors.push(Cursor { stretches, counts });
             }
         }
@@ -140,8 +144,11 @@ impl<'c> Merged<'c> {
                     Some(first) => balance.get_or_insert_with(|| Balance::from(first)).add(one.into()),
                 }
                 match cursor.stretches.next()? {
-                    Some((next, _)) if next <= peer => return Err(Damaged("sums are in no order").into()),
                     Some((next, counts)) => {
+                        let next = Numeric::from(next);
+                        if next <= peer {
+                            return Err(Damaged("sums are in no order").into());
+                        }
                         cursor.counts = counts;
                         *least = Reverse((next, place));
                     }
@@ -154,7 +161,7 @@ impl<'c> Merged<'c> {
                 (None, None) => return Ok(None),
             };
             if counts.sessions > 0 {
-                return Ok(Some((peer, counts)));
+                return Ok(Some((peer.address(), counts)));
             }
         }
         Ok(None)
@@ -185,6 +192,7 @@ impl From<Signed> for Balance {
 mod tests {
     use std::{
         collections::{BTreeMap, BTreeSet},
+        net::IpAddr,
         sync::Arc,
     };
 

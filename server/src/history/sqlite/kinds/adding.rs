@@ -16,7 +16,7 @@ pub(in crate::history::sqlite) struct Adding<'c> {
     sealed: &'c Connection,
     /// The first hour in which one of the sessions closes.
     origin: i64,
-    /// Those of one address and one host: a few, and at most as many as there are ports.
+    /// Those of one address and one host: a few, and at most as many as there are ports, of each protocol and direction.
     pair: Option<(IpAddr, i64)>,
     services: BTreeMap<Service, Hours>,
     stretch: Option<Stretch>,

@@ -3,9 +3,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Hours, Kind, LAST_PROTOCOL, OUT, PROTOCOL, Service, Told, bits};
+use super::{Hours, Kind, LAST_PROTOCOL, OUT, PROTOCOL, Service, Told};
 use crate::history::sqlite::{
-    coding::halves,
+    coding::{Numeric, halves},
     sealed::{Damaged, Reading, Writing},
 };
 
@@ -51,12 +51,12 @@ impl Stretch {
     /// Adds the next kind.
     pub(super) fn add(&mut self, (kind, hours): Told) {
         let before = std::mem::replace(&mut self.last, kind);
-        self.address(bits(before.peer), kind.peer);
+        self.address(Numeric::from(before.peer).bits(), kind.peer);
         self.rest(Some(before).filter(|before| before.peer == kind.peer), (kind, hours));
     }
 
     fn address(&mut self, before: u128, peer: IpAddr) {
-        let [high, low] = halves(bits(peer).wrapping_sub(before));
+        let [high, low] = halves(Numeric::from(peer).bits().wrapping_sub(before));
         if peer.is_ipv6() {
             self.writing.unsigned(high);
         }

@@ -14,11 +14,11 @@ use crate::history::{
 /// Stretches between two looks whether sealing is still wanted.
 const LOOK_EVERY: usize = 1024;
 
-/// Looks for kinds in a file: quickest in their order, as each stretch is read once then.
+/// Looks for kinds in a file: quickest in their order, as a stretch is read once then for all that it has.
 pub(in crate::history::sqlite) struct Looking<'c> {
     sealed: &'c Connection,
     stretch: Stretched,
-    /// Where it is read: all that come before the second come not after the first.
+    /// Where it is read: nothing comes after the first and before the second.
     before: Option<Kind>,
     next: Option<Told>,
 }
@@ -33,6 +33,8 @@ impl<'c> Looking<'c> {
         if self.before.is_none_or(|before| *kind <= before) || !self.reaches(kind)? {
             self.begin(kind)?;
             self.reaches(kind)?;
+            // It may be the first of its stretch.
+            self.before.get_or_insert(*kind);
         }
         Ok(self.next.filter(|(next, _)| next == kind).map(|(_, hours)| hours))
     }

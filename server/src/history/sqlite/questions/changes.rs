@@ -21,7 +21,7 @@ use rusqlite::{Row, params_from_iter};
 use self::{
     order::{Next, Order, What},
     scopes::Scopes,
-    source::{Page, Source},
+    source::{New, Page, Source},
 };
 use super::{
     Programs, Reader, coverage, holders, names,
@@ -111,9 +111,14 @@ impl Merge<'_, '_> {
             ),
         ];
         let until = self.window.1.as_micros();
+        let new = self.question.baseline.map(|baseline| New {
+            baseline,
+            ports: self.matcher.port_bounds(),
+            wanted: self.outlet.left().saturating_add(1),
+        });
         for (source, _) in sources.into_iter().filter(|(_, wanted)| *wanted) {
             let mut note = |host| {
-                let page = Page::newest(source, host, until, self.question.baseline);
+                let page = Page::newest(source, host, until, new);
                 self.heap.push(Next { at: page.latest(), what: What::Page(page) });
             };
             if selection.len() <= BY_HOST {
@@ -148,7 +153,7 @@ impl Merge<'_, '_> {
         let (mut read, mut following) = (0, None);
         while let Some(row) = rows.next()? {
             read += 1;
-            if read == source::PAGE_ROWS {
+            if read == page.rows() {
                 following = Some(page.following(row)?);
             }
             let Some(host) = self.hosts.get(row.get("host_id")?) else { continue };

@@ -1,9 +1,6 @@
 //! Where sessions are in a sealed file, and where those with an address are.
 
-use std::{
-    hash::{Hash, Hasher},
-    net::IpAddr,
-};
+use std::net::IpAddr;
 
 use rusqlite::{Connection, Row, params};
 
@@ -14,7 +11,7 @@ use super::{
 };
 use crate::history::{
     HistoryError,
-    hashing::Folding,
+    hashing::folded,
     sqlite::coding::{self, AddressBytes},
 };
 
@@ -119,10 +116,8 @@ pub(super) struct Telling {
 
 impl Telling {
     pub(super) fn add(&mut self, peer: IpAddr, place: i64) {
-        let mut hasher = Folding::default();
-        (peer, place).hash(&mut hasher);
         self.sessions += 1;
-        self.hash = self.hash.wrapping_add(hasher.finish());
+        self.hash = self.hash.wrapping_add(folded((peer, place)));
     }
 
     /// What a file tells.

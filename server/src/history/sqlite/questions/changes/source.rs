@@ -5,8 +5,9 @@ use rusqlite::{Row, types::Value};
 
 use super::super::ports;
 
-/// Rows of one page.
-pub(super) const PAGE_ROWS: usize = 256;
+/// Rows of one page, at most, and at least where each of them is looked for.
+const PAGE_ROWS: usize = 256;
+const FEW_ROWS: usize = 16;
 
 /// What a page is read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +30,17 @@ pub(super) struct Page {
     host: Option<i64>,
     /// The place: the values of the source's keys in the row before, the time first.
     after: Vec<i64>,
-    /// Where only what is new is meant: since when nothing like it was there.
-    baseline: Option<i64>,
+    /// Where only what is new is meant.
+    new: Option<New>,
+    rows: usize,
+}
+
+/// What is new: since when nothing like it was there, and how many of that are wanted, on which ports.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct New {
+    pub(super) baseline: Timestamp,
+    pub(super) ports: (u16, u16),
+    pub(super) wanted: usize,
 }
 
 /// Openings, with whether the owners changed since: who held it first is told by the first change.
@@ -44,7 +54,7 @@ const OPENED: &str = concat!(
 
 /// What is new of listeners: nothing like it was there since the baseline began. Listeners are alike when host, protocol, address and
 /// port are the same. New sessions are found among sessions (`sessions/firsts.rs`).
-const IS_NEW: &str = "NOT EXISTS (SELECT 1 FROM listeners b INDEXED BY listeners_by_port
+const IS_NEW: &str = "port BETWEEN ? AND ? AND NOT EXISTS (SELECT 1 FROM listeners b INDEXED BY listeners_by_port
     WHERE b.host_id = listeners.host_id AND b.port = listeners.port AND b.opened_at_us < listeners.opened_at_us
         AND (b.closed_at_us IS NULL OR b.closed_at_us >= ?) AND b.protocol = listeners.protocol AND b.address = listeners.address)";
 
@@ -71,13 +81,19 @@ impl Source {
 }
 
 impl Page {
-    /// The newest page up to a moment, of openings only of what is new since a baseline, where there is one.
-    pub(super) fn newest(source: Source, host: Option<i64>, until: i64, baseline: Option<Timestamp>) -> Page {
+    /// The newest page up to a moment, of openings only of what is new where only that is meant.
+    pub(super) fn newest(source: Source, host: Option<i64>, until: i64, new: Option<New>) -> Page {
         let (_, keys, _) = source.parts();
         let mut after = vec![i64::MAX; keys.len()];
         after[0] = until;
-        let baseline = baseline.filter(|_| source == Source::Opened).map(Timestamp::as_micros);
-        Page { source, host, after, baseline }
+        let new = new.filter(|_| source == Source::Opened);
+        let rows = new.map_or(PAGE_ROWS, |new| new.wanted.clamp(FEW_ROWS, PAGE_ROWS));
+        Page { source, host, after, new, rows }
+    }
+
+    /// How many rows it has when another one may follow it.
+    pub(super) const fn rows(&self) -> usize {
+        self.rows
     }
 
     /// The page that follows the one whose last row this was.
@@ -99,15 +115,19 @@ impl Page {
         let time = keys[0];
         let places = vec!["?"; keys.len()].join(", ");
         let host = if self.host.is_some() { format!("{host_column} = ? AND ") } else { String::new() };
-        let is_new = self.baseline.map_or(String::new(), |_| format!(" AND {IS_NEW}"));
+        let is_new = self.new.map_or(String::new(), |_| format!(" AND {IS_NEW}"));
         let order: Vec<String> = keys.iter().map(|key| format!("{key} DESC")).collect();
         let sql = format!(
             "{select} WHERE {host}{time} IS NOT NULL AND {time} >= ? AND ({}) < ({places}){is_new}
-             ORDER BY {} LIMIT {PAGE_ROWS}",
+             ORDER BY {} LIMIT {}",
             keys.join(", "),
             order.join(", "),
+            self.rows,
         );
         let values = self.host.into_iter().chain([since]).chain(self.after.iter().copied());
-        (sql, values.chain(self.baseline).map(Value::from).collect())
+        let new = self.new.map(|New { baseline, ports: (first, last), .. }| {
+            [i64::from(first), i64::from(last), baseline.as_micros()]
+        });
+        (sql, values.chain(new.into_iter().flatten()).map(Value::from).collect())
     }
 }

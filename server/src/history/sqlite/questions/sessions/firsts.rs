@@ -2,9 +2,8 @@
 //!
 //! Sessions are of one kind when host, direction, peer, protocol and service are the same. What was open in the window is looked
 //! at once, and held are only the kinds and where the first of each is. Then the newest comes first, and only as long as more are
-//! wanted each is looked for among what closed between the baseline and the window: by the index of peers of each file, in the
-//! host's own blocks or rows, the newest first. Most that are not new are found in the first of these. Where many are wanted, more
-//! and more are looked for together, host by host, so that a block is read for several.
+//! wanted each is looked for among what closed between the baseline and the window: in all sealed files that tell their kinds, one pass
+//! of each for as many as may be wanted, and what these leave open by the indexes of peers, in the host's own blocks or rows.
 
 use std::iter::zip;
 
@@ -16,7 +15,6 @@ use fleetsock_proto::{
 
 use self::{
     before::Before,
-    held::Blocks,
     kinds::{First, Kinds},
 };
 use super::{Search, looking::At};
@@ -29,11 +27,12 @@ use crate::history::{
 };
 
 mod before;
-mod held;
 mod kinds;
+mod seen;
 
 /// Kinds that are looked for together, in one pass of each file: at first as many as are wanted, then twice as many each time.
 const FEWEST_TOGETHER: usize = 128;
+const MOST_TOGETHER: usize = 128 * 1024;
 /// Sessions that are read together, about 300 bytes each: those of a block at once.
 const READ_TOGETHER: usize = 32 * 1024;
 /// Where so many or fewer are wanted, the window is looked at in parts, of which the last is so much shorter than it.
@@ -100,12 +99,17 @@ fn each_within(
     let mut window = Search::new(reader, selection, places, &within)?;
     let mut kinds = Kinds::opened_since(since);
     window.look(selection, &mut kinds)?;
+    let (mut firsts, others) = kinds.firsts();
+    if firsts.is_empty() {
+        return Ok(Wanted::More);
+    }
     // Whatever opened before the window and closed later was open in it, and was seen.
     let time = SessionTime::Within { since: baseline, until: Some(since) };
     let before = SessionQuestion { time, closed_before: Some(since), ..asked.clone() };
     let mut before = Before::new(Search::new(reader, selection, places, &before)?)?;
-    let (mut firsts, others) = kinds.firsts();
-    let (mut blocks, mut together) = (Blocks::default(), wanted.max(FEWEST_TOGETHER));
+    // One more says that there are more; it is known when the one after it comes.
+    let enough = wanted.saturating_add(2);
+    let mut together = enough.clamp(FEWEST_TOGETHER, MOST_TOGETHER);
     while !firsts.is_empty() {
         let some = newest(&mut firsts, together);
         let is_new = before.have_none(&some)?;
@@ -117,15 +121,15 @@ fn each_within(
             })
             .collect();
         // Not more than may be wanted, of which each would be in a block of its own.
-        for some in new.chunks(wanted.clamp(1, READ_TOGETHER)) {
+        for some in new.chunks(enough.min(READ_TOGETHER)) {
             // One is gone when its file was dropped meanwhile.
-            for one in window.sessions_at(some, &mut blocks)?.into_iter().flatten() {
+            for one in window.sessions_at(some)?.into_iter().flatten() {
                 if show(window.shown(&one)?)? == Wanted::NoMore {
                     return Ok(Wanted::NoMore);
                 }
             }
         }
-        together = together.saturating_mul(2);
+        together = (2 * together).min(MOST_TOGETHER);
     }
     Ok(Wanted::More)
 }

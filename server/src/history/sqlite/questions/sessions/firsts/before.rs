@@ -1,6 +1,9 @@
 //! Whether sessions of a kind were there before a window.
 
-use std::iter::zip;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    iter::zip,
+};
 
 use rusqlite::Connection;
 
@@ -10,14 +13,14 @@ use super::{
         blocks::{Services, Which},
         rows::runs,
     },
-    held::Blocks,
     kinds::First,
 };
 use crate::history::{
     HistoryError,
+    hashing::Seeded,
     sqlite::{
         kinds::{Kind, Looking},
-        sealed::{Head, places, places::Place},
+        sealed::{Block, Head, places, places::Place},
     },
 };
 
@@ -29,63 +32,69 @@ const LOOK_EVERY: usize = 256;
 /// What was there before the window.
 pub(super) struct Before<'a> {
     search: Search<'a>,
-    /// The files with something of that: first those that tell their kinds, which is quick, and of either the newest first.
-    files: Vec<InFile>,
+    /// The files with something of that which tell their kinds, and the others, of either the newest first.
+    telling: Vec<InFile>,
+    others: Vec<InFile>,
     blocks: Blocks,
 }
 
+/// A kind that is looked for, and which of those it is.
+type Wanted = (Kind, usize);
+
 impl<'a> Before<'a> {
     pub(super) fn new(search: Search<'a>) -> Result<Before<'a>, HistoryError> {
-        let (mut files, mut others) = (Vec::new(), Vec::new());
+        let (mut telling, mut others) = (Vec::new(), Vec::new());
+        let kinds_tell = !search.meaning.tells_kinds_apart();
         for file in search.files().into_sorted_vec().into_iter().rev().map(|next| next.file) {
-            if search.sealed(file)?.is_some_and(|(_, outline)| outline.kinds) {
-                files.push(file);
+            search.reader.go_on()?;
+            if kinds_tell && search.sealed(file)?.is_some_and(|(_, outline)| outline.kinds) {
+                telling.push(file);
             } else if search.is_sealed(file) || search.begins_in_time(file)? {
                 others.push(file);
             }
         }
-        files.append(&mut others);
-        Ok(Before { search, files, blocks: Blocks::default() })
+        Ok(Before { search, telling, others, blocks: Blocks::default() })
     }
 
     /// Of which of these kinds nothing was there.
     pub(super) fn have_none(&mut self, some: &[First]) -> Result<Vec<bool>, HistoryError> {
         let mut none = vec![true; some.len()];
-        // Which of them was in none of the files so far, in the order in which files tell them.
-        let mut left: Vec<(Kind, usize)> = zip(some.iter().map(|first| first.kind), 0..).collect();
+        // Which of them were in none of the files so far, in the order in which files tell them.
+        let mut left: Vec<Wanted> = zip(some.iter().map(|first| first.kind), 0..).collect();
         left.sort_unstable();
-        for at in 0..self.files.len() {
-            let file = self.files[at];
-            let mut unclear = self.by_kinds(file, &left, &mut none)?;
-            // What is near each other is read together.
-            unclear.sort_unstable_by_key(|(kind, _)| (kind.host_id, kind.peer));
-            for (kind, at) in unclear {
-                self.search.reader.go_on()?;
-                none[at] = !(if self.search.is_sealed(file) {
-                    self.in_blocks(file, &kind)?
-                } else {
-                    self.in_rows(file, &kind)?
-                });
-            }
+        let mut unclear: Vec<(InFile, Vec<Wanted>)> = Vec::new();
+        for file in &self.telling {
+            unclear.push((*file, self.by_kinds(*file, &left, &mut none)?));
+            left.retain(|(_, at)| none[*at]);
+        }
+        for (file, some) in unclear {
+            // Another file may have told by now.
+            self.by_sessions(file, some, &mut none)?;
+        }
+        for at in 0..self.others.len() {
+            self.by_sessions(self.others[at], left.clone(), &mut none)?;
             left.retain(|(_, at)| none[*at]);
         }
         Ok(none)
     }
 
-    /// Notes of which kinds a file tells that one was there; of which it does not tell whether.
-    fn by_kinds(
-        &self,
-        file: InFile,
-        left: &[(Kind, usize)],
-        none: &mut [bool],
-    ) -> Result<Vec<(Kind, usize)>, HistoryError> {
-        if !self.search.is_sealed(file) {
-            return Ok(left.to_vec());
+    /// Notes of which of these kinds that were not found yet a session is in a file.
+    fn by_sessions(&mut self, file: InFile, mut some: Vec<Wanted>, none: &mut [bool]) -> Result<(), HistoryError> {
+        some.retain(|(_, at)| none[*at]);
+        // What is near each other is read together.
+        some.sort_unstable_by_key(|(kind, _)| (kind.host_id, kind.peer));
+        for (kind, at) in some {
+            self.search.reader.go_on()?;
+            let is_there =
+                if self.search.is_sealed(file) { self.in_blocks(file, &kind)? } else { self.in_rows(file, &kind)? };
+            none[at] = !is_there;
         }
+        Ok(())
+    }
+
+    /// Notes of which kinds a file tells that one was there; of which it leaves that open.
+    fn by_kinds(&self, file: InFile, left: &[Wanted], none: &mut [bool]) -> Result<Vec<Wanted>, HistoryError> {
         let Some((sealed, outline)) = self.search.sealed(file)? else { return Ok(Vec::new()) };
-        if !outline.kinds || self.search.meaning.tells_kinds_apart() {
-            return Ok(left.to_vec());
-        }
         let [after, last, _] = self.search.meaning.window.bounds();
         let (mut kinds, mut unclear) = (Looking::of(sealed), Vec::new());
         for (turn, (kind, at)) in left.iter().enumerate() {
@@ -209,5 +218,29 @@ impl<'a> Before<'a> {
             Ok(())
         })?;
         Ok(found)
+    }
+}
+
+/// Blocks that are held while they may be needed again, about 20 KiB each.
+const HELD_BLOCKS: usize = 512;
+
+/// Blocks that were read, by their file and their number.
+#[derive(Default)]
+struct Blocks(HashMap<(InFile, i64), Block, Seeded>);
+
+impl Blocks {
+    /// A block, which is read when it is not held; none when it is not kept any more.
+    fn get(
+        &mut self,
+        place: (InFile, i64),
+        read: impl FnOnce() -> Result<Option<Block>, HistoryError>,
+    ) -> Result<Option<&Block>, HistoryError> {
+        if self.0.len() >= HELD_BLOCKS && !self.0.contains_key(&place) {
+            self.0.clear();
+        }
+        Ok(match self.0.entry(place) {
+            Entry::Occupied(held) => Some(held.into_mut()),
+            Entry::Vacant(free) => read()?.map(|block| &*free.insert(block)),
+        })
     }
 }
