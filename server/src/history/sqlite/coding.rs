@@ -77,6 +77,12 @@ impl From<IpAddr> for Numeric {
 }
 
 impl Numeric {
+    /// The IPv6 address with these bits, or the IPv4 address with the lower ones.
+    #[inline]
+    pub(super) const fn of(is_v6: bool, bits: u128) -> Numeric {
+        Numeric { is_v6, bits: if is_v6 { bits } else { bits & u32::MAX as u128 } }
+    }
+
     pub(super) const fn bits(self) -> u128 {
         self.bits
     }

@@ -102,8 +102,11 @@ fn new_ones(all: &[Session], question: &ChangeQuestion) -> BTreeSet<String> {
     firsts.into_values().flat_map(|(_, ones)| ones).map(line).collect()
 }
 
+/// Whether a filter means a session.
+type IsMeant = fn(&Session) -> bool;
+
 /// Of whom is asked: what kinds tell, and what sessions of one kind need not have in common.
-fn questions() -> [(SocketFilter, fn(&Session) -> bool); 5] {
+fn questions() -> [(SocketFilter, IsMeant); 5] {
     let hosts = HostSelector { globs: vec!["web1".to_owned()], ..HostSelector::default() };
     let none = SocketFilter::default;
     [

@@ -90,7 +90,7 @@ impl Expected {
                 if last.replace(peer).is_some_and(|last| last >= peer) {
                     return Ok(false);
                 }
-                told.add(scope, peer, counts);
+                told.add(scope, peer.address(), counts);
                 looked_at += 1;
                 if looked_at.is_multiple_of(LOOK_EVERY) && !goes_on() {
                     return Err(SealError::Unwanted);

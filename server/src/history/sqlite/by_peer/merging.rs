@@ -7,7 +7,7 @@ use std::{
 
 use rusqlite::{Connection, Params};
 
-use super::{Choice, Scope, Sum, encoding};
+use super::{Choice, Scope, Sum, encoding::Stretched};
 use crate::history::{
     HistoryError,
     sqlite::{
@@ -24,9 +24,8 @@ pub(in crate::history::sqlite) struct Stretches<'c> {
     is_taken_off: bool,
     /// The numbers of those that were not read yet, the last one first.
     numbers: Vec<i64>,
-    /// What was read of one, and how much of that was taken.
-    read: Vec<Sum>,
-    taken: usize,
+    /// The one that is read.
+    stretch: Stretched,
 }
 
 impl<'c> Stretches<'c> {
@@ -65,7 +64,7 @@ impl<'c> Stretches<'c> {
     ) -> Result<Stretches<'c>, rusqlite::Error> {
         let mut statement = file.prepare_cached(sql)?;
         let numbers = statement.query_map(values, |row| row.get(0))?.collect::<Result<_, _>>()?;
-        Ok(Stretches { file, is_taken_off, numbers, read: Vec::new(), taken: 0 })
+        Ok(Stretches { file, is_taken_off, numbers, stretch: Stretched::default() })
     }
 
     /// How many stretches there are that were not read yet.
@@ -75,14 +74,15 @@ impl<'c> Stretches<'c> {
 
     /// The next sum.
     #[inline]
-    pub(super) fn next(&mut self) -> Result<Option<Sum>, HistoryError> {
-        while self.taken == self.read.len() {
+    pub(super) fn next(&mut self) -> Result<Option<(Numeric, Counts)>, HistoryError> {
+        loop {
+            if let Some(sum) = self.stretch.next()? {
+                return Ok(Some(sum));
+            }
             if !self.read_stretch()? {
                 return Ok(None);
             }
         }
-        self.taken += 1;
-        Ok(self.read.get(self.taken - 1).copied())
     }
 
     /// Reads the next stretch; whether there is one.
@@ -92,9 +92,7 @@ impl<'c> Stretches<'c> {
         let mut rows = statement.query([number])?;
         let row = rows.next()?.ok_or(Damaged("a stretch of sums is missing"))?;
         let bytes = row.get_ref(0)?.as_blob().map_err(|error| coding::wrong("sums", error.to_string()))?;
-        self.read.clear();
-        self.taken = 0;
-        encoding::read(bytes, &mut self.read)?;
+        self.stretch.begin(bytes)?;
         Ok(true)
     }
 }
@@ -119,7 +117,7 @@ impl<'c> Merged<'c> {
     pub(in crate::history::sqlite) fn extend(&mut self, more: Vec<Stretches<'c>>) -> Result<(), HistoryError> {
         for mut stretches in more {
             if let Some((peer, counts)) = stretches.next()? {
-                self.next.push(Reverse((peer.into(), self.cursors.len())));
+                self.next.push(Reverse((peer, self.cursors.len())));
                 self.cursors.push(Cursor { stretches, counts });
             }
         }
@@ -144,11 +142,8 @@ impl<'c> Merged<'c> {
                     Some(first) => balance.get_or_insert_with(|| Balance::from(first)).add(one.into()),
                 }
                 match cursor.stretches.next()? {
+                    Some((next, _)) if next <= peer => return Err(Damaged("sums are in no order").into()),
                     Some((next, counts)) => {
-                        let next = Numeric::from(next);
-                        if next <= peer {
-                            return Err(Damaged("sums are in no order").into());
-                        }
                         cursor.counts = counts;
                         *least = Reverse((next, place));
                     }
@@ -200,7 +195,7 @@ mod tests {
 
     use super::*;
     use crate::history::sqlite::{
-        by_peer::{Adding, Expected, Hour, One, hours},
+        by_peer::{Adding, Expected, Hour, One, encoding::Stretch, hours},
         cubes::{Meant, Span},
         schema::Kind,
         sealed::GoesOn,
@@ -314,7 +309,7 @@ mod tests {
             assert!(!are_told(&sealed, &lives), "{change}");
         }
         let stretch = |peers: &[u8]| {
-            let (mut stretch, mut bytes) = (encoding::Stretch::default(), Vec::new());
+            let (mut stretch, mut bytes) = (Stretch::default(), Vec::new());
             let sum = |number: &u8| (IpAddr::from([10, 0, 0, *number]), Counts::one(1, 1));
             peers.iter().for_each(|number| bytes.extend(stretch.add(sum(number))));
             bytes.extend(stretch.finish());
