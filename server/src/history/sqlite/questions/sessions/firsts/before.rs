@@ -39,7 +39,7 @@ pub(super) struct Before<'a> {
 }
 
 /// A kind that is looked for, and which of those it is.
-type Wanted = (Kind, usize);
+type Sought = (Kind, usize);
 
 impl<'a> Before<'a> {
     pub(super) fn new(search: Search<'a>) -> Result<Before<'a>, HistoryError> {
@@ -60,9 +60,9 @@ impl<'a> Before<'a> {
     pub(super) fn have_none(&mut self, some: &[First]) -> Result<Vec<bool>, HistoryError> {
         let mut none = vec![true; some.len()];
         // Which of them were in none of the files so far, in the order in which files tell them.
-        let mut left: Vec<Wanted> = zip(some.iter().map(|first| first.kind), 0..).collect();
+        let mut left: Vec<Sought> = zip(some.iter().map(|first| first.kind), 0..).collect();
         left.sort_unstable();
-        let mut unclear: Vec<(InFile, Vec<Wanted>)> = Vec::new();
+        let mut unclear: Vec<(InFile, Vec<Sought>)> = Vec::new();
         for file in &self.telling {
             unclear.push((*file, self.by_kinds(*file, &left, &mut none)?));
             left.retain(|(_, at)| none[*at]);
@@ -79,7 +79,7 @@ impl<'a> Before<'a> {
     }
 
     /// Notes of which of these kinds that were not found yet a session is in a file.
-    fn by_sessions(&mut self, file: InFile, mut some: Vec<Wanted>, none: &mut [bool]) -> Result<(), HistoryError> {
+    fn by_sessions(&mut self, file: InFile, mut some: Vec<Sought>, none: &mut [bool]) -> Result<(), HistoryError> {
         some.retain(|(_, at)| none[*at]);
         // What is near each other is read together.
         some.sort_unstable_by_key(|(kind, _)| (kind.host_id, kind.peer));
@@ -93,7 +93,7 @@ impl<'a> Before<'a> {
     }
 
     /// Notes of which kinds a file tells that one was there; of which it leaves that open.
-    fn by_kinds(&self, file: InFile, left: &[Wanted], none: &mut [bool]) -> Result<Vec<Wanted>, HistoryError> {
+    fn by_kinds(&self, file: InFile, left: &[Sought], none: &mut [bool]) -> Result<Vec<Sought>, HistoryError> {
         let Some((sealed, outline)) = self.search.sealed(file)? else { return Ok(Vec::new()) };
         let [after, last, _] = self.search.meaning.window.bounds();
         let (mut kinds, mut unclear) = (Looking::of(sealed), Vec::new());
