@@ -43,6 +43,7 @@ use super::{
 };
 use crate::metrics::HistoryMeters;
 
+mod ascending;
 mod ballast;
 mod by_peer;
 mod coding;

@@ -83,6 +83,10 @@ impl Numeric {
         Numeric { is_v6, bits: if is_v6 { bits } else { bits & u32::MAX as u128 } }
     }
 
+    pub(super) const fn is_v6(self) -> bool {
+        self.is_v6
+    }
+
     pub(super) const fn bits(self) -> u128 {
         self.bits
     }

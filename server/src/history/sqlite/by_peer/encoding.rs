@@ -1,10 +1,9 @@
 //! A stretch of sums as bytes: its family, then of each address by how much it is more than the one before, and what is counted.
 
-use std::net::IpAddr;
-
 use super::Sum;
 use crate::history::sqlite::{
-    coding::{Numeric, halves},
+    ascending::Ascending,
+    coding::Numeric,
     sealed::{Damaged, Reading, Writing},
     sums::Counts,
 };
@@ -12,51 +11,27 @@ use crate::history::sqlite::{
 /// Sums of a stretch, about 10 bytes each. Of longer ones each cursor of a merge holds more.
 pub(super) const STRETCH: usize = 1024;
 
-const V4: u64 = 4;
-const V6: u64 = 6;
-
 /// A stretch that is being written.
 #[derive(Debug, Default)]
 pub(super) struct Stretch {
     writing: Writing,
     sums: usize,
-    before: Option<IpAddr>,
+    /// The addresses so far, if there are any.
+    addresses: Option<Ascending>,
 }
 
 impl Stretch {
     /// Adds the sum of the next address; the bytes of those before it, where it begins another stretch.
     pub(super) fn add(&mut self, (peer, counts): Sum) -> Option<Vec<u8>> {
-        let is_of_another = self.before.is_some_and(|before| before.is_ipv4() != peer.is_ipv4());
+        let peer = Numeric::from(peer);
+        let is_of_another = self.addresses.is_some_and(|addresses| !addresses.has_family_of(peer));
         let full = if self.sums == STRETCH || is_of_another { std::mem::take(self).finish() } else { None };
-        match peer {
-            IpAddr::V4(peer) => {
-                let before = match self.before {
-                    Some(IpAddr::V4(before)) => before.to_bits(),
-                    _ => self.begin(V4),
-                };
-                self.writing.unsigned(peer.to_bits().wrapping_sub(before).into());
-            }
-            IpAddr::V6(peer) => {
-                let before = match self.before {
-                    Some(IpAddr::V6(before)) => before.to_bits(),
-                    _ => self.begin(V6),
-                };
-                let [high, low] = halves(peer.to_bits().wrapping_sub(before));
-                self.writing.unsigned(high);
-                self.writing.unsigned(low);
-            }
-        }
+        let Stretch { writing, sums, addresses } = self;
+        addresses.get_or_insert_with(|| Ascending::begin(peer, writing)).write_next(peer, writing);
         let Counts { sessions, bytes_sent, bytes_received } = counts;
-        [sessions, bytes_sent, bytes_received].into_iter().for_each(|count| self.writing.unsigned(count));
-        self.before = Some(peer);
-        self.sums += 1;
+        [sessions, bytes_sent, bytes_received].into_iter().for_each(|count| writing.unsigned(count));
+        *sums += 1;
         full
-    }
-
-    /// Notes the family, and where its addresses begin.
-    fn begin<T: Default>(&mut self, family: u64) -> T {
-        self.writing.unsigned(family);
-        T::default()
     }
 
     /// The bytes of what was added, if anything was.
@@ -71,22 +46,17 @@ pub(super) struct Stretched {
     bytes: Vec<u8>,
     /// How much of it was read.
     at: usize,
-    is_v6: bool,
-    before: u128,
+    addresses: Ascending,
 }
 
 impl Stretched {
     /// Begins with the bytes of another stretch.
     pub(super) fn begin(&mut self, bytes: &[u8]) -> Result<(), Damaged> {
         let mut reading = Reading::new(bytes);
-        self.is_v6 = match reading.unsigned()? {
-            V4 => false,
-            V6 => true,
-            _ => return Err(Damaged("a family has no meaning")),
-        };
+        self.addresses = Ascending::read(&mut reading)?;
         self.bytes.clear();
         self.bytes.extend_from_slice(reading.rest());
-        (self.at, self.before) = (0, 0);
+        self.at = 0;
         Ok(())
     }
 
@@ -97,13 +67,8 @@ impl Stretched {
         if reading.rest().is_empty() {
             return Ok(None);
         }
-        let step = match self.is_v6 {
-            true => u128::from(reading.unsigned()?) << 64 | u128::from(reading.unsigned()?),
-            false => reading.narrow::<u32>()?.into(),
-        };
-        let peer = Numeric::of(self.is_v6, self.before.wrapping_add(step));
+        let peer = self.addresses.read_next(&mut reading)?;
         let (sessions, bytes_sent, bytes_received) = (reading.unsigned()?, reading.unsigned()?, reading.unsigned()?);
-        self.before = peer.bits();
         self.at = self.bytes.len() - reading.rest().len();
         Ok(Some((peer, Counts { sessions, bytes_sent, bytes_received })))
     }
@@ -111,7 +76,10 @@ impl Stretched {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, net::Ipv6Addr};
+    use std::{
+        collections::BTreeMap,
+        net::{IpAddr, Ipv6Addr},
+    };
 
     use proptest::{collection::btree_map, prelude::*};
 

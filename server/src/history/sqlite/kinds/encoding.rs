@@ -1,11 +1,9 @@
 //! A stretch of kinds as bytes: the hour from which hours are counted and the family, then of each kind by how much its address is more
 //! than the one before, the host (by how much it is more, where the address is the same), the service, and the hours.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
 use super::{Hours, Kind, LAST_PROTOCOL, OUT, PROTOCOL, Service, Told};
 use crate::history::sqlite::{
-    coding::{Numeric, halves},
+    ascending::Ascending,
     sealed::{Damaged, Reading, Writing},
 };
 
@@ -14,9 +12,6 @@ use crate::history::sqlite::{
 const STRETCH_BYTES: usize = 900;
 /// Bytes of a kind, at most: of its address two numbers, of its host, of its service, of its protocol and of its hours two.
 const KIND_BYTES: usize = 20 + 10 + 3 + 3 + 20;
-
-const V4: u64 = 4;
-const V6: u64 = 6;
 
 /// What almost all are.
 const TCP: u32 = 6;
@@ -27,6 +22,7 @@ pub(super) struct Stretch {
     writing: Writing,
     /// The hour from which hours are counted.
     origin: i64,
+    addresses: Ascending,
     first: Kind,
     last: Kind,
 }
@@ -36,34 +32,26 @@ impl Stretch {
     pub(super) fn begun((kind, hours): Told, origin: i64) -> Stretch {
         let mut writing = Writing::default();
         writing.signed(origin);
-        writing.unsigned(if kind.peer.is_ipv4() { V4 } else { V6 });
-        let mut stretch = Stretch { writing, origin, first: kind, last: kind };
-        stretch.address(0, kind.peer);
-        stretch.rest(None, (kind, hours));
+        let addresses = Ascending::begin(kind.peer.into(), &mut writing);
+        let mut stretch = Stretch { writing, origin, addresses, first: kind, last: kind };
+        stretch.write(None, (kind, hours));
         stretch
     }
 
     /// Whether it has room for the next kind.
     pub(super) fn has_room_for(&self, kind: Kind) -> bool {
-        self.first.peer.is_ipv4() == kind.peer.is_ipv4() && self.writing.length() + KIND_BYTES <= STRETCH_BYTES
+        self.addresses.has_family_of(kind.peer.into()) && self.writing.length() + KIND_BYTES <= STRETCH_BYTES
     }
 
     /// Adds the next kind.
     pub(super) fn add(&mut self, (kind, hours): Told) {
         let before = std::mem::replace(&mut self.last, kind);
-        self.address(Numeric::from(before.peer).bits(), kind.peer);
-        self.rest(Some(before).filter(|before| before.peer == kind.peer), (kind, hours));
+        self.write(Some(before).filter(|before| before.peer == kind.peer), (kind, hours));
     }
 
-    fn address(&mut self, before: u128, peer: IpAddr) {
-        let [high, low] = halves(Numeric::from(peer).bits().wrapping_sub(before));
-        if peer.is_ipv6() {
-            self.writing.unsigned(high);
-        }
-        self.writing.unsigned(low);
-    }
-
-    fn rest(&mut self, before: Option<Kind>, (kind, Hours { first, last }): Told) {
+    /// Writes a kind, after one with the same address where there is one.
+    fn write(&mut self, before: Option<Kind>, (kind, Hours { first, last }): Told) {
+        self.addresses.write_next(kind.peer.into(), &mut self.writing);
         let host = before.map_or(0, |before| before.host_id);
         self.writing.unsigned(kind.host_id.wrapping_sub(host).cast_unsigned());
         let Service(service) = kind.service;
@@ -92,7 +80,7 @@ pub(super) struct Stretched {
     /// How much of it was read.
     at: usize,
     origin: i64,
-    is_v4: bool,
+    addresses: Ascending,
     before: Option<Kind>,
 }
 
@@ -101,11 +89,7 @@ impl Stretched {
     pub(super) fn begin(&mut self, bytes: &[u8]) -> Result<(), Damaged> {
         let mut reading = Reading::new(bytes);
         self.origin = reading.signed()?;
-        self.is_v4 = match reading.unsigned()? {
-            V4 => true,
-            V6 => false,
-            _ => return Err(Damaged("a family has no meaning")),
-        };
+        self.addresses = Ascending::read(&mut reading)?;
         self.bytes.clear();
         self.bytes.extend_from_slice(reading.rest());
         self.at = 0;
@@ -120,7 +104,7 @@ impl Stretched {
         if reading.rest().is_empty() {
             return Ok(None);
         }
-        let peer = self.address(&mut reading)?;
+        let peer = self.addresses.read_next(&mut reading)?.address();
         let host = self.before.filter(|before| before.peer == peer).map_or(0, |before| before.host_id);
         let host_id = host.wrapping_add(reading.unsigned()?.cast_signed());
         let word = reading.unsigned()?;
@@ -141,23 +125,11 @@ impl Stretched {
         self.at = self.bytes.len() - reading.rest().len();
         Ok(Some((kind, Hours { first, last })))
     }
-
-    #[inline]
-    fn address(&self, reading: &mut Reading<'_>) -> Result<IpAddr, Damaged> {
-        let before = self.before.map(|before| before.peer);
-        if self.is_v4 {
-            let before = if let Some(IpAddr::V4(before)) = before { before.to_bits() } else { 0 };
-            return Ok(Ipv4Addr::from_bits(before.wrapping_add(reading.narrow()?)).into());
-        }
-        let before = if let Some(IpAddr::V6(before)) = before { before.to_bits() } else { 0 };
-        let step = u128::from(reading.unsigned()?) << 64 | u128::from(reading.unsigned()?);
-        Ok(Ipv6Addr::from_bits(before.wrapping_add(step)).into())
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, net::IpAddr};
 
     use proptest::{collection::btree_map, prelude::*};
 

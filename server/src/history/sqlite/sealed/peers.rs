@@ -1,5 +1,5 @@
-//! Where the sessions with each address are, of which kinds they are, and what is counted of them: gathered block by block while the sessions are written, and
-//! sorted in the end, so that the sessions are read once.
+//! Where the sessions with each address are, of which kinds they are, and what is counted of them: gathered block by block while the
+//! sessions are written, and sorted in the end, so that the sessions are read once.
 
 use std::{collections::BTreeSet, io, iter::zip, net::IpAddr, path::Path};
 
