@@ -9,7 +9,7 @@ use fleetsock_proto::{
     change::{ChangeKind, ChangeRecord, ChangeSubject, Changed},
     owner::Owner,
     port::PortClass,
-    question::{ChangeQuestion, PortQuestion},
+    question::{ChangeQuestion, PortQuestion, SocketFilter},
     socket::{
         Direction::{In, Out},
         Known,
@@ -279,6 +279,33 @@ pub(super) async fn what_is_new_was_not_there_since_the_baseline_began<E: Engine
     let (rows, meta) = world.changes(early, at(300)).await.unwrap();
     assert_eq!(rows.len(), 3, "with 0.0.0.0:80 in the baseline");
     assert_eq!((meta.gaps_total, meta.gaps[0].since), (1, at(-100)), "a baseline that nobody observed is told");
+
+    // More than a page of those that are looked for where few are wanted; the rare ones are on the first and the last.
+    let held = |n: u64| owner(if n.is_multiple_of(39) { "rare" } else { "common" }, 7);
+    let since = |n: u64| 230 + n.cast_signed();
+    let new = |n: u64| opened(listener(100 + n, &format!("0.0.0.0:{}", 1000 + n)).since(since(n)).held_by(&[held(n)]));
+    world.tell(&mut agent, Changes, 280, (0..40).map(new).collect()).await;
+    let by = |processes: &[&str], limit| ChangeQuestion {
+        since: Some(at(225)),
+        baseline: Some(at(100)),
+        filter: SocketFilter {
+            processes: processes.iter().map(|name| (*name).to_owned()).collect(),
+            ..SocketFilter::default()
+        },
+        limit,
+        ..ChangeQuestion::default()
+    };
+    for (question, expected, truncated) in [
+        (by(&[], None), (0..40).rev().collect::<Vec<u64>>(), false),
+        (by(&[], Some(20)), (20..40).rev().collect(), true),
+        (by(&["rare"], Some(2)), vec![39, 0], false),
+        (by(&["rare"], Some(1)), vec![39], true),
+    ] {
+        let (rows, meta) = world.changes(question, at(300)).await.unwrap();
+        let moments: Vec<_> = rows.iter().map(|row| row.at).collect();
+        assert_eq!(moments, expected.into_iter().map(|n| at(since(n))).collect::<Vec<_>>());
+        assert_eq!(meta.truncated, truncated);
+    }
 }
 
 /// More sessions at once than may wait for their turn: the question is refused with words, and costs no more memory.
