@@ -179,8 +179,16 @@ impl Sums {
         self.count(alike, Counts { listeners: 0, sessions, bytes_sent: sent, bytes_received: received })
     }
 
+    /// How many sessions are counted with each peer so far, in ascending order, where sums are by nothing else.
+    pub fn held_by_peer(&self) -> Vec<(IpAddr, u64)> {
+        let with_peer = self.groups.iter().filter_map(|(key, counts)| key.peer.map(|peer| (peer, counts.sessions)));
+        let mut held: Vec<_> = with_peer.collect();
+        held.sort_unstable();
+        held
+    }
+
     /// Counts the rest of sums by nothing but the peer: of each in ascending order what is not counted yet. Of these only the first
-    /// few are held.
+    /// few are held, so that what cannot be among these may be left out.
     pub fn end_by_peer(
         &mut self,
         most: usize,
@@ -188,9 +196,7 @@ impl Sums {
     ) -> Result<(), HistoryError> {
         let mut first: BinaryHeap<(Rank, IpAddr, Counts)> = BinaryHeap::new();
         // What is counted already, in the same order; most peers are not among these.
-        let mut held: Vec<IpAddr> = self.groups.keys().filter_map(|key| key.peer).collect();
-        held.sort_unstable();
-        let mut held = held.into_iter().peekable();
+        let mut held = self.held_by_peer().into_iter().map(|(peer, _)| peer).peekable();
         while let Some((peer, [sessions, bytes_sent, bytes_received])) = next()? {
             let key = Key { peer: Some(peer), ..Key::default() };
             if !self.part.has(|| self.part.hash.hash_one(self.words(&key))) {

@@ -37,6 +37,11 @@ impl Ascending {
         self.is_v6 == address.is_v6()
     }
 
+    /// The last one.
+    pub(super) const fn last(self) -> Numeric {
+        Numeric::of(self.is_v6, self.before)
+    }
+
     /// Writes the next one: two numbers of IPv6, one of IPv4.
     pub(super) fn write_next(&mut self, address: Numeric, into: &mut Writing) {
         let [high, low] = halves(address.bits().wrapping_sub(self.before));

@@ -6,6 +6,9 @@
 //! all files at once. In a sealed file they are told of all sessions, of those that closed within each hour, and of those that were
 //! open when an hour began; a window is a few of these ([`Choice`]), and of the sessions near its ends the rows. In one that is
 //! written to still they are told of each segment of its rows, for windows in which all of these are ([`Summed`]).
+//!
+//! Those of a scope or a segment ([`Source`]) are stored apart by how many sessions they count (`levels`): of the few peers that
+//! have most only the larger ones are merged, and what a smaller one may add to these is looked up ([`beside`]).
 
 use std::net::IpAddr;
 
@@ -15,8 +18,10 @@ pub(super) use self::{
     adding::Adding,
     checking::Expected,
     choosing::{Choice, Hour},
-    merging::{Merged, Stretches},
+    merging::Merged,
     segments::{Segment, Summed},
+    source::Source,
+    topmost::beside,
 };
 use super::{
     cubes::Span,
@@ -29,8 +34,11 @@ mod adding;
 mod checking;
 mod choosing;
 mod encoding;
+mod levels;
 mod merging;
 mod segments;
+mod source;
+mod topmost;
 
 /// Which sessions of a file sums are of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,7 +98,7 @@ type Sum = (IpAddr, Counts);
 
 /// Whether a file may have sums by peer: those that earlier versions sealed have none.
 pub(super) fn may_be_told(sealed: &Connection) -> Result<bool, rusqlite::Error> {
-    sealed.table_exists(None, "peer_hours")
+    Ok(sealed.table_exists(None, "peer_sums")? && sealed.column_exists(None, "peer_sums", "level")?)
 }
 
 /// The hours of which there are sums, in their order; none where there are no sums.

@@ -7,11 +7,17 @@ use std::{
 
 use rusqlite::{Connection, params};
 
-use super::{One, Scope, encoding::Stretch};
-use crate::history::sqlite::sums::{Counts, beginning};
+use super::{
+    One, Scope,
+    levels::{Levels, Stored},
+};
+use crate::history::sqlite::{
+    coding::{self, AddressBytes},
+    sums::{Counts, beginning},
+};
 
-/// Most hours in which the sessions of a file closed: of each a stretch is held.
-pub(super) const HOURS: usize = 512;
+/// Most hours in which the sessions of a file closed: of each a few stretches are held.
+pub(super) const HOURS: usize = 256;
 /// Bytes of sums of what was open when hours began, at most: what is open all day is told of each of them.
 const OPEN_BYTES: usize = 32 * 1024 * 1024;
 
@@ -24,7 +30,7 @@ pub(in crate::history::sqlite) struct Adding<'c> {
     peer: Option<IpAddr>,
     /// What is counted with this peer.
     sums: BTreeMap<Scope, Counts>,
-    stretches: BTreeMap<Scope, Stretch>,
+    stretches: BTreeMap<Scope, Levels>,
     /// Whether they are not too many, and not more than can be counted.
     are_told: bool,
     open_told: bool,
@@ -105,25 +111,23 @@ impl Adding<'_> {
         Ok(())
     }
 
-    fn store(&mut self, scope: Scope, bytes: &[u8]) -> Result<(), rusqlite::Error> {
+    fn store(&mut self, scope: Scope, Stored { level, last_peer, bytes }: &Stored) -> Result<(), rusqlite::Error> {
         if matches!(scope, Scope::Open(_)) {
             self.open_bytes += bytes.len();
             self.open_told &= self.open_bytes <= self.most_open_bytes;
         }
         let [kind, hour] = scope.stored();
         self.sealed
-            .prepare_cached("INSERT INTO peer_sums (scope, hour, sums) VALUES (?1, ?2, ?3)")?
-            .execute(params![kind, hour, bytes])?;
+            .prepare_cached("INSERT INTO peer_sums (scope, hour, level, last_peer, sums) VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![kind, hour, coding::signed(*level as u64), AddressBytes::of(*last_peer), bytes])?;
         Ok(())
     }
 
     /// Stores the rest, and what there is.
     pub(in crate::history::sqlite) fn finish(mut self) -> Result<(), rusqlite::Error> {
         self.end_peer()?;
-        for (scope, stretch) in std::mem::take(&mut self.stretches) {
-            if let Some(bytes) = stretch.finish() {
-                self.store(scope, &bytes)?;
-            }
+        for (scope, levels) in std::mem::take(&mut self.stretches) {
+            levels.finish().try_for_each(|stored| self.store(scope, &stored))?;
         }
         if !self.open_told {
             self.sealed.execute("DELETE FROM peer_sums WHERE scope = ?1", [Scope::Open(0).stored()[0]])?;

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use rusqlite::Connection;
 
-use super::{One, Scope, hours, merging::Stretches};
+use super::{Merged, One, Scope, Source, hours, levels::level};
 use crate::history::{
     hashing::folded,
     sqlite::{
@@ -81,16 +81,18 @@ impl Expected {
         let mut told = Telling::default();
         let closed = self.closed.iter().map(|hour| Scope::Closed(*hour));
         let open = self.open.iter().map(|hour| Scope::Open(*hour));
-        let (mut stretches, mut looked_at) = (0_i64, 0_usize);
+        let (mut stretches, mut looked_at) = (0, 0_usize);
         for scope in [Scope::All].into_iter().chain(closed).chain(open) {
-            let mut sums = Stretches::of(sealed, scope, false)?;
-            stretches += sums.count();
-            let mut last = None;
-            while let Some((peer, counts)) = sums.next().map_err(SealError::Unreadable)? {
-                if last.replace(peer).is_some_and(|last| last >= peer) {
+            let mut sums = Merged::of(&[Source::of(sealed, scope)], 0).map_err(SealError::Unreadable)?;
+            stretches += sums.stretches();
+            loop {
+                let (mut found, mut is_once) = (None, true);
+                let peer = sums.next_parts(|part| is_once &= found.replace(part).is_none());
+                let (Some(peer), Some(part)) = (peer.map_err(SealError::Unreadable)?, found) else { break };
+                if !is_once || part.level != level(part.counts.sessions) {
                     return Ok(false);
                 }
-                told.add(scope, peer.address(), counts);
+                told.add(scope, peer.address(), part.counts);
                 looked_at += 1;
                 if looked_at.is_multiple_of(LOOK_EVERY) && !goes_on() {
                     return Err(SealError::Unwanted);
@@ -98,6 +100,6 @@ impl Expected {
             }
         }
         let all: i64 = sealed.query_row("SELECT count(*) FROM peer_sums", [], |row| row.get(0))?;
-        Ok(self.within && all == stretches && told == self.telling)
+        Ok(self.within && usize::try_from(all) == Ok(stretches) && told == self.telling)
     }
 }

@@ -1,5 +1,7 @@
 //! A stretch of sums as bytes: its family, then of each address by how much it is more than the one before, and what is counted.
 
+use std::net::IpAddr;
+
 use super::Sum;
 use crate::history::sqlite::{
     ascending::Ascending,
@@ -21,8 +23,8 @@ pub(super) struct Stretch {
 }
 
 impl Stretch {
-    /// Adds the sum of the next address; the bytes of those before it, where it begins another stretch.
-    pub(super) fn add(&mut self, (peer, counts): Sum) -> Option<Vec<u8>> {
+    /// Adds the sum of the next address; the bytes of those before it and the last of them, where it begins another stretch.
+    pub(super) fn add(&mut self, (peer, counts): Sum) -> Option<(Vec<u8>, IpAddr)> {
         let peer = Numeric::from(peer);
         let is_of_another = self.addresses.is_some_and(|addresses| !addresses.has_family_of(peer));
         let full = if self.sums == STRETCH || is_of_another { std::mem::take(self).finish() } else { None };
@@ -34,9 +36,9 @@ impl Stretch {
         full
     }
 
-    /// The bytes of what was added, if anything was.
-    pub(super) fn finish(self) -> Option<Vec<u8>> {
-        (self.sums > 0).then(|| self.writing.finish())
+    /// The bytes of what was added, if anything was, and the last address.
+    pub(super) fn finish(self) -> Option<(Vec<u8>, IpAddr)> {
+        self.addresses.map(|addresses| (self.writing.finish(), addresses.last().address()))
     }
 }
 
@@ -58,6 +60,11 @@ impl Stretched {
         self.bytes.extend_from_slice(reading.rest());
         self.at = 0;
         Ok(())
+    }
+
+    /// The last address that was read.
+    pub(super) const fn last(&self) -> Numeric {
+        self.addresses.last()
     }
 
     /// The next sum; nothing at the end.
@@ -109,7 +116,10 @@ mod tests {
             }
             stretches.extend(stretch.finish());
             let mut found = Vec::new();
-            stretches.iter().for_each(|bytes| read(bytes, &mut found).unwrap());
+            for (bytes, last) in &stretches {
+                read(bytes, &mut found).unwrap();
+                prop_assert_eq!(found.last().map(|(peer, _)| peer), Some(last));
+            }
             prop_assert_eq!(found, sums.into_iter().collect::<Vec<_>>());
         }
 
@@ -129,7 +139,7 @@ mod tests {
         assert!((0..STRETCH).all(|number| stretch.add((peer(number), Counts::one(7, 9))).is_none()));
         let full = |stretch: &mut Stretch, peer: IpAddr| {
             let mut sums = Vec::new();
-            read(&stretch.add((peer, Counts::one(7, 9))).unwrap(), &mut sums).unwrap();
+            read(&stretch.add((peer, Counts::one(7, 9))).unwrap().0, &mut sums).unwrap();
             sums.len()
         };
         assert_eq!(full(&mut stretch, peer(STRETCH)), STRETCH);

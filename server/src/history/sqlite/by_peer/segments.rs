@@ -4,8 +4,11 @@ use std::net::IpAddr;
 
 use rusqlite::{Connection, params};
 
-use super::encoding::Stretch;
-use crate::history::sqlite::sums::Counts;
+use super::levels::{Levels, Stored};
+use crate::history::sqlite::{
+    coding::{self, AddressBytes},
+    sums::Counts,
+};
 
 /// The rows of a segment while they are added in their own order, each with the number that it has in the segment.
 #[derive(Debug, Default)]
@@ -26,7 +29,7 @@ impl Segment {
 
     /// The sums, to which the peers of the rows are added in the order of their addresses.
     pub(in crate::history::sqlite) fn by_peer(self) -> Sums {
-        Sums { segment: self, stretches: Vec::new(), stretch: Stretch::default(), last: None, are_told: true }
+        Sums { segment: self, stretches: Vec::new(), levels: Levels::default(), last: None, are_told: true }
     }
 }
 
@@ -34,8 +37,9 @@ impl Segment {
 #[derive(Debug)]
 pub(in crate::history::sqlite) struct Sums {
     segment: Segment,
-    stretches: Vec<Vec<u8>>,
-    stretch: Stretch,
+    /// Those that are full, and those that are not.
+    stretches: Vec<Stored>,
+    levels: Levels,
     /// The last peer, and what is counted with it so far.
     last: Option<(IpAddr, Counts)>,
     /// Whether they can be counted.
@@ -63,21 +67,25 @@ impl Sums {
 
     fn end_peer(&mut self) {
         let Some((peer, counts)) = self.last.take() else { return };
-        self.stretches.extend(self.stretch.add((peer, counts)));
+        self.stretches.extend(self.levels.add((peer, counts)));
     }
 
     /// Stores them, of the rows that begin with this one.
     pub(in crate::history::sqlite) fn store(mut self, day: &Connection, first_id: i64) -> Result<(), rusqlite::Error> {
         self.end_peer();
-        let Sums { segment, mut stretches, stretch, are_told, .. } = self;
-        stretches.extend(stretch.finish());
+        let Sums { segment, mut stretches, levels, are_told, .. } = self;
+        stretches.extend(levels.finish());
         let Some([first, last, opened]) = segment.span.filter(|_| are_told) else { return Ok(()) };
         day.prepare_cached(
             "INSERT INTO peer_spans (first_id, min_closed_at_us, max_closed_at_us, max_opened_at_us) VALUES (?1, ?2, ?3, ?4)",
         )?
         .execute(params![first_id, first, last, opened])?;
-        let mut insert = day.prepare_cached("INSERT INTO peer_sums (first_id, sums) VALUES (?1, ?2)")?;
-        stretches.iter().try_for_each(|bytes| insert.execute(params![first_id, bytes]).map(drop))
+        let mut insert =
+            day.prepare_cached("INSERT INTO peer_sums (first_id, level, last_peer, sums) VALUES (?1, ?2, ?3, ?4)")?;
+        stretches.iter().try_for_each(|Stored { level, last_peer, bytes }| {
+            let row = params![first_id, coding::signed(*level as u64), AddressBytes::of(*last_peer), bytes];
+            insert.execute(row).map(drop)
+        })
     }
 }
 
@@ -124,7 +132,7 @@ mod tests {
 
     use super::*;
     use crate::history::sqlite::{
-        by_peer::{Merged, Stretches},
+        by_peer::{Merged, Source},
         schema::Kind,
     };
 
@@ -168,12 +176,10 @@ mod tests {
                 first_id += i64::try_from(rows.len()).unwrap();
                 rows.iter().for_each(|(peer, _, _, counts)| expected.entry(*peer).or_default().add(*counts));
             }
-            let mut merged = Merged::default();
             let all = Summed::all(&day).unwrap();
             prop_assert_eq!(all.len(), segments.len());
-            for summed in all {
-                merged.extend(vec![Stretches::of_rows(&day, summed.rows.0).unwrap()]).unwrap();
-            }
+            let sources: Vec<_> = all.iter().map(|summed| Source::of_rows(&day, summed.rows.0)).collect();
+            let mut merged = Merged::of(&sources, 0).unwrap();
             let found: Vec<_> = std::iter::from_fn(|| merged.next().unwrap()).collect();
             prop_assert_eq!(found, expected.into_iter().collect::<Vec<_>>());
         }

@@ -32,6 +32,12 @@ impl Balance {
         Ok(Counts { sessions: told(sessions)?, bytes_sent: told(bytes_sent)?, bytes_received: told(bytes_received)? })
     }
 
+    /// How many sessions, so far.
+    pub(in crate::history::sqlite) const fn sessions(self) -> i128 {
+        let [sessions, ..] = self.0;
+        sessions
+    }
+
     pub(in crate::history::sqlite) fn taken_off(self) -> Balance {
         Balance(self.0.map(|sum| -sum))
     }

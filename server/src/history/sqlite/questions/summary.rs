@@ -16,7 +16,10 @@ use super::{
 };
 use crate::history::{
     HistoryError,
-    sqlite::roster::{Places, Selection},
+    sqlite::{
+        by_peer,
+        roster::{Places, Selection},
+    },
     summing::{self, ORDERED_LIMIT, Part, Sums},
 };
 
@@ -76,19 +79,21 @@ impl Counting<'_> {
             SessionTime::Now | SessionTime::At(_) => Timestamp::MIN,
         };
         let mut counted = Sums::new(&question.by, since, (part, group_bytes));
-        let mut by_peer = sessions::count(reader, selection, places, question, &mut counted)?;
+        let by_peer = sessions::count(reader, selection, places, question, &mut counted)?;
         let kept = summed::count(reader, selection, question, &mut counted)?;
         if question.counts_listeners() {
             ports::count(reader, selection, &question.sockets.filter, time, &mut counted)?;
         }
         if !by_peer.is_empty() {
+            let held = counted.held_by_peer();
+            let mut rest = by_peer::beside(&by_peer, most, &held, &|| reader.go_on())?;
             let mut looked_at = 0_usize;
             counted.end_by_peer(most, || {
                 looked_at += 1;
                 if looked_at.is_multiple_of(LOOK_EVERY) {
                     reader.go_on()?;
                 }
-                let sum = by_peer.next()?;
+                let sum = rest.next()?;
                 Ok(sum.map(|(peer, counts)| (peer, [counts.sessions, counts.bytes_sent, counts.bytes_received])))
             })?;
         }

@@ -19,7 +19,7 @@ use super::{
 use crate::history::{
     HistoryError,
     sqlite::{
-        by_peer::Merged,
+        by_peer::Source,
         coding::OwnerColumns,
         numbered::Numbered,
         questions::Reader,
@@ -41,14 +41,14 @@ pub(in crate::history::sqlite::questions) fn count<'r>(
     places: &'r Places,
     question: &'r SummaryQuestion,
     into: &mut Sums,
-) -> Result<Merged<'r>, HistoryError> {
+) -> Result<Vec<Source<'r>>, HistoryError> {
     let mut search = Search::new(reader, selection, places, &question.sockets)?;
     let mut counting = Counting { kept: Kept::answering(question, selection.len()), into };
     search.look(selection, &mut counting)?;
     match counting.kept {
-        Kept::Few(mut read) => search.add_read(&mut read, into).map(|()| Merged::default()),
-        Kept::ByPeer(merged) => Ok(merged),
-        Kept::None => Ok(Merged::default()),
+        Kept::Few(mut read) => search.add_read(&mut read, into).map(|()| Vec::new()),
+        Kept::ByPeer(sources) => Ok(sources),
+        Kept::None => Ok(Vec::new()),
     }
 }
 
@@ -62,7 +62,7 @@ struct Counting<'s, 'r> {
 enum Kept<'r> {
     Few(Read),
     /// Too many to be held.
-    ByPeer(Merged<'r>),
+    ByPeer(Vec<Source<'r>>),
     None,
 }
 
@@ -71,7 +71,7 @@ impl Kept<'_> {
     fn answering(question: &SummaryQuestion, hosts: usize) -> Kept<'static> {
         match (hosts < 2, by_peer(question)) {
             (true, _) => Kept::None,
-            (false, true) => Kept::ByPeer(Merged::default()),
+            (false, true) => Kept::ByPeer(Vec::new()),
             (false, false) => answering(question).map_or(Kept::None, |by| Kept::Few(Read::new(by))),
         }
     }
@@ -81,7 +81,7 @@ impl<'r> Look<'r> for Counting<'_, 'r> {
     fn file(&mut self, search: &mut Search<'r>, file: InFile) -> Result<bool, HistoryError> {
         match &mut self.kept {
             Kept::Few(read) => search.add_sums(file, read, self.into),
-            Kept::ByPeer(merged) => search.add_peer_sums(file, merged, self.into),
+            Kept::ByPeer(sources) => search.add_peer_sums(file, sources, self.into),
             Kept::None => Ok(false),
         }
     }

@@ -13,7 +13,7 @@ use super::{
 use crate::history::{
     HistoryError,
     sqlite::{
-        by_peer::{self, Choice, Merged, Stretches, Summed},
+        by_peer::{self, Choice, Source, Summed},
         cubes::NOTHING,
     },
     summing::Sums,
@@ -34,11 +34,11 @@ impl<'a> Search<'a> {
     pub(super) fn add_peer_sums(
         &mut self,
         file: InFile,
-        merged: &mut Merged<'a>,
+        sources: &mut Vec<Source<'a>>,
         into: &mut Sums,
     ) -> Result<bool, HistoryError> {
         if !self.is_sealed(file) {
-            return self.add_of_rows(file, merged, into);
+            return self.add_of_rows(file, sources, into);
         }
         let Some((sealed, outline)) = self.sealed(file)? else { return Ok(true) };
         if !outline.peer_sums {
@@ -51,13 +51,18 @@ impl<'a> Search<'a> {
         if !all.map(|hosts| self.means_all(&hosts)).transpose()?.unwrap_or(false) {
             return Ok(false);
         }
-        merged.extend(Stretches::chosen(sealed, &choice)?)?;
+        sources.extend(Source::chosen(sealed, choice));
         self.add_unclear_blocks(file, sealed, into)?;
         Ok(true)
     }
 
     /// The same of a file of rows.
-    fn add_of_rows(&mut self, file: InFile, merged: &mut Merged<'a>, into: &mut Sums) -> Result<bool, HistoryError> {
+    fn add_of_rows(
+        &mut self,
+        file: InFile,
+        sources: &mut Vec<Source<'a>>,
+        into: &mut Sums,
+    ) -> Result<bool, HistoryError> {
         let Some(day) = self.file(file)? else { return Ok(true) };
         if !self.begins_in_time(file)? {
             return Ok(true);
@@ -65,7 +70,7 @@ impl<'a> Search<'a> {
         let (window, mut covered) = (self.meaning.window.bounds(), Covered::new());
         for summed in Summed::all(day)?.into_iter().filter(|summed| summed.are_meant(window)) {
             if self.means_all(&summed.hosts)? {
-                merged.extend(vec![Stretches::of_rows(day, summed.rows.0)?])?;
+                sources.push(Source::of_rows(day, summed.rows.0));
                 covered.push(summed.rows);
             }
         }
