@@ -60,7 +60,7 @@ impl ToSql for AddressBytes {
 }
 
 /// An address in numbers, which are compared in a fraction of the time; in the order of addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Numeric {
     is_v6: bool,
     bits: u128,

@@ -4,14 +4,13 @@
 //! They are gathered while peers are sorted for their index ([`Adding`]), stored in short stretches in the order of the addresses, and
 //! looked for one after the other ([`Looking`]): of many that are asked for in their order, a stretch is read once for all that it has.
 
-use std::{cmp::Ordering, net::IpAddr};
-
 use fleetsock_proto::socket::Direction;
 use rusqlite::Connection;
 
 pub(super) use self::{adding::Adding, looking::Looking, telling::Telling};
 use super::{
-    coding::{self, Numeric},
+    coding::{self, Numeric, halves},
+    sealed::{Filter, Hashed, mixed},
     stored::StoredSession,
     sums::{beginning, end},
 };
@@ -59,25 +58,20 @@ impl Service {
 }
 
 /// What sessions have in common that are alike. In order, those of an address follow each other, as their table is sorted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Kind {
-    pub(super) peer: IpAddr,
+    pub(super) peer: Numeric,
     pub(super) host_id: i64,
     pub(super) service: Service,
 }
 
-impl Ord for Kind {
-    #[inline]
-    fn cmp(&self, other: &Kind) -> Ordering {
-        let key = |kind: &Kind| (Numeric::from(kind.peer), kind.host_id, kind.service);
-        key(self).cmp(&key(other))
-    }
-}
+impl Hashed for Kind {
+    const TABLE: &'static str = "kind_filter";
 
-impl PartialOrd for Kind {
-    #[inline]
-    fn partial_cmp(&self, other: &Kind) -> Option<Ordering> {
-        Some(self.cmp(other))
+    fn hash(&self) -> u64 {
+        let [high, low] = halves(self.peer.bits());
+        let address = mixed(mixed(high) ^ low);
+        mixed(mixed(address ^ self.host_id.cast_unsigned()) ^ u64::from(self.service.0))
     }
 }
 
@@ -85,7 +79,7 @@ impl Kind {
     pub(super) fn of(one: &StoredSession) -> Result<Kind, rusqlite::Error> {
         let service =
             Service::of(one).ok_or_else(|| coding::wrong("protocol", "it or the direction has no meaning"))?;
-        Ok(Kind { peer: one.peer.ip(), host_id: one.host_id, service })
+        Ok(Kind { peer: one.peer.ip().into(), host_id: one.host_id, service })
     }
 }
 
@@ -116,6 +110,11 @@ impl Hours {
     }
 }
 
+/// The filter of the kinds of a file that tells them, if it has one.
+pub(super) fn filter(sealed: &Connection) -> Result<Option<Filter<Kind>>, rusqlite::Error> {
+    if sealed.table_exists(None, Kind::TABLE)? { Filter::of_file(sealed).map(Some) } else { Ok(None) }
+}
+
 /// What is told of a kind.
 type Told = (Kind, Hours);
 
@@ -135,6 +134,16 @@ mod tests {
     use super::*;
 
     const HOUR: i64 = 3_600_000_000;
+
+    #[test]
+    fn the_hash_is_the_one_that_files_have() {
+        // It is a part of the schema: other numbers would hide what earlier versions sealed.
+        let hashes = ["192.0.2.9", "2001:db8::9"].map(|peer| {
+            let peer = peer.parse::<std::net::IpAddr>().unwrap().into();
+            Kind { peer, host_id: 7, service: Service::new(6, Direction::Out, 443).unwrap() }.hash()
+        });
+        assert_eq!(hashes, [0xd1da_0ea9_cd45_df3f, 0x2fac_1b1d_0288_fc55]);
+    }
 
     #[test]
     fn services_are_apart_and_one_without_room_is_none() {

@@ -53,7 +53,7 @@ pub(super) use self::block::{Block, Column, Values};
 pub(super) use self::column::{Damaged, Reading, Writing};
 pub(super) use self::extents::Extents;
 pub(super) use self::fetching::{Fetching, Head};
-pub(super) use self::filter::Filter;
+pub(super) use self::filter::{Filter, Hashed, mixed};
 pub(super) use self::recurring::Recurring;
 pub(super) use self::rows::each_row;
 pub(super) use self::sealer::Sealer;
@@ -291,8 +291,11 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
     let sealed = Connection::open_with_flags(unfinished, ALONE)?;
     let (mut contents, mut met, mut sums) = (Summing::default(), Telling::default(), Expected::of(&sealed)?);
     let mut sums_by_peer = by_peer::Expected::of(&sealed)?;
-    let mut kinds = kinds::are_told(&sealed)?.then(kinds::Telling::default);
-    let (extents, filter) = (Extents::of(&sealed)?.unwrap_or_default(), Filter::of_file(&sealed)?);
+    let mut kinds = match kinds::are_told(&sealed)? {
+        true => Some((kinds::Telling::default(), kinds::filter(&sealed)?.ok_or(SealError::Different)?)),
+        false => None,
+    };
+    let (extents, filter) = (Extents::of(&sealed)?.unwrap_or_default(), Filter::<std::net::IpAddr>::of_file(&sealed)?);
     let mut statement = sealed.prepare(
         "SELECT blocks.host_id, blocks.sessions, contents.columns, blocks.codec, blocks.id FROM blocks
          JOIN contents ON contents.block_id = blocks.id ORDER BY blocks.id",
@@ -310,10 +313,14 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
             sums.add(&Facts::of(one));
             met.add(one.peer.ip(), Place { block, at }.number());
             sums_by_peer.add(one.peer.ip(), by_peer::One::of(one));
-            if let Some(kinds) = &mut kinds {
-                kinds.session(Kind::of(one)?, hour(one.closed_at_us()));
+            if let Some((kinds, filter)) = &mut kinds {
+                let kind = Kind::of(one)?;
+                kinds.session(kind, hour(one.closed_at_us()));
+                if !filter.may_have(&kind) {
+                    return Err(SealError::Different);
+                }
             }
-            if !filter.may_have(one.peer.ip()) {
+            if !filter.may_have(&one.peer.ip()) {
                 return Err(SealError::Different);
             }
         }
@@ -325,10 +332,10 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
     if Telling::of(&sealed, goes_on)? != met || !sums_are_told {
         return Err(SealError::Different);
     }
-    if let Some(kinds) = &mut kinds
+    if let Some((kinds, _)) = &mut kinds
         && !kinds.add_told(&sealed, goes_on)?
     {
         return Err(SealError::Different);
     }
-    Ok(contents.finish(kinds))
+    Ok(contents.finish(kinds.map(|(telling, _)| telling)))
 }

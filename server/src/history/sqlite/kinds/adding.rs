@@ -8,7 +8,10 @@ use super::{
     Hours, Kind, Service, Telling, Told,
     encoding::{Stretch, Stretched},
 };
-use crate::history::sqlite::{coding::AddressBytes, sealed::SealError};
+use crate::history::sqlite::{
+    coding::AddressBytes,
+    sealed::{Filter, SealError},
+};
 
 /// The kinds of a file, while its sessions are added: all with one address, host by host, then all with the next.
 #[derive(Debug)]
@@ -24,11 +27,13 @@ pub(in crate::history::sqlite) struct Adding<'c> {
     expected: Vec<Told>,
     read: Stretched,
     telling: Telling,
+    filter: Filter<Kind>,
+    kinds: u64,
 }
 
 impl Adding<'_> {
-    /// None yet, of sessions that close in this hour or later.
-    pub(in crate::history::sqlite) fn new(sealed: &Connection, origin: i64) -> Adding<'_> {
+    /// None yet, of so many sessions that close in this hour or later.
+    pub(in crate::history::sqlite) fn new(sealed: &Connection, origin: i64, sessions: u64) -> Adding<'_> {
         Adding {
             sealed,
             origin,
@@ -38,6 +43,8 @@ impl Adding<'_> {
             expected: Vec::new(),
             read: Stretched::default(),
             telling: Telling::default(),
+            filter: Filter::with_room_for(sessions),
+            kinds: 0,
         }
     }
 
@@ -52,7 +59,7 @@ impl Adding<'_> {
             self.end_pair()?;
             self.pair = Some((peer, host_id));
         }
-        self.telling.session(Kind { peer, host_id, service }, hour);
+        self.telling.session(Kind { peer: peer.into(), host_id, service }, hour);
         self.services.entry(service).or_insert(Hours::of(hour)).add(hour);
         Ok(())
     }
@@ -61,7 +68,7 @@ impl Adding<'_> {
     fn end_pair(&mut self) -> Result<(), SealError> {
         let Some((peer, host_id)) = self.pair.take() else { return Ok(()) };
         while let Some((service, hours)) = self.services.pop_first() {
-            let told = (Kind { peer, host_id, service }, hours);
+            let told = (Kind { peer: peer.into(), host_id, service }, hours);
             match &mut self.stretch {
                 Some(stretch) if stretch.has_room_for(told.0) => stretch.add(told),
                 _ => {
@@ -71,6 +78,8 @@ impl Adding<'_> {
             }
             self.expected.push(told);
             self.telling.kind(told);
+            self.filter.add(&told.0);
+            self.kinds += 1;
         }
         Ok(())
     }
@@ -90,7 +99,7 @@ impl Adding<'_> {
         }
         self.sealed
             .prepare_cached("INSERT INTO kinds (peer_address, host_id, service, kinds) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![AddressBytes::of(peer), host_id, service, bytes])?;
+            .execute(params![AddressBytes::of(peer.address()), host_id, service, bytes])?;
         Ok(())
     }
 
@@ -98,6 +107,8 @@ impl Adding<'_> {
     pub(in crate::history::sqlite) fn finish(mut self) -> Result<Telling, SealError> {
         self.end_pair()?;
         self.end_stretch()?;
+        self.filter.fold(self.kinds);
+        self.filter.store(self.sealed)?;
         Ok(self.telling)
     }
 }

@@ -32,7 +32,7 @@ impl Stretch {
     pub(super) fn begun((kind, hours): Told, origin: i64) -> Stretch {
         let mut writing = Writing::default();
         writing.signed(origin);
-        let addresses = Ascending::begin(kind.peer.into(), &mut writing);
+        let addresses = Ascending::begin(kind.peer, &mut writing);
         let mut stretch = Stretch { writing, origin, addresses, first: kind, last: kind };
         stretch.write(None, (kind, hours));
         stretch
@@ -40,7 +40,7 @@ impl Stretch {
 
     /// Whether it has room for the next kind.
     pub(super) fn has_room_for(&self, kind: Kind) -> bool {
-        self.addresses.has_family_of(kind.peer.into()) && self.writing.length() + KIND_BYTES <= STRETCH_BYTES
+        self.addresses.has_family_of(kind.peer) && self.writing.length() + KIND_BYTES <= STRETCH_BYTES
     }
 
     /// Adds the next kind.
@@ -51,7 +51,7 @@ impl Stretch {
 
     /// Writes a kind, after one with the same address where there is one.
     fn write(&mut self, before: Option<Kind>, (kind, Hours { first, last }): Told) {
-        self.addresses.write_next(kind.peer.into(), &mut self.writing);
+        self.addresses.write_next(kind.peer, &mut self.writing);
         let host = before.map_or(0, |before| before.host_id);
         self.writing.unsigned(kind.host_id.wrapping_sub(host).cast_unsigned());
         let Service(service) = kind.service;
@@ -98,33 +98,56 @@ impl Stretched {
     }
 
     /// The next kind, which comes after the one before; nothing at the end.
-    #[inline]
     pub(super) fn next(&mut self) -> Result<Option<Told>, Damaged> {
+        self.first_from(None).map(|(_, next)| next)
+    }
+
+    /// The first kind from this one on, of those that were not read yet, and the last one before it; nothing at the end.
+    #[inline]
+    pub(super) fn first_from(&mut self, from: Option<&Kind>) -> Result<(Option<Kind>, Option<Told>), Damaged> {
         let mut reading = Reading::new(self.bytes.get(self.at..).unwrap_or_default());
-        if reading.rest().is_empty() {
-            return Ok(None);
-        }
-        let peer = self.addresses.read_next(&mut reading)?.address();
-        let host = self.before.filter(|before| before.peer == peer).map_or(0, |before| before.host_id);
-        let host_id = host.wrapping_add(reading.unsigned()?.cast_signed());
-        let word = reading.unsigned()?;
-        let port = u16::try_from(word >> 2).map_err(|_| Damaged("a port is too large"))?;
-        let protocol = if word & 1 == 0 { TCP } else { reading.narrow()? };
-        if protocol > LAST_PROTOCOL {
-            return Err(Damaged("a protocol is too large"));
-        }
-        let out = if word & 2 == 0 { 0 } else { OUT };
-        let service = Service(protocol * PROTOCOL + out + u32::from(port));
-        let word = reading.unsigned()?;
-        let first = self.origin.wrapping_add((word >> 1).cast_signed());
-        let last = if word & 1 == 0 { first } else { first.wrapping_add(reading.unsigned()?.cast_signed()) };
-        let kind = Kind { peer, host_id, service };
-        if self.before.replace(kind).is_some_and(|before| before >= kind) || first > last {
-            return Err(Damaged("kinds are in no order"));
+        // Beside each other as long as it reads on.
+        let (mut addresses, mut before, mut found) = (self.addresses, self.before, None);
+        while found.is_none() && !reading.rest().is_empty() {
+            let told = read(&mut reading, &mut addresses, self.origin, before)?;
+            match from {
+                Some(from) if told.0 < *from => before = Some(told.0),
+                Some(_) | None => found = Some(told),
+            }
         }
         self.at = self.bytes.len() - reading.rest().len();
-        Ok(Some((kind, Hours { first, last })))
+        (self.addresses, self.before) = (addresses, found.map(|(kind, _)| kind).or(before));
+        Ok((before, found))
     }
+}
+
+/// The next kind, and what is told of it.
+#[inline]
+fn read(
+    reading: &mut Reading<'_>,
+    addresses: &mut Ascending,
+    origin: i64,
+    before: Option<Kind>,
+) -> Result<Told, Damaged> {
+    let peer = addresses.read_next(reading)?;
+    let host = before.filter(|before| before.peer == peer).map_or(0, |before| before.host_id);
+    let host_id = host.wrapping_add(reading.unsigned()?.cast_signed());
+    let word = reading.unsigned()?;
+    let port = u16::try_from(word >> 2).map_err(|_| Damaged("a port is too large"))?;
+    let protocol = if word & 1 == 0 { TCP } else { reading.narrow()? };
+    if protocol > LAST_PROTOCOL {
+        return Err(Damaged("a protocol is too large"));
+    }
+    let out = if word & 2 == 0 { 0 } else { OUT };
+    let service = Service(protocol * PROTOCOL + out + u32::from(port));
+    let word = reading.unsigned()?;
+    let first = origin.wrapping_add((word >> 1).cast_signed());
+    let last = if word & 1 == 0 { first } else { first.wrapping_add(reading.unsigned()?.cast_signed()) };
+    let kind = Kind { peer, host_id, service };
+    if before.is_some_and(|before| before >= kind) || first > last {
+        return Err(Damaged("kinds are in no order"));
+    }
+    Ok((kind, Hours { first, last }))
 }
 
 #[cfg(test)]
@@ -150,7 +173,7 @@ mod tests {
         let peer = prop_oneof![any::<IpAddr>(), (0_u8..3).prop_map(|n| IpAddr::from([10, 0, 0, n]))];
         let service = prop_oneof![any::<u32>(), (0_u32..3).prop_map(|n| TCP * PROTOCOL + 443 + n)].prop_map(Service);
         let kind = (peer, prop_oneof![any::<i64>(), 0_i64..3], service);
-        let kind = kind.prop_map(|(peer, host_id, service)| Kind { peer, host_id, service });
+        let kind = kind.prop_map(|(peer, host_id, service)| Kind { peer: peer.into(), host_id, service });
         let hours = (0_i64..1 << 40, prop_oneof![Just(0), 0_i64..1 << 40]);
         let hours =
             hours.prop_map(|(from, for_so_many)| Hours { first: ORIGIN + from, last: ORIGIN + from + for_so_many });

@@ -41,14 +41,11 @@ impl<'c> Looking<'c> {
 
     /// Reads on until a kind could come; whether the stretch does not end before.
     fn reaches(&mut self, kind: &Kind) -> Result<bool, HistoryError> {
-        while let Some((next, _)) = self.next {
-            if next >= *kind {
-                return Ok(true);
-            }
-            self.before = Some(next);
-            self.next = self.stretch.next()?;
+        if self.next.is_none_or(|(next, _)| next < *kind) {
+            let (before, next) = self.stretch.first_from(Some(kind))?;
+            (self.before, self.next) = (before.or(self.before), next);
         }
-        Ok(false)
+        Ok(self.next.is_some())
     }
 
     /// Begins with the last stretch that does not begin after a kind.
@@ -59,10 +56,10 @@ impl<'c> Looking<'c> {
              ORDER BY peer_address DESC, host_id DESC, service DESC LIMIT 1",
         )?;
         let Service(service) = kind.service;
-        let mut rows = statement.query(params![AddressBytes::of(kind.peer), kind.host_id, service])?;
-        if let Some(row) = rows.next()? {
-            self.stretch.begin(bytes(row)?)?;
-            self.next = self.stretch.next()?;
+        let mut rows = statement.query(params![AddressBytes::of(kind.peer.address()), kind.host_id, service])?;
+        match rows.next()? {
+            Some(row) => self.stretch.begin(bytes(row)?)?,
+            None => self.stretch = Stretched::default(),
         }
         Ok(())
     }
@@ -88,7 +85,7 @@ impl Telling {
         while let Some(row) = rows.next()? {
             stretch.begin(bytes(row)?)?;
             let (peer, host_id, service) = (coding::address_of(row.get_ref(1)?)?, row.get(2)?, Service(row.get(3)?));
-            let mut key = Some(Kind { peer, host_id, service });
+            let mut key = Some(Kind { peer: peer.into(), host_id, service });
             while let Some(told) = stretch.next()? {
                 if key.take().is_some_and(|key| key != told.0)
                     || last.replace(told.0).is_some_and(|last| last >= told.0)

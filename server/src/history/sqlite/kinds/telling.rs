@@ -26,14 +26,14 @@ impl Telling {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
     use proptest::{collection::vec, prelude::*};
     use rusqlite::Connection;
 
     use super::*;
     use crate::history::sqlite::{
-        kinds::{Adding, Looking, Service},
+        kinds::{Adding, Looking, Service, filter},
         schema::Kind as File,
         sealed::GoesOn,
     };
@@ -42,11 +42,12 @@ mod tests {
 
     fn sessions() -> impl Strategy<Value = Vec<Session>> {
         let peer = prop_oneof![
-            (0_u8..20).prop_map(|n| [10, 0, 0, n].into()),
-            (0_u16..9).prop_map(|n| [n, 1, 1, 1, 1, 1, 1, n].into())
+            (0_u8..20).prop_map(|n| IpAddr::from([10, 0, 0, n])),
+            (0_u16..9).prop_map(|n| IpAddr::from([n, 1, 1, 1, 1, 1, 1, n]))
         ];
         let service = (0_u32..40).prop_map(|n| Service::numbered(6 * 131_072 + (n % 2) * 65_536 + n));
-        let kind = (peer, 0_i64..3, service).prop_map(|(peer, host_id, service)| Kind { peer, host_id, service });
+        let kind =
+            (peer, 0_i64..3, service).prop_map(|(peer, host_id, service)| Kind { peer: peer.into(), host_id, service });
         vec((kind, 5_i64..80), 1..400)
     }
 
@@ -56,9 +57,9 @@ mod tests {
         File::Sealed.runner().run(&mut sealed).unwrap();
         let mut sorted = sessions.to_vec();
         sorted.sort_by_key(|(Kind { peer, host_id, .. }, _)| (*peer, *host_id));
-        let mut adding = Adding::new(&sealed, 5);
+        let mut adding = Adding::new(&sealed, 5, sessions.len() as u64);
         for (Kind { peer, host_id, service }, hour) in sorted {
-            adding.add((peer, host_id), service, hour).unwrap();
+            adding.add((peer.address(), host_id), service, hour).unwrap();
         }
         let telling = adding.finish().unwrap();
         (sealed, telling)
@@ -87,6 +88,8 @@ mod tests {
                 let (first, last) = expected.entry(*kind).or_insert((*hour, *hour));
                 (*first, *last) = ((*first).min(*hour), (*last).max(*hour));
             }
+            let filter = filter(&sealed).unwrap().unwrap();
+            prop_assert!(expected.keys().all(|kind| filter.may_have(kind)));
             let mut looking = Looking::of(&sealed);
             // In their order, and in none.
             let asked = expected.keys().chain(others.iter().map(|(kind, _)| kind)).chain(sessions.iter().map(|(kind, _)| kind));
@@ -118,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_stretch_that_is_in_another_place_than_its_key_says_is_found_out() {
-        let kind = |n: u8| Kind { peer: [10, 0, 0, n].into(), host_id: 1, service: Service::numbered(7) };
+        let kind = |n: u8| Kind { peer: IpAddr::from([10, 0, 0, n]).into(), host_id: 1, service: Service::numbered(7) };
         let (sealed, _) = file(&[(kind(1), 5), (kind(2), 6)]);
         assert_eq!(all_are_told(&sealed, &mut Telling::default()), Some(true));
         sealed.execute("UPDATE kinds SET host_id = 2", []).unwrap();

@@ -26,7 +26,7 @@ use self::{
 use super::{
     Programs, Reader, coverage, holders, names,
     outlet::{Outlet, Sink, Wanted},
-    ports::StoredListener,
+    ports::{self, StoredListener},
     sessions::{self, Span},
 };
 use crate::history::{
@@ -59,7 +59,7 @@ pub(in crate::history::sqlite) fn list(
     let until = question.until.unwrap_or(Timestamp::MAX);
     // One view of each file, and that of the day first: the programs that its rows name were stored before them.
     let _day = reader.day.unchecked_transaction()?;
-    reader.day.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    reader.day.prepare_cached("SELECT 1 FROM sqlite_schema LIMIT 1")?.exists([])?;
     let _main = reader.main.unchecked_transaction()?;
     let mut merge = Merge {
         reader,
@@ -156,7 +156,7 @@ impl Merge<'_, '_> {
             if read == page.rows() {
                 following = Some(page.following(row)?);
             }
-            let Some(host) = self.hosts.get(row.get("host_id")?) else { continue };
+            let Some(host) = self.hosts.get(row.get(page.source.host_place())?) else { continue };
             match page.source {
                 Source::Opened => self.opened(row, &host)?,
                 Source::Closed => self.closed(row, &host)?,
@@ -175,7 +175,7 @@ impl Merge<'_, '_> {
         if !stored.is_meant(&self.matcher, &self.question.scopes) {
             return Ok(());
         }
-        let first = if row.get("changed")? { holders::first(&self.reader.main, &stored)? } else { None };
+        let first = if row.get(ports::COLUMNS)? { holders::first(&self.reader.main, &stored)? } else { None };
         let listener = stored.listener(host, first.as_ref().unwrap_or(&stored.owners), &mut self.programs)?;
         if !self.matcher.matches_owners(names(&listener.owners)) {
             return Ok(());
@@ -294,7 +294,7 @@ impl Merge<'_, '_> {
             let span = Span { since, until: self.question.until, baseline };
             let wanted = self.outlet.left();
             return sessions::each_new(reader, selection, places, (&asked, &span, wanted), now, |session| {
-                self.new_session(&session)
+                self.new_session(session)
             });
         }
         sessions::visit(reader, selection, places, &asked, &mut Turn { merge: self })
@@ -307,7 +307,7 @@ impl Merge<'_, '_> {
         {
             return Ok(Wanted::NoMore);
         }
-        self.wait_for_ends(&session);
+        self.wait_for_ends(session);
         self.has_room()
     }
 
@@ -322,7 +322,7 @@ impl Merge<'_, '_> {
     }
 
     /// Takes a session that is new, and that opened last of those that are not taken yet.
-    fn new_session(&mut self, session: &Session) -> Result<Wanted, HistoryError> {
+    fn new_session(&mut self, session: Session) -> Result<Wanted, HistoryError> {
         if self.send_after(session.opened_at.as_micros())? == Wanted::NoMore {
             return Ok(Wanted::NoMore);
         }
@@ -331,20 +331,25 @@ impl Merge<'_, '_> {
     }
 
     /// Keeps the ends of a session that are meant.
-    fn wait_for_ends(&mut self, session: &Session) {
+    fn wait_for_ends(&mut self, session: Session) {
         let (since, until) = self.window;
-        let ends = [
-            (ChangeKind::Opened, Some((session.opened_at, session.opened_known))),
-            (ChangeKind::Closed, session.closed),
-        ];
-        for (kind, end) in ends {
-            let Some((at, known)) = end.filter(|(at, _)| since <= *at && *at <= until) else { continue };
-            if !self.question.wants(kind) {
-                continue;
+        let place = (session.local.port().into(), session.peer.port().into());
+        let meant = |kind, at: Timestamp| since <= at && at <= until && self.question.wants(kind);
+        let opened = (session.opened_at, session.opened_known);
+        let opened = Some(opened).filter(|(at, _)| meant(ChangeKind::Opened, *at));
+        let closed = session.closed.filter(|(at, _)| meant(ChangeKind::Closed, *at));
+        let change = |kind, (at, known), session| {
+            let what = Changed::Session(Box::new(session));
+            ChangeRecord { kind, at, known, what, owners_before: Vec::new(), scope_before: None }
+        };
+        match (opened, closed) {
+            (Some(opened), Some(closed)) => {
+                self.wait(change(ChangeKind::Opened, opened, session.clone()), place);
+                self.wait(change(ChangeKind::Closed, closed, session), place);
             }
-            let place = (session.local.port().into(), session.peer.port().into());
-            let what = Changed::Session(Box::new(session.clone()));
-            self.wait(ChangeRecord { kind, at, known, what, owners_before: Vec::new(), scope_before: None }, place);
+            (Some(opened), None) => self.wait(change(ChangeKind::Opened, opened, session), place),
+            (None, Some(closed)) => self.wait(change(ChangeKind::Closed, closed, session), place),
+            (None, None) => {}
         }
     }
 }

@@ -9,7 +9,8 @@ use std::{
 use rusqlite::Connection;
 
 use crate::history::sqlite::{
-    by_peer, cubes, kinds,
+    by_peer, cubes,
+    kinds::{self, Kind},
     sealed::{Extents, Filter, places},
 };
 
@@ -38,7 +39,7 @@ pub(in crate::history::sqlite) struct Outline {
     /// Whose its blocks are, if it tells that.
     pub(in crate::history::sqlite) extents: Option<Extents>,
     /// Which addresses it has no session with, if it tells that and there is room to remember it.
-    filter: Option<Filter>,
+    filter: Option<Filter<IpAddr>>,
 }
 
 impl Outline {
@@ -54,7 +55,7 @@ impl Outline {
             "SELECT min(min_opened_at_us), min(min_closed_at_us) FROM blocks"
         };
         let (kinds, extents) = (kinds::are_told(sealed)?, Extents::of(sealed)?);
-        let filter = match Filter::bytes_of(sealed)? {
+        let filter = match Filter::<IpAddr>::bytes_of(sealed)? {
             Some(bytes) if bytes <= room => Some(Filter::of_file(sealed)?),
             Some(_) | None => None,
         };
@@ -66,9 +67,14 @@ impl Outline {
         })
     }
 
+    /// Whether there may be sessions with the peer of a kind.
+    pub(in crate::history::sqlite) fn may_have_peer(&self, kind: &Kind) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.may_have(&kind.peer.address()))
+    }
+
     /// Whether there may be sessions with addresses from one to another.
     pub(in crate::history::sqlite) fn may_have(&self, (from, to): (IpAddr, IpAddr)) -> bool {
-        self.filter.as_ref().filter(|_| from == to).is_none_or(|filter| filter.may_have(from))
+        self.filter.as_ref().filter(|_| from == to).is_none_or(|filter| filter.may_have(&from))
     }
 }
 

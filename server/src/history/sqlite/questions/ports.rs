@@ -40,7 +40,8 @@ macro_rules! columns {
     };
 }
 pub(super) use columns;
-/// How many of these there are before those of the owners.
+/// How many of these there are, and before those of the owners.
+pub(super) const COLUMNS: usize = 16;
 const BEFORE_OWNERS: usize = 11;
 
 pub(super) const SELECT: &str = concat!("SELECT ", columns!(), " FROM listeners");

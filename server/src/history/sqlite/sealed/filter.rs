@@ -1,12 +1,12 @@
-//! Which addresses a sealed file has no session with, told without reading it: most files never met an address that is
-//! asked for, and each would have to be searched for it.
+//! What a sealed file has no session of, told without reading it: most files never met an address that is asked for, or a kind that
+//! may be new, and each would have to be searched for it.
 //!
 //! It is a split block Bloom filter as Parquet has it (<https://parquet.apache.org/docs/file-format/bloomfilter/>): each
 //! address sets one bit in each of the eight words of one block, so that to look for it takes one line of the processor's cache.
 //! Only the hash is another: addresses are a number or two, for which Parquet's xxHash is more than it takes.
 //! Of addresses that were never met about one in a hundred is looked for in vain.
 
-use std::net::IpAddr;
+use std::{marker::PhantomData, net::IpAddr};
 
 use rusqlite::{Connection, params};
 
@@ -25,78 +25,94 @@ const SALTS: [u32; WORDS] =
 
 type Block = [u32; WORDS];
 
-/// The addresses of a sealed file's sessions.
-#[derive(Debug, PartialEq, Eq)]
-pub(in crate::history::sqlite) struct Filter(Vec<Block>);
+/// What a filter may be of.
+pub(in crate::history::sqlite) trait Hashed {
+    /// The table in which such filters are.
+    const TABLE: &'static str;
 
-impl Filter {
+    /// A hash that is a part of the schema. Who sends what is alike here makes a search take as long as without it.
+    fn hash(&self) -> u64;
+}
+
+/// The addresses, or the kinds, of a sealed file's sessions.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::history::sqlite) struct Filter<T> {
+    blocks: Vec<Block>,
+    of: PhantomData<T>,
+}
+
+impl<T: Hashed> Filter<T> {
     /// One with room for so many addresses; there is none in it.
-    pub(super) fn with_room_for(addresses: u64) -> Filter {
-        Filter(vec![Block::default(); blocks_for(addresses)])
+    pub(in crate::history::sqlite) fn with_room_for(addresses: u64) -> Filter<T> {
+        Filter { blocks: vec![Block::default(); blocks_for(addresses)], of: PhantomData }
     }
 
-    pub(super) fn add(&mut self, address: IpAddr) {
+    pub(in crate::history::sqlite) fn add(&mut self, address: &T) {
         let (at, bits) = self.of(address);
-        self.0[at].iter_mut().zip(bits).for_each(|(word, bit)| *word |= bit);
+        self.blocks[at].iter_mut().zip(bits).for_each(|(word, bit)| *word |= bit);
     }
 
     /// Makes it as small as it may be for so many addresses: two blocks that follow each other become one.
-    pub(super) fn fold(&mut self, addresses: u64) {
-        while self.0.len() > blocks_for(addresses) {
+    pub(in crate::history::sqlite) fn fold(&mut self, addresses: u64) {
+        while self.blocks.len() > blocks_for(addresses) {
             let together = |two: &[Block]| std::array::from_fn(|word| two.iter().fold(0, |all, one| all | one[word]));
-            self.0 = self.0.chunks(2).map(together).collect();
+            self.blocks = self.blocks.chunks(2).map(together).collect();
         }
     }
 
     /// Whether there may be sessions with an address. Where there are some it is so.
-    pub(in crate::history::sqlite) fn may_have(&self, address: IpAddr) -> bool {
+    #[inline]
+    pub(in crate::history::sqlite) fn may_have(&self, address: &T) -> bool {
         let (at, bits) = self.of(address);
-        self.0[at].iter().zip(bits).all(|(word, bit)| word & bit != 0)
+        self.blocks[at].iter().zip(bits).all(|(word, bit)| word & bit != 0)
     }
 
     /// The bytes that it takes.
     pub(in crate::history::sqlite) fn bytes(&self) -> usize {
-        BLOCK_BYTES * self.0.len()
+        BLOCK_BYTES * self.blocks.len()
     }
 
     /// The block of an address, and its bits there.
-    fn of(&self, address: IpAddr) -> (usize, impl Iterator<Item = u32> + use<>) {
-        let hash = hash(address);
+    #[inline]
+    fn of(&self, address: &T) -> (usize, impl Iterator<Item = u32> + use<T>) {
+        let hash = address.hash();
         let (high, low) = (hash >> 32, hash as u32);
-        let at = (high * self.0.len() as u64) >> 32;
+        let at = (high * self.blocks.len() as u64) >> 32;
         (at as usize, SALTS.iter().map(move |salt| 1 << (low.wrapping_mul(*salt) >> 27)))
     }
 
     /// Stores it in its file.
-    pub(super) fn store(&self, sealed: &Connection) -> Result<(), rusqlite::Error> {
-        let bytes: Vec<u8> = self.0.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
-        sealed.execute("INSERT INTO peer_filter (blocks) VALUES (?1)", params![bytes]).map(drop)
+    pub(in crate::history::sqlite) fn store(&self, sealed: &Connection) -> Result<(), rusqlite::Error> {
+        let bytes: Vec<u8> = self.blocks.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
+        sealed.execute(&format!("INSERT INTO {} (blocks) VALUES (?1)", T::TABLE), params![bytes]).map(drop)
     }
 
     /// The bytes that it takes in a file; none in one that an earlier version sealed.
     pub(in crate::history::sqlite) fn bytes_of(sealed: &Connection) -> Result<Option<usize>, rusqlite::Error> {
-        if !sealed.table_exists(None, "peer_filter")? {
+        if !sealed.table_exists(None, T::TABLE)? {
             return Ok(None);
         }
-        let length: i64 = sealed.query_row("SELECT length(blocks) FROM peer_filter", [], |row| row.get(0))?;
+        let length = format!("SELECT length(blocks) FROM {}", T::TABLE);
+        let length: i64 = sealed.query_row(&length, [], |row| row.get(0))?;
         Ok(Some(usize::try_from(length).unwrap_or(usize::MAX)))
     }
 
     /// The one of a file.
-    pub(in crate::history::sqlite) fn of_file(sealed: &Connection) -> Result<Filter, rusqlite::Error> {
-        sealed.query_row("SELECT blocks FROM peer_filter", [], |row| {
+    pub(in crate::history::sqlite) fn of_file(sealed: &Connection) -> Result<Filter<T>, rusqlite::Error> {
+        sealed.query_row(&format!("SELECT blocks FROM {}", T::TABLE), [], |row| {
             let bytes = row.get_ref(0)?.as_blob()?;
             Filter::read(bytes).map_err(|error| coding::wrong("blocks", error.to_string()))
         })
     }
 
-    fn read(bytes: &[u8]) -> Result<Filter, Damaged> {
+    fn read(bytes: &[u8]) -> Result<Filter<T>, Damaged> {
         let (words, []) = bytes.as_chunks::<4>() else { return Err(Damaged("a filter has a part of a word")) };
         let (blocks, []) = words.as_chunks::<WORDS>() else { return Err(Damaged("a filter has a part of a block")) };
         if blocks.is_empty() {
             return Err(Damaged("a filter has no blocks"));
         }
-        Ok(Filter(blocks.iter().map(|block| block.map(u32::from_le_bytes)).collect()))
+        let blocks = blocks.iter().map(|block| block.map(u32::from_le_bytes)).collect();
+        Ok(Filter { blocks, of: PhantomData })
     }
 }
 
@@ -106,19 +122,22 @@ fn blocks_for(addresses: u64) -> usize {
     usize::try_from(blocks).unwrap_or(usize::MAX / 2).next_power_of_two()
 }
 
-/// A hash that is a part of the schema. Who sends from addresses that are alike here makes a search take as long as without it.
-fn hash(address: IpAddr) -> u64 {
-    match address {
-        IpAddr::V4(address) => mixed(address.to_bits().into()),
-        IpAddr::V6(address) => {
-            let bits = address.to_bits();
-            mixed(mixed((bits >> 64) as u64) ^ bits as u64)
+impl Hashed for IpAddr {
+    const TABLE: &'static str = "peer_filter";
+
+    fn hash(&self) -> u64 {
+        match self {
+            IpAddr::V4(address) => mixed(address.to_bits().into()),
+            IpAddr::V6(address) => {
+                let bits = address.to_bits();
+                mixed(mixed((bits >> 64) as u64) ^ bits as u64)
+            }
         }
     }
 }
 
 /// Each bit of a number spread over all: the finalizer of MurmurHash3 (Appleby, `fmix64`).
-const fn mixed(mut bits: u64) -> u64 {
+pub(in crate::history::sqlite) const fn mixed(mut bits: u64) -> u64 {
     bits ^= bits >> 33;
     bits = bits.wrapping_mul(0xff51_afd7_ed55_8ccd);
     bits ^= bits >> 33;
@@ -140,9 +159,9 @@ mod tests {
         }
     }
 
-    fn filled(room: u64, addresses: u32) -> Filter {
+    fn filled(room: u64, addresses: u32) -> Filter<IpAddr> {
         let mut filter = Filter::with_room_for(room);
-        (0..addresses).for_each(|number| filter.add(address(number)));
+        (0..addresses).for_each(|number| filter.add(&address(number)));
         filter
     }
 
@@ -151,12 +170,12 @@ mod tests {
         for (room, addresses) in [(0, 1), (1, 1), (40_000, 40_000), (5_000_000, 40_000), (50_000, 26_000)] {
             let mut filter = filled(room, addresses);
             filter.fold(addresses.into());
-            assert!((0..addresses).all(|number| filter.may_have(address(number))), "{room} {addresses}");
+            assert!((0..addresses).all(|number| filter.may_have(&address(number))), "{room} {addresses}");
             let bits = 8 * filter.bytes();
             let most = (2 * u64::from(addresses) * BITS).max(8 * BLOCK_BYTES as u64);
             assert!(bits as u64 <= most, "{room} {addresses}: {bits}");
             let others = addresses..addresses + 100_000;
-            let in_vain = others.filter(|number| filter.may_have(address(*number))).count();
+            let in_vain = others.filter(|number| filter.may_have(&address(*number))).count();
             assert!(in_vain < 1500, "{room} {addresses}: {in_vain}");
         }
     }
@@ -171,15 +190,15 @@ mod tests {
     #[test]
     fn it_is_stored_as_it_is_and_another_form_is_damaged() {
         let sealed = Connection::open_in_memory().unwrap();
-        assert_eq!(Filter::bytes_of(&sealed), Ok(None), "none of an earlier version");
+        assert_eq!(Filter::<IpAddr>::bytes_of(&sealed), Ok(None), "none of an earlier version");
         sealed.execute_batch(include_str!("../../../../../migrations/sqlite/sealed/V7__peer_filter.sql")).unwrap();
         let filter = filled(3000, 3000);
         filter.store(&sealed).unwrap();
-        assert_eq!(Filter::bytes_of(&sealed), Ok(Some(filter.bytes())));
+        assert_eq!(Filter::<IpAddr>::bytes_of(&sealed), Ok(Some(filter.bytes())));
         assert_eq!(Filter::of_file(&sealed).unwrap(), filter);
         for (bytes, problem) in [(0, "no blocks"), (6, "part of a word"), (36, "part of a block")] {
             sealed.execute("UPDATE peer_filter SET blocks = zeroblob(?1)", [bytes]).unwrap();
-            let error = Filter::of_file(&sealed).unwrap_err().to_string();
+            let error = Filter::<IpAddr>::of_file(&sealed).unwrap_err().to_string();
             assert!(error.contains(problem), "{error}");
         }
     }
@@ -187,7 +206,7 @@ mod tests {
     #[test]
     fn the_hash_is_the_one_that_files_have() {
         // They are a part of the schema: other numbers would hide what earlier versions sealed.
-        let hashes = ["192.0.2.9", "2001:db8::9"].map(|address| hash(address.parse().unwrap()));
+        let hashes = ["192.0.2.9", "2001:db8::9"].map(|address| address.parse::<IpAddr>().unwrap().hash());
         assert_eq!(hashes, [0xf090_490d_2d7f_1e16, 0xfe66_44df_51c7_bc16]);
     }
 }

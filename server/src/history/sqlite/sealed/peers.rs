@@ -85,7 +85,7 @@ impl Peers {
     pub(super) fn write(self, sealed: &Connection, goes_on: &GoesOn) -> Result<Option<kinds::Telling>, SealError> {
         let mut rows = Rows::default();
         let origin = self.hours.first().copied().unwrap_or_default();
-        let mut kinds = (self.services && self.sessions > 0).then(|| kinds::Adding::new(sealed, origin));
+        let mut kinds = (self.services && self.sessions > 0).then(|| kinds::Adding::new(sealed, origin, self.sessions));
         let mut hosts = Hosts::of(self.hosts);
         let mut sums = Adding::new(sealed, self.hours);
         let mut statements = 0_usize;
@@ -93,7 +93,7 @@ impl Peers {
         let (mut filter, mut addresses, mut last) = (Filter::with_room_for(self.sessions), 0, None);
         let sorted = self.sorting.finish(|met| {
             if last.replace(met.peer()) != Some(met.peer()) {
-                filter.add(met.peer());
+                filter.add(&met.peer());
                 addresses += 1;
             }
             if rows.are_enough_before(&met) {
@@ -224,6 +224,7 @@ mod tests {
             include_str!("../../../../../migrations/sqlite/sealed/V8__peer_sums.sql"),
             include_str!("../../../../../migrations/sqlite/sealed/V9__kinds.sql"),
             include_str!("../../../../../migrations/sqlite/sealed/V10__peer_levels.sql"),
+            include_str!("../../../../../migrations/sqlite/sealed/V11__kind_filter.sql"),
         ] {
             sealed.execute_batch(migration).unwrap();
         }
@@ -295,9 +296,9 @@ mod tests {
         assert!(within(1, 3) == each(|block, at| at % 2 == 0 && block <= 3));
         assert_eq!(within(BLOCKS + 1, BLOCKS + 1), []);
         let longest: i64 = sealed.query_row("SELECT max(length(places)) FROM peers", [], |row| row.get(0)).unwrap();
-        let filter = Filter::of_file(&sealed).unwrap();
-        assert!((1..=BLOCKS).chain([7]).all(|block| filter.may_have(rare(block))) && filter.may_have(busy));
-        assert_eq!(Filter::bytes_of(&sealed), Ok(Some(64)), "as small as it may be of 41 addresses");
+        let filter = Filter::<IpAddr>::of_file(&sealed).unwrap();
+        assert!((1..=BLOCKS).chain([7]).all(|block| filter.may_have(&rare(block))) && filter.may_have(&busy));
+        assert_eq!(Filter::<IpAddr>::bytes_of(&sealed), Ok(Some(64)), "as small as it may be of 41 addresses");
         let sums = |scope: i64| {
             let sql = "SELECT count(*), count(DISTINCT hour) FROM peer_sums WHERE scope = ?1";
             sealed.query_row(sql, [scope], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))).unwrap()

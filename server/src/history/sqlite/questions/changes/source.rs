@@ -64,9 +64,17 @@ const OWNERS: &str = "SELECT l.host_id, l.netns, l.cookie, l.opened_at_us, l.ope
         c.id, c.at_us, c.known, c.before_known, c.before_pid, c.before_started_at_us, c.before_program_id, c.before_more_owners
     FROM owner_changes c CROSS JOIN listeners l ON l.host_id = c.host_id AND l.netns = c.netns AND l.cookie = c.cookie
         AND l.opened_at_us = c.opened_at_us";
-const STARTS: &str = "SELECT * FROM starts c";
+const STARTS: &str = "SELECT id, host_id, at_us, boot_id, rebooted FROM starts c";
 
 impl Source {
+    /// Which of the columns is that of the host.
+    pub(super) const fn host_place(self) -> usize {
+        match self {
+            Source::Opened | Source::Closed | Source::Owners => 0,
+            Source::Starts => 1,
+        }
+    }
+
     /// What is selected, the keys that order it (the time first), the host's column.
     const fn parts(self) -> (&'static str, &'static [&'static str], &'static str) {
         match self {

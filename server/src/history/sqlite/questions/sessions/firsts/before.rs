@@ -19,13 +19,16 @@ use crate::history::{
     HistoryError,
     hashing::Seeded,
     sqlite::{
-        kinds::{Kind, Looking},
+        coding::Numeric,
+        kinds::{self, Kind, Looking},
         sealed::{Block, Head, places, places::Place},
     },
 };
 
 /// Rows that are read at once to find one of a kind.
 const AT_ONCE: usize = 256;
+/// Kinds of which a file's filter is read.
+const MANY: usize = 1024;
 /// Kinds that are looked for between two looks whether to go on.
 const LOOK_EVERY: usize = 256;
 
@@ -96,12 +99,18 @@ impl<'a> Before<'a> {
     fn by_kinds(&self, file: InFile, left: &[Sought], none: &mut [bool]) -> Result<Vec<Sought>, HistoryError> {
         let Some((sealed, outline)) = self.search.sealed(file)? else { return Ok(Vec::new()) };
         let [after, last, _] = self.search.meaning.window.bounds();
+        // To look for a few takes less than to read the filter.
+        let filter = if left.len() < MANY { None } else { kinds::filter(sealed)? };
         let (mut kinds, mut unclear) = (Looking::of(sealed), Vec::new());
         for (turn, (kind, at)) in left.iter().enumerate() {
             if turn.is_multiple_of(LOOK_EVERY) {
                 self.search.reader.go_on()?;
             }
-            if !outline.may_have((kind.peer, kind.peer)) {
+            let may_be_there = match &filter {
+                Some(filter) => filter.may_have(kind),
+                None => outline.may_have_peer(kind),
+            };
+            if !may_be_there {
                 continue;
             }
             match kinds.find(kind)?.map(|hours| hours.are_within((after, last))) {
@@ -115,7 +124,7 @@ impl<'a> Before<'a> {
 
     fn in_blocks(&mut self, file: InFile, kind: &Kind) -> Result<bool, HistoryError> {
         let Some((sealed, outline)) = self.search.sealed(file)? else { return Ok(false) };
-        if !outline.may_have((kind.peer, kind.peer)) {
+        if !outline.may_have_peer(kind) {
             return Ok(false);
         }
         let (true, Some(extents)) = (outline.places, &outline.extents) else {
@@ -124,7 +133,7 @@ impl<'a> Before<'a> {
         let Some((first, last)) = extents.of_host(kind.host_id) else { return Ok(false) };
         let ends = (Place { block: first, at: 0 }.number(), Place { block: last + 1, at: 0 }.number() - 1);
         let mut found = Vec::new();
-        places::find_within(sealed, kind.peer, ends, (|_| true, u64::MAX), &mut found)?;
+        places::find_within(sealed, kind.peer.address(), ends, (|_| true, u64::MAX), &mut found)?;
         for here in found.chunk_by(|one, next| Place::of(*one).block == Place::of(*next).block).rev() {
             let Some(head) = here.first().and_then(|place| extents.head(Place::of(*place).block)) else { continue };
             let places = here.iter().map(|place| Place::of(*place).at).collect();
@@ -161,7 +170,9 @@ impl<'a> Before<'a> {
             Some(places) => places,
             None => {
                 let peers = block.peers()?;
-                (0..block.len()).filter(|at| peers.of(*at).is_ok_and(|peer| *peer == kind.peer)).collect()
+                (0..block.len())
+                    .filter(|at| peers.of(*at).is_ok_and(|peer| Numeric::from(*peer) == kind.peer))
+                    .collect()
             }
         };
         block.keep_within(search.meaning.window.bounds(), &mut places)?;
@@ -189,7 +200,7 @@ impl<'a> Before<'a> {
     fn in_rows(&mut self, file: InFile, kind: &Kind) -> Result<bool, HistoryError> {
         let Some(connection) = self.search.file(file)? else { return Ok(false) };
         let (rows, covered, last) =
-            match self.search.rows_with(file, connection, &[(kind.peer, kind.peer)], MANY_ROWS)? {
+            match self.search.rows_with(file, connection, &[(kind.peer.address(), kind.peer.address())], MANY_ROWS)? {
                 Some(found) => found,
                 // So many that the rows of the host are fewer.
                 None => (Vec::new(), 0, i64::MAX),

@@ -159,7 +159,7 @@ impl Look<'_> for Kinds {
         let (closed, lasted) = (closed?, lasted?);
         let host_id = block.host_id();
         let one = |at: &usize| {
-            let kind = Kind { peer: *peers.of(*at)?, host_id, service: services.service_of(*at)? };
+            let kind = Kind { peer: (*peers.of(*at)?).into(), host_id, service: services.service_of(*at)? };
             let opened_at_us = closed.of(*at)?.wrapping_sub(lasted.of(*at)?);
             Ok((kind, opened_at_us, At::Place(file, Place { block: id, at: *at }.number())))
         };
@@ -176,7 +176,7 @@ mod tests {
 
     fn kind(number: usize) -> Kind {
         let peer = IpAddr::from(u32::try_from(number).unwrap().to_be_bytes());
-        Kind { peer, host_id: 1, service: Service::numbered(443) }
+        Kind { peer: peer.into(), host_id: 1, service: Service::numbered(443) }
     }
 
     fn none(since_us: i64) -> Kinds {
