@@ -176,12 +176,14 @@ impl Selection {
 
     /// What an answer about these hosts covers, before its gaps are known.
     pub(super) fn meta(&self, as_of: Timestamp) -> AnswerMeta {
-        let stale = || self.hosts().filter(|host| host.state == HostState::Stale);
+        let mut stale = self.hosts().filter(|host| host.state == HostState::Stale);
+        let named = stale.by_ref().take(META_NAMES_LIMIT).map(|host| host.listed.name.clone());
+        let hosts_stale: Vec<String> = named.collect();
         AnswerMeta {
             as_of,
             hosts_total: u32::try_from(self.len()).unwrap_or(u32::MAX),
-            hosts_stale: stale().take(META_NAMES_LIMIT).map(|host| host.listed.name.clone()).collect(),
-            hosts_stale_total: u32::try_from(stale().count()).unwrap_or(u32::MAX),
+            hosts_stale_total: u32::try_from(hosts_stale.len() + stale.count()).unwrap_or(u32::MAX),
+            hosts_stale,
             stale_after: self.stale_after,
             ..AnswerMeta::default()
         }
@@ -420,13 +422,14 @@ impl Roster {
         };
         let all = named.is_empty() && selector.labels.is_empty();
         let directory = Arc::clone(hosts.directory());
+        let stale_before = now.minus(self.stale_after);
         let as_meant = |(at, listed): (usize, &Listed)| {
             if !all && !is_meant(hosts.entries.get(listed.slot)?) {
                 return None;
             }
             let signs = hosts.signs.get(listed.slot)?;
             let (observed_since, known_until) = (signs.observed_since, signs.known_until);
-            Some(Meant { at, state: signs.state(now, self.stale_after), observed_since, known_until })
+            Some(Meant { at, state: signs.state(stale_before), observed_since, known_until })
         };
         let mut meant = Vec::with_capacity(if all { directory.listed.len() } else { 0 });
         meant.extend(directory.listed.iter().enumerate().filter_map(as_meant));

@@ -116,7 +116,12 @@ fn each_gap(
         total += 1;
         show(&missing);
     };
-    selection.hosts().filter_map(|host| unreported(host, (since, until), selection)).for_each(&mut tell);
+    // Of most windows each host was observed when they began, and nothing of them is gone: then nobody is looked at again.
+    let mut some_began_later = false;
+    for host in selection.hosts() {
+        some_began_later |= host.observed_since.is_none_or(|first| since < first);
+        unreported(host, (since, until), selection).into_iter().for_each(&mut tell);
+    }
     // Of most windows nothing was lost.
     let hosts = OnceCell::new();
     let mut statement = reader.main.prepare_cached(
@@ -132,8 +137,12 @@ fn each_gap(
         }
     }
     if since > Timestamp::MIN {
-        selection.hosts().filter_map(|host| expired(host, since, horizon)).for_each(&mut tell);
-        selection.hosts().filter_map(|host| not_yet(host, since)).for_each(&mut tell);
+        if horizon.is_some_and(|horizon| since < horizon) {
+            selection.hosts().filter_map(|host| expired(host, since, horizon)).for_each(&mut tell);
+        }
+        if some_began_later {
+            selection.hosts().filter_map(|host| not_yet(host, since)).for_each(&mut tell);
+        }
     }
     Ok(total)
 }
@@ -166,9 +175,9 @@ fn unreported<'a>(
         HostState::Pending => return None,
         HostState::Online | HostState::Stale => GapReason::NotReported,
     };
-    let is_now = since >= selection.now();
-    let is_late = reason == GapReason::Revoked || selection.now().since(told) > selection.stale_after();
-    let is_missing = is_late && !is_now && until > told;
+    let is_now = || since >= selection.now();
+    let is_late = || reason == GapReason::Revoked || selection.now().since(told) > selection.stale_after();
+    let is_missing = until > told && !is_now() && is_late();
     is_missing.then_some(Missing { host, since: told, until: None, reason, batches_lost: 0 })
 }
 

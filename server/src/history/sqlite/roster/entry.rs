@@ -63,13 +63,13 @@ impl Signs {
         Signs { revoked, waits, last_seen_at, observed_since, known_until: observed_since.and_then(|_| known()) }
     }
 
-    /// How it is, for who asks now.
-    pub(super) fn state(&self, now: Timestamp, stale_after: Duration) -> HostState {
+    /// How it is, where whoever was not seen since a moment is stale.
+    pub(super) fn state(&self, stale_before: Timestamp) -> HostState {
         match self.last_seen_at {
             _ if self.revoked => HostState::Revoked,
             _ if self.waits => HostState::Pending,
             None => HostState::Pending,
-            Some(at) if now.since(at) > stale_after => HostState::Stale,
+            Some(at) if at < stale_before => HostState::Stale,
             Some(_) => HostState::Online,
         }
     }
