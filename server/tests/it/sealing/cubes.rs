@@ -145,7 +145,14 @@ async fn sums_beside_rows_say_what_the_rows_say_before_they_are_sealed_and_after
     assert!(by_peer.0 > 20 && by_peer == (by_peer.0, by_peer.0, 3), "{by_peer:?}");
     drop(sealed);
 
-    // One that earlier versions sealed has no sums by peer, of runs of hours or of all hours together, other sums, or none.
+    // One that earlier versions sealed has sums by peer that are not apart by their size, or none of these, of runs of hours or of all hours together, other sums, or none.
+    let alike = concat!(
+        "DROP TABLE kind_filter; DROP TABLE peer_sums; DROP TABLE peer_hours;
+         DELETE FROM refinery_schema_history WHERE version > 9;",
+        include_str!("../../../../migrations/sqlite/sealed/V8__peer_sums.sql"),
+        "INSERT INTO peer_sums (scope, hour, sums) VALUES (1, 0, x'0501020304');
+         INSERT INTO peer_hours SELECT column1, 0, 1 FROM (VALUES (1), (2));"
+    );
     let many = "DROP TABLE peer_sums; DROP TABLE peer_hours; DELETE FROM refinery_schema_history WHERE version > 7;";
     let whole = "DROP TABLE cube_runs; DROP TABLE cube_open; DELETE FROM refinery_schema_history WHERE version > 5;";
     let apart = "DROP TABLE cube_totals; DELETE FROM refinery_schema_history WHERE version > 4;";
@@ -155,7 +162,7 @@ async fn sums_beside_rows_say_what_the_rows_say_before_they_are_sealed_and_after
         "INSERT INTO cubes VALUES (1, 5, x'01', x'0101', x'0202');"
     );
     for made_earlier in
-        [many, whole, apart, before, "DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 1;"]
+        [alike, many, whole, apart, before, "DROP TABLE cubes; DELETE FROM refinery_schema_history WHERE version > 1;"]
     {
         change(&world.engine.folder().join("day-1.sealed"), made_earlier);
         world.begin().await;

@@ -20,15 +20,15 @@ use crate::history::{
     hashing::Seeded,
     sqlite::{
         coding::Numeric,
-        kinds::{self, Kind, Looking},
-        sealed::{Block, Head, places, places::Place},
+        kinds::{Kind, Looking},
+        sealed::{Block, Filter, Head, places, places::Place},
     },
 };
 
 /// Rows that are read at once to find one of a kind.
 const AT_ONCE: usize = 256;
-/// Kinds of which a file's filter is read.
-const MANY: usize = 1024;
+/// Bytes of a file's filter that are read in about the time in which one kind is looked for without it.
+const FILTER_BYTES: usize = 4096;
 /// Kinds that are looked for between two looks whether to go on.
 const LOOK_EVERY: usize = 256;
 
@@ -99,8 +99,11 @@ impl<'a> Before<'a> {
     fn by_kinds(&self, file: InFile, left: &[Sought], none: &mut [bool]) -> Result<Vec<Sought>, HistoryError> {
         let Some((sealed, outline)) = self.search.sealed(file)? else { return Ok(Vec::new()) };
         let [after, last, _] = self.search.meaning.window.bounds();
-        // To look for a few takes less than to read the filter.
-        let filter = if left.len() < MANY { None } else { kinds::filter(sealed)? };
+        // To look for a few takes less than to read a long filter.
+        let filter = match Filter::<Kind>::bytes_of(sealed)? {
+            Some(bytes) if bytes <= left.len().saturating_mul(FILTER_BYTES) => Some(Filter::<Kind>::of_file(sealed)?),
+            Some(_) | None => None,
+        };
         let (mut kinds, mut unclear) = (Looking::of(sealed), Vec::new());
         for (turn, (kind, at)) in left.iter().enumerate() {
             if turn.is_multiple_of(LOOK_EVERY) {
