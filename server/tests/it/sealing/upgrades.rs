@@ -7,8 +7,7 @@ use fleetsock_server::history::sqlite::OpenError;
 use super::{runs::as_of_the_first_version, *};
 
 /// What takes back each migration of `main.db`, the newest first.
-const BACK: [(i32, &str); 12] = [
-    (13, "DROP INDEX listeners_by_port; CREATE INDEX listeners_by_port ON listeners (host_id, port, opened_at_us)"),
+const BACK: [(i32, &str); 11] = [
     (
         12,
         "DROP INDEX listeners_open; CREATE INDEX listeners_open ON listeners (host_id, port) WHERE closed_at_us IS NULL",

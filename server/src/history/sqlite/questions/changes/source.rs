@@ -53,15 +53,10 @@ const OPENED: &str = concat!(
 );
 
 /// What is new of listeners: nothing like it was there since the baseline began. Listeners are alike when host, protocol, address and
-/// port are the same. Each of both kinds of lives is one step in its index: with OR all that ever were alike would be looked at. New
-/// sessions are found among sessions (`sessions/firsts.rs`).
-const IS_NEW: &str = "port BETWEEN ? AND ?
-    AND NOT EXISTS (SELECT 1 FROM listeners b INDEXED BY listeners_open
-        WHERE b.host_id = listeners.host_id AND b.port = listeners.port AND b.protocol = listeners.protocol
-            AND b.address = listeners.address AND b.opened_at_us < listeners.opened_at_us AND b.closed_at_us IS NULL)
-    AND NOT EXISTS (SELECT 1 FROM listeners b INDEXED BY listeners_by_port
-        WHERE b.host_id = listeners.host_id AND b.port = listeners.port AND b.protocol = listeners.protocol
-            AND b.address = listeners.address AND b.opened_at_us < listeners.opened_at_us AND b.closed_at_us >= ?)";
+/// port are the same. New sessions are found among sessions (`sessions/firsts.rs`).
+const IS_NEW: &str = "port BETWEEN ? AND ? AND NOT EXISTS (SELECT 1 FROM listeners b INDEXED BY listeners_by_port
+    WHERE b.host_id = listeners.host_id AND b.port = listeners.port AND b.opened_at_us < listeners.opened_at_us
+        AND (b.closed_at_us IS NULL OR b.closed_at_us >= ?) AND b.protocol = listeners.protocol AND b.address = listeners.address)";
 
 /// The listeners of the changes, with the columns of [`StoredListener`](super::super::ports::StoredListener) first, found by their key: CROSS JOIN keeps the planner from beginning with them.
 const OWNERS: &str = "SELECT l.host_id, l.netns, l.cookie, l.opened_at_us, l.opened_known, l.closed_at_us,
