@@ -96,9 +96,9 @@ impl One {
 /// What was counted with an address.
 type Sum = (IpAddr, Counts);
 
-/// Whether a file may have sums by peer: those that earlier versions sealed have none.
+/// Whether a file may have sums by peer: those that earlier versions sealed have none, or none that are apart by their size.
 pub(super) fn may_be_told(sealed: &Connection) -> Result<bool, rusqlite::Error> {
-    Ok(sealed.table_exists(None, "peer_sums")? && sealed.column_exists(None, "peer_sums", "level")?)
+    sealed.column_exists(None, "peer_sums", "level")
 }
 
 /// The hours of which there are sums, in their order; none where there are no sums.

@@ -9,8 +9,8 @@ use rusqlite::Connection;
 
 pub(super) use self::{adding::Adding, looking::Looking, telling::Telling};
 use super::{
-    coding::{self, Numeric, halves},
-    sealed::{Filter, Hashed, mixed},
+    coding::{self, Numeric},
+    sealed::{Hashed, mixed},
     stored::StoredSession,
     sums::{beginning, end},
 };
@@ -69,9 +69,7 @@ impl Hashed for Kind {
     const TABLE: &'static str = "kind_filter";
 
     fn hash(&self) -> u64 {
-        let [high, low] = halves(self.peer.bits());
-        let address = mixed(mixed(high) ^ low);
-        mixed(mixed(address ^ self.host_id.cast_unsigned()) ^ u64::from(self.service.0))
+        mixed(mixed(self.peer.address().hash() ^ self.host_id.cast_unsigned()) ^ u64::from(self.service.0))
     }
 }
 
@@ -108,11 +106,6 @@ impl Hours {
         let is_outside = end(self.last) <= after || beginning(self.first) > last;
         is_outside.then_some(false)
     }
-}
-
-/// The filter of the kinds of a file that tells them, if it has one.
-pub(super) fn filter(sealed: &Connection) -> Result<Option<Filter<Kind>>, rusqlite::Error> {
-    if sealed.table_exists(None, Kind::TABLE)? { Filter::of_file(sealed).map(Some) } else { Ok(None) }
 }
 
 /// What is told of a kind.

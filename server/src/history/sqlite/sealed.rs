@@ -12,6 +12,7 @@ use std::{
     fs::{self, File, OpenOptions},
     hash::{Hash, Hasher},
     io,
+    net::IpAddr,
     os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::Arc,
@@ -292,10 +293,10 @@ fn read_again(unfinished: &Path, goes_on: &GoesOn) -> Result<Contents, SealError
     let (mut contents, mut met, mut sums) = (Summing::default(), Telling::default(), Expected::of(&sealed)?);
     let mut sums_by_peer = by_peer::Expected::of(&sealed)?;
     let mut kinds = match kinds::are_told(&sealed)? {
-        true => Some((kinds::Telling::default(), kinds::filter(&sealed)?.ok_or(SealError::Different)?)),
+        true => Some((kinds::Telling::default(), Filter::<Kind>::of_file(&sealed)?)),
         false => None,
     };
-    let (extents, filter) = (Extents::of(&sealed)?.unwrap_or_default(), Filter::<std::net::IpAddr>::of_file(&sealed)?);
+    let (extents, filter) = (Extents::of(&sealed)?.unwrap_or_default(), Filter::<IpAddr>::of_file(&sealed)?);
     let mut statement = sealed.prepare(
         "SELECT blocks.host_id, blocks.sessions, contents.columns, blocks.codec, blocks.id FROM blocks
          JOIN contents ON contents.block_id = blocks.id ORDER BY blocks.id",

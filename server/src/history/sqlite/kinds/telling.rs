@@ -33,9 +33,9 @@ mod tests {
 
     use super::*;
     use crate::history::sqlite::{
-        kinds::{Adding, Looking, Service, filter},
+        kinds::{Adding, Looking, Service},
         schema::Kind as File,
-        sealed::GoesOn,
+        sealed::{Filter, GoesOn},
     };
 
     type Session = (Kind, i64);
@@ -88,7 +88,7 @@ mod tests {
                 let (first, last) = expected.entry(*kind).or_insert((*hour, *hour));
                 (*first, *last) = ((*first).min(*hour), (*last).max(*hour));
             }
-            let filter = filter(&sealed).unwrap().unwrap();
+            let filter = Filter::<Kind>::of_file(&sealed).unwrap();
             prop_assert!(expected.keys().all(|kind| filter.may_have(kind)));
             let mut looking = Looking::of(&sealed);
             // In their order, and in none.
